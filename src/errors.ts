@@ -1,0 +1,75 @@
+/**
+ * Everything that zferry refuses or fails at has one of these codes; each code has one exit status.
+ * formats/exit-status.md is tested against this table.
+ */
+export const EXIT_STATUS = {
+  unexpected: 1,
+  usage: 2,
+  "archive-malformed": 10,
+  "sums-malformed": 10,
+  "manifest-malformed": 10,
+  "metadata-malformed": 10,
+  "stream-malformed": 10,
+  "frame-malformed": 10,
+  "patch-malformed": 10,
+  "key-malformed": 10,
+  "signature-malformed": 10,
+  "token-malformed": 10,
+  "journal-malformed": 10,
+  "config-malformed": 10,
+  "format-unsupported": 10,
+  "stream-unsupported": 10,
+  "signature-missing": 11,
+  "signature-invalid": 11,
+  "password-wrong": 11,
+  "bundle-expired": 11,
+  "content-mismatch": 12,
+  "bundle-truncated": 12,
+  "product-mismatch": 13,
+  "sequence-mismatch": 13,
+  "base-missing": 13,
+  "base-modified": 13,
+  "base-mismatch": 13,
+  "zfs-failed": 14,
+  "git-failed": 15,
+  "merge-conflict": 15,
+  "io-failed": 16,
+  "no-space": 16,
+  "output-exists": 17,
+  "release-exists": 17,
+  "not-configured": 17,
+  "not-permitted": 17,
+  "worktree-dirty": 17,
+  "site-busy": 17,
+  "dataset-in-use": 17,
+  "dataset-unsuitable": 17,
+  "install-pending": 17,
+  interrupted: 130,
+} as const;
+
+export type ErrorCode = keyof typeof EXIT_STATUS;
+
+/** What a message names, as fields for `--json`: a member, an offset in bytes, both values. */
+export type ErrorDetails = Readonly<Record<string, string | number | readonly string[]>>;
+
+/**
+ * The one error class. `message` is lower case without a final period and names the object and both values;
+ * `hint` says on a line of its own what to do.
+ */
+export class ZferryError extends Error {
+  override readonly name = "ZferryError";
+  readonly code: ErrorCode;
+  readonly details: ErrorDetails;
+  readonly hint: string | undefined;
+
+  constructor(
+    code: ErrorCode,
+    message: string,
+    options: { details?: ErrorDetails; hint?: string; cause?: unknown } = {},
+  ) {
+    super(message, options.cause === undefined ? {} : { cause: options.cause });
+    this.code = code;
+    this.details = options.details ?? {};
+    this.hint = options.hint;
+  }
+}
