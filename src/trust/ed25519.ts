@@ -1,0 +1,57 @@
+import { createPrivateKey, createPublicKey, verify, type KeyObject } from "node:crypto";
+import { Point, verifyAsync } from "@noble/ed25519";
+
+// What precedes the 32 bytes in the two DER encodings of RFC 8410, sections 4 and 7.
+const SPKI_PREFIX = Buffer.from("302a300506032b6570032100", "hex");
+const PKCS8_PREFIX = Buffer.from("302e020100300506032b657004220420", "hex");
+
+/**
+ * Whether 32 bytes are the canonical encoding of a curve point that is not one of the eight of small order.
+ * A public key of small order "verifies" signatures that nobody made.
+ */
+export function isStrongPoint(bytes: Uint8Array): boolean {
+  try {
+    return !Point.fromBytes(bytes, false).isSmallOrder();
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * Whether `signature` (64 bytes) is by `publicKey` (32 bytes) over exactly `message`: RFC 8032, section 5.1.7,
+ * where it leaves a choice the strict one. S is below L, both points are canonical and not of small order, and
+ * the equation holds without the cofactor.
+ *
+ * Two implementations must agree because neither does all of it: noble multiplies by the cofactor even with
+ * `zip215: false`, OpenSSL takes non-canonical and small public keys, both take an R of small order.
+ */
+export async function verifyStrictly(
+  publicKey: Uint8Array,
+  signature: Uint8Array,
+  message: Uint8Array,
+): Promise<boolean> {
+  return (
+    isStrongPoint(signature.subarray(0, 32)) &&
+    (await verifyAsync(signature, message, publicKey, { zip215: false })) &&
+    verify(null, message, publicKeyObject(publicKey), signature)
+  );
+}
+
+/** The private key with this 32-byte seed. A key object prints as nothing, so that no log ever shows the seed. */
+export function privateKeyFrom(seed: Uint8Array): KeyObject {
+  return createPrivateKey({ key: Buffer.concat([PKCS8_PREFIX, seed]), format: "der", type: "pkcs8" });
+}
+
+/** The 32-byte seed of an Ed25519 private key. */
+export function seedOf(privateKey: KeyObject): Uint8Array {
+  return privateKey.export({ format: "der", type: "pkcs8" }).subarray(PKCS8_PREFIX.length);
+}
+
+/** The 32-byte public key that belongs to an Ed25519 private key, computed from its seed. */
+export function publicBytesOf(privateKey: KeyObject): Uint8Array {
+  return createPublicKey(privateKey).export({ format: "der", type: "spki" }).subarray(SPKI_PREFIX.length);
+}
+
+function publicKeyObject(publicKey: Uint8Array): KeyObject {
+  return createPublicKey({ key: Buffer.concat([SPKI_PREFIX, publicKey]), format: "der", type: "spki" });
+}
