@@ -1,0 +1,89 @@
+import { ZferryError } from "../errors.js";
+import { type BeginRecord, RecordReader, type StreamSummary } from "./records.js";
+
+const KIB = 1024;
+const MIB = 1024 * KIB;
+
+/** Bytes that a chunk has at most, unless one record alone has more. formats/stream.md, Chunks */
+export const CHUNK_BYTES = { least: 256 * KIB, usual: 8 * MIB, most: 32 * MIB } as const;
+
+/** A run of whole records. */
+export interface StreamChunk {
+  readonly index: number;
+  /** Bytes of the stream before this chunk. */
+  readonly offset: number;
+  /** The records' bytes, as in the stream. Their ArrayBuffer holds nothing else, so it can go to a worker. */
+  readonly data: Uint8Array;
+  /** Largest object number of the records, with the last of each range; 0 if none has one. */
+  readonly largestObject: bigint;
+  /** What the stream says of itself: the same in each chunk. */
+  readonly begin: BeginRecord;
+}
+
+/**
+ * Cuts a send stream into chunks, which in a row are the stream. It checks the stream on the way; as checksums
+ * follow what they cover, the chunks count only once the generator has returned. formats/stream.md, Chunks
+ *
+ * @param source the stream, in pieces of any size
+ * @throws {ZferryError} `stream-malformed`, `stream-unsupported` (also for a resuming stream, which is a part of a
+ *   difference only), `usage` if `chunkBytes` is out of its range
+ */
+export async function* chunkStream(
+  source: AsyncIterable<Uint8Array>,
+  options: { chunkBytes?: number } = {},
+): AsyncGenerator<StreamChunk, StreamSummary, void> {
+  const { chunkBytes = CHUNK_BYTES.usual } = options;
+  if (!Number.isInteger(chunkBytes) || chunkBytes < CHUNK_BYTES.least || chunkBytes > CHUNK_BYTES.most) {
+    const range = `${CHUNK_BYTES.least} to ${CHUNK_BYTES.most}`;
+    throw new ZferryError("usage", `chunk size of ${chunkBytes} bytes is not ${range}`);
+  }
+  const cut: { open: OpenChunk; full?: OpenChunk | undefined } = { open: openChunk(0) };
+  const reader = new RecordReader((length) => {
+    if (cut.open.bytes + length > cut.open.memory.length) {
+      if (cut.open.bytes > 0) cut.full = cut.open;
+      cut.open = openChunk(Math.max(chunkBytes, length));
+    }
+    cut.open.bytes += length;
+    return cut.open.memory.subarray(cut.open.bytes - length, cut.open.bytes);
+  });
+
+  let index = 0;
+  let offset = 0;
+  const close = ({ memory, bytes, largestObject }: OpenChunk, begin: BeginRecord): StreamChunk => {
+    const chunk = { index, offset, data: memory.subarray(0, bytes), largestObject, begin };
+    index += 1;
+    offset += bytes;
+    return chunk;
+  };
+
+  for await (const piece of source) {
+    for (const { begin, lastObject } of reader.read(piece)) {
+      if (begin.features.includes("resuming")) {
+        throw new ZferryError("stream-unsupported", `stream of ${begin.toname} is a resuming one`, {
+          hint: "zfs send -t made it, and it is a part only: send the snapshot without a token",
+        });
+      }
+      // Known to be full once the record that did not fit is complete.
+      if (cut.full !== undefined) {
+        yield close(cut.full, begin);
+        cut.full = undefined;
+      }
+      if (lastObject > cut.open.largestObject) cut.open.largestObject = lastObject;
+    }
+  }
+  const summary = reader.finish();
+  yield close(cut.open, summary.begin);
+  return summary;
+}
+
+interface OpenChunk {
+  readonly memory: Uint8Array;
+  bytes: number;
+  largestObject: bigint;
+}
+
+const openChunk = (capacity: number): OpenChunk => ({
+  memory: new Uint8Array(capacity),
+  bytes: 0,
+  largestObject: 0n,
+});
