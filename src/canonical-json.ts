@@ -38,10 +38,12 @@ export function parseCanonicalJson(bytes: Uint8Array): unknown {
 }
 
 function depth(value: unknown): number {
-  let level = [value];
+  let level: unknown[] = [value];
   let levels = 0;
   while (level.length > 0 && levels <= MAX_NESTING) {
-    level = level.flatMap((item) => (typeof item === "object" && item !== null ? Object.values(item) : []));
+    level = level.flatMap((item): unknown[] =>
+      typeof item === "object" && item !== null ? Object.values(item) : [],
+    );
     levels += 1;
   }
   return levels;
