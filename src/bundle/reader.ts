@@ -1,0 +1,324 @@
+import { createHash } from "node:crypto";
+import { ZferryError } from "../errors.js";
+import type { PublicKey } from "../trust/minisign.js";
+import { checkSignatures, type Signer } from "../trust/policy.js";
+import { decodeFrame } from "./frame.js";
+import {
+  BLOCK_BYTES,
+  LIMITS,
+  MANIFEST_NAME,
+  ROOT_MEMBERS,
+  SUMS_NAME,
+  TRAILER,
+  archiveFault,
+  chunkName,
+  encodeHeader,
+  keyIdOfSignature,
+  paddingOf,
+  parseHeader,
+  parseSums,
+  type Sum,
+} from "./layout.js";
+import { membersOf, parseManifest, type Manifest, type ManifestStream } from "./manifest.js";
+
+/** Where a bundle's bytes come from: a file, a device, a buffer. It may change between two reads. */
+export interface ByteSource {
+  /** Shown in messages. */
+  readonly name: string;
+  /** Bytes. */
+  readonly size: number;
+  /** Exactly `length` bytes from `offset`, all of which lie below `size`. */
+  read(offset: number, length: number): Promise<Uint8Array>;
+}
+
+export interface Signature {
+  /** 16 upper-case hex digits, from the member's name. */
+  readonly keyId: string;
+  readonly bytes: Uint8Array;
+}
+
+/** Which keys a reader believes, and how many of them must have signed. */
+export interface Trust {
+  readonly keys: readonly PublicKey[];
+  readonly threshold: number;
+}
+
+/** Tells how many of the bundle's bytes were checked. */
+export type Progress = (done: number, total: number) => void;
+
+interface Member {
+  /** Of the content in the archive. */
+  readonly offset: number;
+  readonly storedBytes: number;
+  readonly sha256: string;
+}
+
+/** The parts before the first hashed content, as they lie in the archive and not yet believed. */
+interface Head {
+  readonly sums: Uint8Array;
+  readonly signatures: readonly Signature[];
+  readonly manifest: Uint8Array;
+  readonly mtime: number;
+  /** Of the manifest's header in the archive. */
+  readonly manifestHeaderOffset: number;
+}
+
+const sha256 = (bytes: Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
+
+async function readExactly(source: ByteSource, offset: number, length: number): Promise<Uint8Array> {
+  if (offset + length > source.size) {
+    throw new ZferryError(
+      "bundle-truncated",
+      `${source.name}: ends at byte ${source.size}, the bundle goes on to byte ${offset + length} at least`,
+      {
+        details: { file: source.name, size: source.size, needed: offset + length },
+        hint: "copy the file again",
+      },
+    );
+  }
+  return source.read(offset, length);
+}
+
+async function readHead(source: ByteSource): Promise<Head> {
+  let offset = 0;
+  let mtime: number | undefined;
+  const next = async (): Promise<{ name: string; bytes: Uint8Array; headerOffset: number }> => {
+    const headerOffset = offset;
+    const header = parseHeader(await readExactly(source, offset, BLOCK_BYTES), offset);
+    mtime ??= header.mtime;
+    if (header.mtime !== mtime)
+      throw archiveFault(`${header.name} has time ${header.mtime}, not ${mtime}`, offset);
+    const limit = headLimit(header.name);
+    if (limit === undefined)
+      throw archiveFault(`member ${JSON.stringify(header.name)} is out of place`, offset);
+    if (header.size > limit) {
+      throw archiveFault(`${header.name} has ${header.size} bytes, the limit is ${limit}`, offset);
+    }
+    const content = await readExactly(source, offset + BLOCK_BYTES, header.size + paddingOf(header.size));
+    requirePadding(content, header.size, offset + BLOCK_BYTES);
+    offset += BLOCK_BYTES + content.length;
+    return { name: header.name, bytes: content.subarray(0, header.size), headerOffset };
+  };
+
+  const first = await next();
+  if (first.name !== SUMS_NAME) throw archiveFault(`the first member is ${first.name}, not ${SUMS_NAME}`, 0);
+  const signatures: Signature[] = [];
+  for (;;) {
+    const member = await next();
+    const keyId = keyIdOfSignature(member.name);
+    if (keyId === undefined) {
+      if (member.name !== MANIFEST_NAME || signatures.length === 0) {
+        throw archiveFault(
+          `${member.name} is where a signature or ${MANIFEST_NAME} must be`,
+          member.headerOffset,
+        );
+      }
+      return {
+        sums: first.bytes,
+        signatures,
+        manifest: member.bytes,
+        mtime: mtime as number,
+        manifestHeaderOffset: member.headerOffset,
+      };
+    }
+    const previous = signatures.at(-1);
+    if (previous !== undefined && previous.keyId >= keyId) {
+      throw archiveFault(
+        `the signature of ${keyId} comes after that of ${previous.keyId}`,
+        member.headerOffset,
+      );
+    }
+    if (signatures.length === LIMITS.signatures) {
+      throw archiveFault(`has more than ${LIMITS.signatures} signatures`, member.headerOffset);
+    }
+    signatures.push({ keyId, bytes: member.bytes });
+  }
+}
+
+function headLimit(name: string): number | undefined {
+  if (name === SUMS_NAME) return LIMITS.sumsBytes;
+  if (name === MANIFEST_NAME) return LIMITS.manifestBytes;
+  return keyIdOfSignature(name) === undefined ? undefined : LIMITS.signatureBytes;
+}
+
+function requirePadding(content: Uint8Array, size: number, offset: number): void {
+  const at = content.subarray(size).findIndex((byte) => byte !== 0);
+  if (at !== -1) throw archiveFault("the padding of a member is not zero", offset + size + at);
+}
+
+/** From a believed (or knowingly not believed) list of hashes to the place of every member. */
+function locateMembers(
+  source: ByteSource,
+  head: Head,
+): { manifest: Manifest; members: Map<string, Member>; end: number } {
+  const sums = parseSums(head.sums);
+  const manifestSum = sums[0] as Sum;
+  if (manifestSum.name !== MANIFEST_NAME) {
+    throw new ZferryError(
+      "sums-malformed",
+      `${SUMS_NAME} line 1: names ${manifestSum.name}, not ${MANIFEST_NAME}`,
+      {
+        details: { member: SUMS_NAME, line: 1 },
+      },
+    );
+  }
+  requireHash(source, MANIFEST_NAME, sha256(head.manifest), manifestSum.sha256);
+  const manifest = parseManifest(head.manifest);
+  if (manifest.created !== head.mtime) {
+    throw archiveFault(`the members have time ${head.mtime}, the manifest says ${manifest.created}`, 0);
+  }
+
+  const expected = membersOf(manifest, head.manifest.length);
+  const members = new Map<string, Member>();
+  let offset = head.manifestHeaderOffset;
+  for (let index = 0; index < Math.max(expected.length, sums.length); index += 1) {
+    const member = expected[index];
+    const sum = sums[index];
+    if (member === undefined || sum === undefined || member.name !== sum.name) {
+      throw new ZferryError(
+        "sums-malformed",
+        `${SUMS_NAME} line ${index + 1}: names ${sum?.name ?? "nothing"}, the manifest ${member?.name ?? "nothing"}`,
+        { details: { member: SUMS_NAME, line: index + 1 } },
+      );
+    }
+    const { name, storedBytes } = member;
+    members.set(name, { offset: offset + BLOCK_BYTES, storedBytes, sha256: sum.sha256 });
+    offset += BLOCK_BYTES + storedBytes + paddingOf(storedBytes);
+  }
+  const end = offset + TRAILER.length;
+  if (source.size < end) {
+    throw new ZferryError(
+      "bundle-truncated",
+      `${source.name}: has ${source.size} of the bundle's ${end} bytes`,
+      {
+        details: { file: source.name, size: source.size, needed: end },
+        hint: "copy the file again",
+      },
+    );
+  }
+  if (source.size > end) {
+    throw archiveFault(`${source.name} goes on to byte ${source.size} after the end of the bundle`, end);
+  }
+  return { manifest, members, end };
+}
+
+function requireHash(source: ByteSource, name: string, found: string, expected: string): void {
+  if (found !== expected) {
+    throw new ZferryError(
+      "content-mismatch",
+      `${source.name}: ${name} has SHA-256 ${found}, not ${expected}`,
+      {
+        details: { file: source.name, member: name, expected, found },
+        hint: "the file is damaged or was changed; copy it again from where it is whole",
+      },
+    );
+  }
+}
+
+/**
+ * A bundle whose head was read. Whatever it hands out was hashed in memory, in the very bytes that are handed out:
+ * the medium may change between two reads.
+ */
+export class Bundle {
+  readonly manifest: Manifest;
+  /** SHA-256 of `SHA256SUMS`: the identity of what is signed. */
+  readonly identity: string;
+  readonly signatures: readonly Signature[];
+  readonly name: string;
+  /** Bytes of the whole file. */
+  readonly size: number;
+  readonly #source: ByteSource;
+  readonly #members: ReadonlyMap<string, Member>;
+  readonly #end: number;
+
+  protected constructor(source: ByteSource, head: Head) {
+    const { manifest, members, end } = locateMembers(source, head);
+    this.manifest = manifest;
+    this.identity = sha256(head.sums);
+    this.signatures = head.signatures;
+    this.name = source.name;
+    this.size = source.size;
+    this.#source = source;
+    this.#members = members;
+    this.#end = end;
+  }
+
+  /** Reads a bundle without asking who made it: for showing it, never for using it. */
+  static async readUnverified(source: ByteSource): Promise<Bundle> {
+    return new Bundle(source, await readHead(source));
+  }
+
+  /** A member as it is stored, its hash checked. */
+  async #read(name: string): Promise<Uint8Array> {
+    const member = this.#members.get(name);
+    if (member === undefined) throw new RangeError(`${this.name} has no member ${name}`);
+    const bytes = await readExactly(this.#source, member.offset, member.storedBytes);
+    requireHash(this.#source, name, sha256(bytes), member.sha256);
+    return bytes;
+  }
+
+  /** One of the root half's members, decompressed. */
+  async rootMember(kind: keyof typeof ROOT_MEMBERS): Promise<Uint8Array> {
+    const { root } = this.manifest;
+    if (root === undefined) throw new RangeError(`${this.name} has no root half`);
+    const name = ROOT_MEMBERS[kind];
+    return decodeFrame(await this.#read(name), root[kind].rawBytes, name);
+  }
+
+  /** A stream's chunks, decompressed, in order: joined they are the send stream. */
+  async *chunks(stream: ManifestStream): AsyncGenerator<Uint8Array, void, void> {
+    for (const [index, { rawBytes }] of stream.chunks.entries()) {
+      const name = chunkName(stream.role, index);
+      yield decodeFrame(await this.#read(name), rawBytes, name);
+    }
+  }
+
+  /**
+   * Checks every byte from the manifest's header to the end: headers, contents, padding, trailer.
+   * @throws ZferryError `archive-malformed`, `content-mismatch`, `bundle-truncated`
+   */
+  async checkContents(progress: Progress = () => undefined): Promise<void> {
+    for (const [name, { offset, storedBytes, sha256: expected }] of this.#members) {
+      const header = await readExactly(this.#source, offset - BLOCK_BYTES, BLOCK_BYTES);
+      const canonical = encodeHeader({ name, size: storedBytes, mtime: this.manifest.created });
+      if (Buffer.compare(header, canonical) !== 0) {
+        throw archiveFault(`the tar header is not that of ${name}`, offset - BLOCK_BYTES);
+      }
+      const hash = createHash("sha256");
+      for (let done = 0; done < storedBytes; done += PIECE_BYTES) {
+        const length = Math.min(PIECE_BYTES, storedBytes - done);
+        hash.update(await readExactly(this.#source, offset + done, length));
+        progress(offset + done + length, this.#end);
+      }
+      requireHash(this.#source, name, hash.digest("hex"), expected);
+      const padding = await readExactly(this.#source, offset + storedBytes, paddingOf(storedBytes));
+      requirePadding(padding, 0, offset + storedBytes);
+    }
+    const trailer = await readExactly(this.#source, this.#end - TRAILER.length, TRAILER.length);
+    requirePadding(trailer, 0, this.#end - TRAILER.length);
+    progress(this.#end, this.#end);
+  }
+}
+
+const PIECE_BYTES = 4 << 20;
+
+/** A bundle that enough trusted keys signed. Only `verify` makes one, and install takes nothing else. */
+export class VerifiedBundle extends Bundle {
+  readonly signers: readonly Signer[];
+
+  private constructor(source: ByteSource, head: Head, signers: readonly Signer[]) {
+    super(source, head);
+    this.signers = signers;
+  }
+
+  /**
+   * Believes the list of hashes only after its signatures, and the manifest only after its hash.
+   * The contents are checked by `checkContents`, and again as they are used.
+   * @throws ZferryError `signature-missing`, `signature-invalid`, and what a broken archive gives
+   */
+  static async verify(source: ByteSource, trust: Trust): Promise<VerifiedBundle> {
+    const head = await readHead(source);
+    const signers = await checkSignatures(head.sums, head.signatures, trust.keys, trust.threshold);
+    return new VerifiedBundle(source, head, signers);
+  }
+}

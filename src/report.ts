@@ -1,0 +1,86 @@
+import type { Readable } from "node:stream";
+import { EXIT_STATUS, ZferryError } from "./errors.js";
+
+/** What a command has of the world outside; `cli.ts` makes the real one. */
+export interface Environment {
+  /** Standard output, for data. Binary data waits until there is room. */
+  write(data: string | Uint8Array): Promise<void>;
+  /** Standard error, a line for people. */
+  note(line: string): void;
+  readonly stdin: Readable;
+  readonly json: boolean;
+  /** Whether standard output is a terminal. */
+  readonly terminal: boolean;
+  readonly now: () => Date;
+  /** Aborted by Ctrl-C and by SIGTERM. */
+  readonly signal: AbortSignal;
+  /** Asks for a passphrase on the terminal. */
+  askPassphrase(prompt: string): Promise<string>;
+  readonly progress: ProgressReport;
+}
+
+/** One running piece of work after another. */
+export interface ProgressReport {
+  /** Bytes of the true work, `total` undefined where it is not known. */
+  update(what: string, done: number, total: number | undefined): void;
+  /** Clears the line. */
+  end(): void;
+}
+
+/**
+ * Text that came from a bundle, a key or another program, safe to show in a terminal: control characters, and those
+ * that change the direction of writing, as `\u{…}`.
+ */
+export const printable = (text: string): string =>
+  text.replace(
+    /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu,
+    (character) => `\\u{${character.codePointAt(0)?.toString(16)}}`,
+  );
+
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
+
+/** 1536 → "1.5 KiB". */
+export function formatBytes(bytes: number): string {
+  let value = bytes;
+  let unit = 0;
+  while (value >= 1024 && unit < UNITS.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
+  return `${unit === 0 ? value : value.toFixed(1)} ${UNITS[unit]}`;
+}
+
+/** Seconds since 1970 → "2026-11-22 23:18:33 UTC". */
+export const formatTime = (seconds: number): string =>
+  `${new Date(seconds * 1000).toISOString().slice(0, 19).replace("T", " ")} UTC`;
+
+/** Turns whatever was thrown into the one error class. */
+export function asZferryError(error: unknown): ZferryError {
+  if (error instanceof ZferryError) return error;
+  const message = error instanceof Error ? error.message : String(error);
+  const code =
+    error instanceof Error && "code" in error && typeof error.code === "string" ? error.code : undefined;
+  if (code !== undefined && /^E[A-Z0-9]+$/.test(code)) {
+    return new ZferryError(code === "ENOSPC" || code === "EDQUOT" ? "no-space" : "io-failed", message, {
+      cause: error,
+      details: { reason: code },
+    });
+  }
+  return new ZferryError("unexpected", message, { cause: error });
+}
+
+/** The error as `--json` prints it. */
+export const errorAsJson = (error: ZferryError): unknown => ({
+  error: {
+    code: error.code,
+    status: EXIT_STATUS[error.code],
+    message: error.message,
+    ...(error.hint === undefined ? {} : { hint: error.hint }),
+    details: error.details,
+  },
+});
+
+/** Stops at a place where stopping leaves nothing behind. */
+export function throwIfInterrupted(signal: AbortSignal): void {
+  if (signal.aborted) throw new ZferryError("interrupted", "interrupted");
+}
