@@ -1,0 +1,521 @@
+import { createHash } from "node:crypto";
+import {
+  closeSync,
+  constants,
+  copyFileSync,
+  existsSync,
+  lchownSync,
+  mkdirSync,
+  openSync,
+  renameSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  unlinkSync,
+  writeSync,
+} from "node:fs";
+import { dirname, join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { ZferryError } from "../errors.js";
+import { ancestors, rawBytes, showPath, type RawPath } from "../raw-path.js";
+import {
+  BATCH,
+  closeTree,
+  folderOf,
+  inPlace,
+  inspect,
+  isPresent,
+  mapSystemError,
+  openTree,
+  removeIfEmpty,
+  removeTree,
+  setAttributes,
+  syncFolder,
+  syncPath,
+  type Attributed,
+  type FileAttributes,
+  type Tree,
+} from "../system/files.js";
+import { createBorrower, quoteAlternate, readBlobs, withWorkTree, type Git } from "../system/git.js";
+import { differingFields, readLive, sameState, type FileState, type Live } from "./live.js";
+import { isCarriedXattr, isSymlink } from "./metadata.js";
+import { pathOf } from "./paths.js";
+import type { RootPlan } from "./plan.js";
+
+export interface ApplyOptions {
+  /** The site's repository. */
+  readonly git: Git;
+  /** The site's `/`. */
+  readonly rootDir: string;
+}
+
+/** Keeps the new objects from being collected until HEAD has them. */
+const PENDING = "refs/zferry/pending";
+const RELEASE = "refs/zferry/release";
+
+/**
+ * Brings the plan's new objects into the site's repository; its branches stay. To be done before `prepareRoot`, and
+ * again after a crash: what is there already is not brought twice.
+ * @param options.scratchDir as for `planRoot`, with what that left there
+ * @throws ZferryError `git-failed`, `no-space`
+ */
+export async function importObjects(
+  plan: RootPlan,
+  { git, scratchDir }: { git: Git; scratchDir: string },
+): Promise<void> {
+  if ((await readRef(git, PENDING)) === plan.mergeCommit) return;
+  const known = [plan.head, ...(plan.previousRelease === null ? [] : [plan.previousRelease])];
+  await git.run(["pack-objects", "--revs", "--quiet", join(git.objects, "pack/pack")], {
+    input: [plan.mergeCommit, ...known.map((commit) => `^${commit}`), ""].join("\n"),
+    env: { GIT_ALTERNATE_OBJECT_DIRECTORIES: quoteAlternate(join(scratchDir, "root.git/objects")) },
+  });
+  await awaitLocks(git, PENDING);
+  await git.run(["update-ref", PENDING, plan.mergeCommit]);
+}
+
+/** A place that takes effect by one rename: a file, or a new folder with everything in it. */
+interface Unit {
+  readonly path: RawPath;
+  /** Beside `path`, so that it is on the same file system. */
+  readonly temporary: RawPath;
+  readonly folders: { readonly place: RawPath; readonly attributes: FileAttributes }[];
+  readonly files: { readonly path: RawPath; readonly place: RawPath; readonly state: FileState }[];
+}
+
+interface Work {
+  readonly changes: readonly { path: RawPath; before: FileState | null; after: FileState | null }[];
+  readonly directories: readonly {
+    path: RawPath;
+    before: FileAttributes | null;
+    after: FileAttributes | null;
+  }[];
+  readonly units: readonly Unit[];
+}
+
+function workOf(plan: RootPlan): Work {
+  const changes = plan.changes.map(({ path, ...states }) => ({ path: pathOf(path), ...states }));
+  const directories = plan.directories.map(({ path, ...states }) => ({ path: pathOf(path), ...states }));
+  const made = new Set(directories.filter(({ before }) => before === null).map(({ path }) => path));
+  const units = new Map<RawPath, Unit>();
+  /** The unit that brings a path, and where the path is prepared. */
+  const unitOf = (path: RawPath): { unit: Unit; place: RawPath } => {
+    const top = ancestors(path).find((folder) => made.has(folder)) ?? path;
+    const unit = units.get(top) ?? { path: top, temporary: temporaryPath(plan, top), folders: [], files: [] };
+    units.set(top, unit);
+    return { unit, place: `${unit.temporary}${path.slice(top.length)}` as RawPath };
+  };
+  for (const { path, before, after } of directories) {
+    if (before !== null || after === null) continue;
+    const { unit, place } = unitOf(path);
+    unit.folders.push({ place, attributes: after });
+  }
+  for (const { path, after } of changes) {
+    if (after === null) continue;
+    const { unit, place } = unitOf(path);
+    unit.files.push({ path, place, state: after });
+  }
+  return { changes, directories, units: [...units.values()] };
+}
+
+/** The same at every run, so that a later one finds what an earlier one left. */
+function temporaryPath({ mergeCommit }: RootPlan, path: RawPath): RawPath {
+  const hash = createHash("sha256").update(mergeCommit).update(rawBytes(path)).digest("hex").slice(0, 16);
+  const folder = folderOf(path);
+  return `${folder}${folder === "" ? "" : "/"}.zferry-${hash}` as RawPath;
+}
+
+/**
+ * Writes every changed file beside its place, complete and on disk, and leaves all places as they are. After a failure
+ * nothing is left; after a crash it can be run again.
+ * @throws ZferryError `no-space`, `io-failed`, `git-failed`
+ */
+export async function prepareRoot(plan: RootPlan, { git, rootDir }: ApplyOptions): Promise<void> {
+  const { units } = workOf(plan);
+  const tree = openTree(rootDir);
+  try {
+    await prepareUnits(tree, git, units);
+  } catch (error) {
+    for (const { temporary } of units) removeTree(tree, temporary);
+    throw error;
+  } finally {
+    closeTree(tree);
+  }
+}
+
+/**
+ * Takes back `importObjects` and `prepareRoot`, also half of them, also twice.
+ * @throws ZferryError `io-failed`, `git-failed`
+ */
+export async function discardRoot(plan: RootPlan, { git, rootDir }: ApplyOptions): Promise<void> {
+  const tree = openTree(rootDir);
+  try {
+    for (const { temporary } of workOf(plan).units) removeTree(tree, temporary);
+  } finally {
+    closeTree(tree);
+  }
+  await deletePending(git);
+}
+
+async function prepareUnits(tree: Tree, git: Git, units: readonly Unit[]): Promise<void> {
+  for (const { temporary, folders } of units) {
+    removeTree(tree, temporary);
+    for (const { place } of folders) inPlace(tree, place, (at) => mkdirSync(at, { mode: 0o700 }));
+  }
+  await writeFiles(
+    tree,
+    git,
+    units.flatMap(({ files }) => files),
+  );
+  const folders = units.flatMap((unit) => unit.folders);
+  for (let start = 0; start < folders.length; start += BATCH) {
+    const opened: Attributed[] = [];
+    try {
+      for (const { place, attributes } of folders.slice(start, start + BATCH)) {
+        opened.push({ fd: openFolderAt(tree, place), attributes });
+      }
+      await setAttributes(opened, isCarriedXattr);
+    } finally {
+      for (const { fd } of opened) closeSync(fd);
+    }
+  }
+  for (const folder of new Set(units.map(({ temporary }) => folderOf(temporary)))) syncFolder(tree, folder);
+}
+
+const openFolderAt = (tree: Tree, path: RawPath): number =>
+  inPlace(tree, path, (at) =>
+    openSync(at, constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW),
+  );
+
+async function writeFiles(tree: Tree, git: Git, files: Unit["files"]): Promise<void> {
+  const open: Attributed[] = [];
+  const closeAll = (): void => {
+    for (const { fd } of open.splice(0)) closeSync(fd);
+  };
+  const blobs = readBlobs(
+    git,
+    files.map(({ state }) => state.blob),
+  );
+  try {
+    for (const { place, state } of files) {
+      const next = await blobs.next();
+      if (next.done) break;
+      const { pieces } = next.value;
+      if (isSymlink(state.mode)) {
+        await makeLink(tree, place, state.attributes, pieces);
+        continue;
+      }
+      // Readable by nobody else until it has its owner.
+      const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
+      const fd = inPlace(tree, place, (at) => openSync(at, flags, 0o600));
+      open.push({ fd, attributes: state.attributes });
+      for await (const piece of pieces) writeAll(fd, piece, place);
+      if (open.length < BATCH) continue;
+      await setAttributes(open, isCarriedXattr);
+      closeAll();
+    }
+    await setAttributes(open, isCarriedXattr);
+  } finally {
+    closeAll();
+    await blobs.return(undefined);
+  }
+}
+
+function writeAll(fd: number, bytes: Uint8Array, place: RawPath): void {
+  try {
+    for (let written = 0; written < bytes.length;) written += writeSync(fd, bytes, written);
+  } catch (error) {
+    throw mapSystemError(error, showPath(place));
+  }
+}
+
+async function makeLink(
+  tree: Tree,
+  place: RawPath,
+  { uid, gid }: FileAttributes,
+  pieces: AsyncIterable<Uint8Array> | Iterable<Uint8Array>,
+): Promise<void> {
+  const target: Uint8Array[] = [];
+  for await (const piece of pieces) target.push(piece);
+  inPlace(tree, place, (at) => {
+    symlinkSync(Buffer.concat(target), at);
+    lchownSync(at, uid, gid);
+  });
+}
+
+/**
+ * Puts what `prepareRoot` made into place, removes what the release removed, and then moves HEAD, `refs/zferry/release`
+ * and the index. Run again after a crash at any point, it ends the same; what is missing is prepared again.
+ * @throws ZferryError `worktree-dirty`, before anything is touched, when a path is as neither before nor after or HEAD
+ * moved; `site-busy` when git runs there; `io-failed`, `no-space`, `git-failed`
+ */
+export async function commitRoot(
+  plan: RootPlan,
+  { git, rootDir, scratchDir }: ApplyOptions & { scratchDir: string },
+): Promise<void> {
+  await checkHead(plan, git);
+  const tree = openTree(rootDir);
+  try {
+    await commitFiles(tree, git, workOf(plan));
+  } finally {
+    closeTree(tree);
+  }
+  const message = `zferry: install ${plan.mergeCommit}`;
+  if (plan.releaseCommit !== null) {
+    await moveRef(git, RELEASE, plan.previousRelease, plan.releaseCommit, message);
+  }
+  await moveRef(git, plan.branch ?? "HEAD", plan.head, plan.mergeCommit, message);
+  await replaceIndex(plan, git, rootDir, scratchDir);
+  await deletePending(git);
+}
+
+async function readRef(git: Git, ref: string): Promise<string | null> {
+  const result = await git.ask(["rev-parse", "--verify", "--quiet", ref]);
+  return result.status === 0 ? result.stdout.toString("utf8").trim() : null;
+}
+
+async function checkHead(plan: RootPlan, git: Git): Promise<void> {
+  const symbolic = await git.ask(["symbolic-ref", "--quiet", "HEAD"]);
+  const branch = symbolic.status === 0 ? symbolic.stdout.toString("utf8").trim() : null;
+  const head = await readRef(git, "HEAD");
+  if (branch === plan.branch && (head === plan.head || head === plan.mergeCommit)) return requireNoGit(git);
+  const planned = `${plan.branch ?? "no branch"} at ${plan.head}`;
+  throw new ZferryError(
+    "worktree-dirty",
+    `the site's HEAD is ${branch ?? "no branch"} at ${head ?? "nothing"}, the install was planned for ${planned}`,
+    {
+      details: { found: head ?? "", expected: plan.head },
+      hint: "take the commits since then back, or abort and plan again",
+    },
+  );
+}
+
+function requireNoGit(git: Git): void {
+  const lock = join(git.gitDir, "index.lock");
+  if (!existsSync(lock)) return;
+  throw new ZferryError("site-busy", `git is running in the site's /: there is ${lock}`, {
+    details: { path: lock },
+    hint: "let it end, or remove the file if no git runs, and run the same command again",
+  });
+}
+
+type Progress = "before" | "after";
+
+async function commitFiles(tree: Tree, git: Git, work: Work): Promise<void> {
+  const { changes, directories, units } = work;
+  const lives = await readLive(
+    tree,
+    changes.map(({ path }) => path),
+  );
+  const progress = judge(work, lives);
+  const done = new Set(changes.filter((_, index) => progress[index] === "after").map(({ path }) => path));
+  const waiting = units.filter((unit) => !unit.files.every(({ path }) => done.has(path)));
+  await refuseOccupied(tree, waiting);
+  await commitAttributes(tree, directories);
+  const unprepared: Unit[] = [];
+  for (const unit of waiting) if (!(await isPrepared(tree, unit))) unprepared.push(unit);
+  await prepareUnits(tree, git, unprepared);
+
+  // New files first, so that nothing is missing in between that has only another name; but a file that becomes a
+  // folder, or the reverse, must leave first.
+  const late: Unit[] = [];
+  for (const unit of waiting) if (!(await install(tree, unit))) late.push(unit);
+  for (const [index, { path, after }] of changes.entries()) {
+    if (after === null && progress[index] === "before") inPlace(tree, path, (at) => unlinkSync(at));
+  }
+  for (const { path, after } of directories.toReversed()) if (after === null) removeIfEmpty(tree, path);
+  for (const unit of late) {
+    if (!(await install(tree, unit))) {
+      throw neither([
+        `${showPath(unit.path)} (a folder or file that the release removes is not empty or still there)`,
+      ]);
+    }
+  }
+
+  for (const { temporary } of units) removeTree(tree, temporary);
+  const folders = [...changes, ...directories].map(({ path }) => folderOf(path));
+  for (const folder of new Set(folders)) syncFolder(tree, folder);
+}
+
+const neither = (paths: readonly string[]): ZferryError =>
+  new ZferryError(
+    "worktree-dirty",
+    `files are neither as they were nor as the release has them: ${paths.slice(0, 20).join("; ")}`,
+    {
+      details: { paths },
+      hint: "bring them back to what the site's last commit has, and run the same command again",
+    },
+  );
+
+/** How far each change has come. */
+function judge({ changes, directories }: Work, lives: readonly Live[]): Progress[] {
+  const made = new Set(directories.filter(({ before }) => before === null).map(({ path }) => path));
+  const removed = new Set(directories.filter(({ after }) => after === null).map(({ path }) => path));
+  const touched = new Set(changes.map(({ path }) => path));
+  /** Whether this is what a change has on one side; `folders` are those that may be where it has no file. */
+  const isLike = (
+    live: Live,
+    path: RawPath,
+    state: FileState | null,
+    folders: ReadonlySet<RawPath>,
+  ): boolean => {
+    if (live.kind === "file" || live.kind === "symlink")
+      return state !== null && sameState(live.state, state);
+    if (state !== null) return false;
+    // Blocked by a file that takes a folder's place, or gives its own to one.
+    if (live.kind === "blocked") return touched.has(live.at);
+    return live.kind === "absent" || (live.kind === "directory" && folders.has(path));
+  };
+  const strange: string[] = [];
+  const progress = changes.map(({ path, before, after }, index): Progress => {
+    const live = lives[index] ?? { kind: "absent" };
+    if (isLike(live, path, after, made)) return "after";
+    if (!isLike(live, path, before, removed)) strange.push(showPath(path));
+    return "before";
+  });
+  if (strange.length > 0) throw neither(strange);
+  return progress;
+}
+
+/** A new folder takes its place whole: there must be none yet. */
+async function refuseOccupied(tree: Tree, units: readonly Unit[]): Promise<void> {
+  const made = units.filter(({ folders }) => folders.length > 0).map(({ path }) => path);
+  const found = await inspect(tree, made, () => false);
+  const occupied = made.filter((_, index) => found[index]?.kind === "directory");
+  if (occupied.length > 0) throw neither(occupied.map(showPath));
+}
+
+/** Gives the folders that stay their attributes. Each field may have been changed by an earlier run already. */
+async function commitAttributes(tree: Tree, directories: Work["directories"]): Promise<void> {
+  const wanted = directories.flatMap(({ path, before, after }) =>
+    before === null || after === null ? [] : [{ path, before, after }],
+  );
+  const found = await inspect(
+    tree,
+    wanted.map(({ path }) => path),
+    isCarriedXattr,
+  );
+  const strange: string[] = [];
+  const behind = wanted.filter(({ path, before, after }, index) => {
+    const live = found[index];
+    if (live?.kind !== "directory") {
+      strange.push(showPath(path));
+      return false;
+    }
+    const unlikeAfter = differingFields(live.attributes, after);
+    const unlikeBefore = new Set(differingFields(live.attributes, before));
+    const fields = unlikeAfter.filter((field) => unlikeBefore.has(field));
+    if (fields.length > 0) strange.push(`${showPath(path)} (${fields.join(", ")})`);
+    return unlikeAfter.length > 0;
+  });
+  if (strange.length > 0) throw neither(strange);
+  for (const { path, after } of behind) {
+    const fd = openFolderAt(tree, path);
+    try {
+      await setAttributes([{ fd, attributes: after }], isCarriedXattr);
+    } finally {
+      closeSync(fd);
+    }
+  }
+}
+
+async function isPrepared(tree: Tree, { folders, files }: Unit): Promise<boolean> {
+  const found = await inspect(
+    tree,
+    folders.map(({ place }) => place),
+    isCarriedXattr,
+  );
+  const isRight = folders.every(({ attributes }, index) => {
+    const live = found[index];
+    return live?.kind === "directory" && differingFields(live.attributes, attributes).length === 0;
+  });
+  if (!isRight) return false;
+  const lives = await readLive(
+    tree,
+    files.map(({ place }) => place),
+  );
+  return files.every(({ state }, index) => {
+    const live = lives[index];
+    return (live?.kind === "file" || live?.kind === "symlink") && sameState(live.state, state);
+  });
+}
+
+/** Renames a unit into place; false when something of the other kind is still there. */
+async function install(tree: Tree, { path, temporary, folders }: Unit): Promise<boolean> {
+  const [live] = await inspect(tree, [path], () => false);
+  if (live === undefined || live.kind === "blocked") return false;
+  const isFolder = folders.length > 0;
+  if (isPresent(live) && (isFolder || live.kind === "directory")) return false;
+  inPlace(tree, temporary, (from, folder) => {
+    const name = rawBytes(path.slice(path.lastIndexOf("/") + 1) as RawPath);
+    renameSync(from, Buffer.concat([Buffer.from(`/proc/self/fd/${folder}/`), name]));
+  });
+  return true;
+}
+
+async function moveRef(
+  git: Git,
+  ref: string,
+  from: string | null,
+  to: string,
+  message: string,
+): Promise<void> {
+  if ((await readRef(git, ref)) === to) return;
+  await awaitLocks(git, ref);
+  await git.run(["update-ref", "--no-deref", "-m", message, ref, to, from ?? "0".repeat(40)]);
+}
+
+async function deletePending(git: Git): Promise<void> {
+  if ((await readRef(git, PENDING)) === null) return;
+  await awaitLocks(git, PENDING);
+  await git.run(["update-ref", "--no-deref", "-d", PENDING]);
+}
+
+/** Rounds of a tenth of a second. */
+const STALE_LOCK_ROUNDS = 50;
+
+/**
+ * Waits for the locks of a reference. Git holds them for milliseconds, so one that stays the same for five seconds was
+ * left by a git that was killed, or by a power cut, and is removed.
+ */
+async function awaitLocks(git: Git, ref: string): Promise<void> {
+  const common = dirname(git.objects);
+  for (const path of [
+    join(common, `${ref}.lock`),
+    join(git.gitDir, "HEAD.lock"),
+    join(common, "packed-refs.lock"),
+  ]) {
+    const identify = (): string | undefined => {
+      const stat = statSync(path, { throwIfNoEntry: false });
+      return stat && `${stat.ino} ${stat.mtimeMs}`;
+    };
+    let rounds = 0;
+    for (let lock = identify(); lock !== undefined;) {
+      if (rounds === STALE_LOCK_ROUNDS) rmSync(path, { force: true });
+      await sleep(100);
+      const next = identify();
+      rounds = next === lock ? rounds + 1 : 0;
+      lock = next;
+    }
+  }
+}
+
+/**
+ * Makes the index what HEAD is, so that `git status` has nothing to say. It is made beside the old one: git's own lock
+ * would outlive us. The files are read by a repository without filters.
+ */
+async function replaceIndex(plan: RootPlan, git: Git, rootDir: string, scratchDir: string): Promise<void> {
+  requireNoGit(git);
+  const index = join(git.gitDir, "index");
+  const temporary = `${index}.zferry`;
+  for (const path of [temporary, `${temporary}.lock`]) rmSync(path, { force: true });
+  // What is known of unchanged files stays known.
+  if (existsSync(index)) copyFileSync(index, temporary);
+  const env = { GIT_INDEX_FILE: temporary };
+  // Not by the site's repository: when it writes an index, git may read files again, through the site's filters.
+  const reader = withWorkTree(createBorrower(join(scratchDir, "root.git"), git), rootDir);
+  await reader.run(["read-tree", "-m", "-i", plan.mergeCommit], { env });
+  await reader.ask(["update-index", "-q", "--refresh", "--ignore-submodules"], { env });
+  syncPath(temporary);
+  renameSync(temporary, index);
+  syncPath(git.gitDir);
+}

@@ -1,0 +1,81 @@
+import { createHash } from "node:crypto";
+import { closeSync, constants, fstatSync, openSync, readlinkSync, readSync } from "node:fs";
+import type { RawPath } from "../raw-path.js";
+import { inPlace, inspect, type FileAttributes, type Found, type Tree } from "../system/files.js";
+import { isCarriedXattr, isExecutable, type GitMode } from "./metadata.js";
+
+/** What git keeps of a file: its mode and the id of its content. */
+export interface GitFile {
+  readonly mode: GitMode;
+  readonly blob: string;
+}
+
+/** A file or link with everything that a release carries of it. */
+export interface FileState extends GitFile {
+  readonly attributes: FileAttributes;
+}
+
+/** What lies at a path on a site: as `Found`, with the content of files and links as git would name it. */
+export type Live =
+  | Exclude<Found, { size: number }>
+  | { readonly kind: "file" | "symlink"; readonly size: number; readonly state: FileState }
+  | { readonly kind: "directory" | "other"; readonly attributes: FileAttributes };
+
+/**
+ * Reads what lies at each path, in the same order. Contents are bytes: nothing is converted or filtered.
+ * @throws ZferryError `io-failed`
+ */
+export async function readLive(tree: Tree, paths: readonly RawPath[]): Promise<Live[]> {
+  const found = await inspect(tree, paths, isCarriedXattr);
+  return found.map((entry, index): Live => {
+    const path = paths[index];
+    if (path === undefined || entry.kind === "absent" || entry.kind === "blocked") return entry as Live;
+    const { kind, size, attributes } = entry;
+    if (kind === "directory" || kind === "other") return { kind, attributes };
+    const blob = kind === "file" ? hashFile(tree, path) : hashLink(tree, path);
+    return { kind, size, state: { mode: gitMode(kind, attributes), blob, attributes } };
+  });
+}
+
+const gitMode = (kind: "file" | "symlink", { permissions }: FileAttributes): GitMode =>
+  kind === "symlink" ? "120000" : isExecutable(permissions) ? "100755" : "100644";
+
+const HASH_PIECE_BYTES = 1 << 20;
+
+function hashFile(tree: Tree, path: RawPath): string {
+  return inPlace(tree, path, (place) => {
+    // Without O_NONBLOCK a pipe that took the file's place in the meantime would hold us for ever.
+    const fd = openSync(place, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+    try {
+      const hash = createHash("sha1").update(`blob ${fstatSync(fd).size}\0`);
+      const piece = Buffer.alloc(HASH_PIECE_BYTES);
+      for (let length = readSync(fd, piece); length > 0; length = readSync(fd, piece)) {
+        hash.update(piece.subarray(0, length));
+      }
+      return hash.digest("hex");
+    } finally {
+      closeSync(fd);
+    }
+  });
+}
+
+function hashLink(tree: Tree, path: RawPath): string {
+  const target = inPlace(tree, path, (place) => readlinkSync(place, { encoding: "buffer" }));
+  return createHash("sha1").update(`blob ${target.length}\0`).update(target).digest("hex");
+}
+
+export const sameGit = (a: GitFile, b: GitFile): boolean => a.mode === b.mode && a.blob === b.blob;
+
+export const sameState = (a: FileState, b: FileState): boolean =>
+  sameGit(a, b) && differingFields(a.attributes, b.attributes).length === 0;
+
+/** The fields in which two sets of attributes differ; an extended attribute counts by its name. */
+export function differingFields(a: FileAttributes, b: FileAttributes): string[] {
+  const names = new Set([...Object.keys(a.xattrs), ...Object.keys(b.xattrs)]);
+  return [
+    ...(a.uid === b.uid ? [] : ["owner"]),
+    ...(a.gid === b.gid ? [] : ["group"]),
+    ...(a.permissions === b.permissions ? [] : ["permissions"]),
+    ...[...names].filter((name) => a.xattrs[name] !== b.xattrs[name]).sort(),
+  ];
+}

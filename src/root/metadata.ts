@@ -1,0 +1,199 @@
+import { z } from "zod";
+import { canonicalJson, parseCanonicalJson } from "../canonical-json.js";
+import { ZferryError } from "../errors.js";
+import { ancestors, showPath, type RawPath } from "../raw-path.js";
+import { ACCOUNT_NAME, MAX_ACCOUNT_ID } from "./accounts.js";
+import { directoryRefusal, fileRefusal, isPathName, pathNameSchema, pathOf } from "./paths.js";
+
+// formats/root.md, metadata.json
+
+export const ROOT_FORMAT = 1;
+export const MAX_METADATA_BYTES = 256 << 20;
+export const MAX_CHANGES = 1_000_000;
+export const MAX_XATTR_BYTES = 65_536;
+const MAX_XATTR_BASE64 = 4 * Math.ceil(MAX_XATTR_BYTES / 3);
+
+/** The extended attributes that are carried. All others are the file system's, the kernel's or the site's own. */
+const CARRIED_XATTR =
+  /^(user\.[^\p{Cc}]{1,250}|security\.capability|system\.posix_acl_access|system\.posix_acl_default)$/u;
+
+export const isCarriedXattr = (name: string): boolean =>
+  CARRIED_XATTR.test(name) && Buffer.byteLength(name) <= 255;
+
+export const accountSchema = z.strictObject({
+  name: z.string().regex(ACCOUNT_NAME).nullable(),
+  id: z.int().min(0).max(MAX_ACCOUNT_ID),
+});
+
+export const permissionsSchema = z.string().regex(/^[0-7]{4}$/);
+
+export const xattrsSchema = z.record(z.string().regex(CARRIED_XATTR), z.base64().max(MAX_XATTR_BASE64));
+
+const attributes = {
+  owner: accountSchema,
+  group: accountSchema,
+  permissions: permissionsSchema,
+  xattrs: xattrsSchema,
+};
+
+export const gitModeSchema = z.enum(["100644", "100755", "120000"]);
+export const gitIdSchema = z.string().regex(/^[0-9a-f]{40}$/);
+
+const directorySchema = z.strictObject(attributes);
+const fileSchema = z.strictObject({ mode: gitModeSchema, blob: gitIdSchema, ...attributes });
+
+export const metadataSchema = z.strictObject({
+  format: z.literal(ROOT_FORMAT),
+  changes: z
+    .array(
+      z.strictObject({ path: pathNameSchema, before: fileSchema.nullable(), after: fileSchema.nullable() }),
+    )
+    .max(MAX_CHANGES),
+  directories: z
+    .array(
+      z.strictObject({ path: pathNameSchema, before: directorySchema.nullable(), after: directorySchema }),
+    )
+    .max(MAX_CHANGES),
+});
+
+/** `metadata.json`: what git does not keep of the changed paths. Both lists are sorted bytewise by path. */
+export type RootMetadata = z.infer<typeof metadataSchema>;
+export type GitMode = z.infer<typeof gitModeSchema>;
+export type Account = z.infer<typeof accountSchema>;
+/** Owner, group, permission bits (four octal digits) and extended attributes (name to base64). */
+export type RecordedAttributes = z.infer<typeof directorySchema>;
+export type RecordedFile = z.infer<typeof fileSchema>;
+
+export const isSymlink = (mode: GitMode): boolean => mode === "120000";
+
+/** The number of changed paths of each kind, as the manifest has it. */
+export interface RootCounts {
+  readonly added: number;
+  readonly modified: number;
+  readonly deleted: number;
+}
+
+export function countChanges(changes: RootMetadata["changes"]): RootCounts {
+  const added = changes.filter(({ before }) => before === null).length;
+  const deleted = changes.filter(({ after }) => after === null).length;
+  return { added, modified: changes.length - added - deleted, deleted };
+}
+
+/** The bytes of `metadata.json`. */
+export const encodeMetadata = (metadata: RootMetadata): Buffer => Buffer.from(canonicalJson(metadata));
+
+/**
+ * Reads `metadata.json` and checks everything in it that can be checked without the other members.
+ * @throws ZferryError `metadata-malformed`; `format-unsupported` for another version.
+ */
+export function parseMetadata(bytes: Uint8Array): RootMetadata {
+  if (bytes.length > MAX_METADATA_BYTES) {
+    throw malformed(`${bytes.length} bytes, the limit is ${MAX_METADATA_BYTES}`);
+  }
+  let value: unknown;
+  try {
+    value = parseCanonicalJson(bytes);
+  } catch (error) {
+    throw malformed(error instanceof Error ? error.message : String(error), error);
+  }
+  const version = z.looseObject({ format: z.int() }).safeParse(value);
+  if (version.success && version.data.format !== ROOT_FORMAT) {
+    throw new ZferryError(
+      "format-unsupported",
+      `root metadata has format ${version.data.format}, this zferry reads format ${ROOT_FORMAT}`,
+      { details: { found: version.data.format, supported: ROOT_FORMAT } },
+    );
+  }
+  const parsed = metadataSchema.safeParse(value);
+  if (!parsed.success) {
+    const [issue] = parsed.error.issues;
+    throw malformed(`${issue?.path.join(".") ?? ""}: ${issue?.message ?? "does not match"}`, parsed.error);
+  }
+  checkMeaning(parsed.data);
+  return parsed.data;
+}
+
+const malformed = (reason: string, cause?: unknown): ZferryError =>
+  new ZferryError("metadata-malformed", `root metadata is malformed: ${reason}`, { cause });
+
+/** The rules that the schema cannot say. */
+function checkMeaning({ changes, directories }: RootMetadata): void {
+  checkOrder(changes.map(({ path }) => path));
+  checkOrder(directories.map(({ path }) => path));
+
+  const known = new Set<RawPath>();
+  for (const { path, before, after } of directories) {
+    const directory = pathOf(path);
+    refuse(directory, directoryRefusal(directory));
+    if (before !== null) checkAttributes(directory, before);
+    checkAttributes(directory, after);
+    known.add(directory);
+  }
+  const befores = new Set<RawPath>();
+  const afters = new Set<RawPath>();
+  for (const { path, before, after } of changes) {
+    const file = pathOf(path);
+    refuse(file, fileRefusal(file));
+    if (before === null && after === null) refuse(file, "is neither in the base nor in the target");
+    if (before !== null && after !== null && canonicalJson(before) === canonicalJson(after)) {
+      refuse(file, "is the same before and after");
+    }
+    if (before !== null) befores.add(file);
+    if (after !== null) afters.add(file);
+    for (const state of [before, after]) if (state !== null) checkFile(file, state);
+  }
+  for (const [files, when] of [
+    [befores, "base"],
+    [afters, "target"],
+  ] as const) {
+    for (const file of files) {
+      const above = ancestors(file).find((folder) => files.has(folder));
+      if (above !== undefined) refuse(file, `lies below ${showPath(above)}, a file of the ${when}`);
+    }
+  }
+  for (const file of afters) {
+    if (known.has(file)) refuse(file, "is a file and a directory of the target");
+    const missing = ancestors(file).find((folder) => !known.has(folder));
+    if (missing !== undefined)
+      refuse(missing, `has no entry in directories, and ${showPath(file)} lies in it`);
+  }
+}
+
+function refuse(path: RawPath, reason: string | undefined): void {
+  if (reason !== undefined) throw malformed(`${showPath(path)} ${reason}`);
+}
+
+function checkOrder(paths: readonly RootMetadata["changes"][number]["path"][]): void {
+  let previous: RawPath | undefined;
+  for (const name of paths) {
+    const path = pathOf(name);
+    if (!isPathName(name))
+      refuse(path, "is not written as UTF-8 text where it could be, or not canonical base64");
+    if (previous !== undefined && path <= previous) refuse(path, `does not sort after ${showPath(previous)}`);
+    previous = path;
+  }
+}
+
+function checkFile(path: RawPath, file: RecordedFile): void {
+  checkAttributes(path, file);
+  if (isSymlink(file.mode)) {
+    if (file.permissions !== "0777")
+      refuse(path, `is a symbolic link with permissions ${file.permissions}, not 0777`);
+    if (Object.keys(file.xattrs).length > 0) refuse(path, "is a symbolic link with extended attributes");
+  } else if (isExecutable(parseInt(file.permissions, 8)) !== (file.mode === "100755")) {
+    refuse(path, `has git mode ${file.mode} and permissions ${file.permissions}`);
+  }
+  if ("system.posix_acl_default" in file.xattrs) refuse(path, "is a file with a default ACL");
+}
+
+/** Whether git takes a file with these permissions for executable: the owner may run it. */
+export const isExecutable = (permissions: number): boolean => (permissions & 0o100) !== 0;
+
+function checkAttributes(path: RawPath, { xattrs }: RecordedAttributes): void {
+  for (const [name, value] of Object.entries(xattrs)) {
+    if (!isCarriedXattr(name)) refuse(path, `has an extended attribute with a name longer than 255 bytes`);
+    const bytes = Buffer.from(value, "base64");
+    if (bytes.length > MAX_XATTR_BYTES) refuse(path, `has ${name} of more than ${MAX_XATTR_BYTES} bytes`);
+    if (bytes.toString("base64") !== value) refuse(path, `has ${name} not in canonical base64`);
+  }
+}

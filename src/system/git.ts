@@ -1,0 +1,316 @@
+import { mkdirSync, realpathSync, rmSync, writeFileSync } from "node:fs";
+import { dirname, join, resolve } from "node:path";
+import { ZferryError } from "../errors.js";
+import { rawPath, type RawPath } from "../raw-path.js";
+import { run, startReading, type ProcessResult } from "./process.js";
+
+export interface GitOptions {
+  /** Given to standard input, which is otherwise empty. */
+  readonly input?: Uint8Array | string;
+  readonly env?: Readonly<Record<string, string>>;
+  /** The most that standard output may hold, in bytes; more is an error. Default 256 MiB. */
+  readonly maxOutputBytes?: number;
+}
+
+/**
+ * A repository, and git run on it in isolation: without the settings of the system and of the user, without hooks,
+ * file system monitor, replacement objects, pager and prompts, and without the GIT_* variables of whoever calls.
+ * The repository's own settings remain, and with them filters: what reads or writes the work tree belongs into a
+ * borrowing repository (`createBorrower`), which has none.
+ */
+export interface Git {
+  /** Absolute; of a linked work tree, its own. */
+  readonly gitDir: string;
+  /** Absolute path of the object folder. */
+  readonly objects: string;
+  /**
+   * Runs a git command to its end and gives its output.
+   * @throws ZferryError `git-failed` with the command and the end of its errors; `no-space`
+   */
+  run(args: readonly string[], options?: GitOptions): Promise<Buffer>;
+  /** The same for a command whose exit status is an answer. */
+  ask(args: readonly string[], options?: GitOptions): Promise<ProcessResult>;
+  /** Output in pieces, for what may be large. */
+  stream(args: readonly string[]): AsyncIterable<Uint8Array>;
+}
+
+const MAX_OUTPUT_BYTES = 256 << 20;
+const MAX_GROUP_BYTES = 32 << 20;
+
+/** `git merge-tree --write-tree`. */
+const OLDEST_GIT = [2, 38] as const;
+
+const SETTINGS = {
+  "core.attributesFile": "/dev/null",
+  "core.excludesFile": "/dev/null",
+  "core.fsmonitor": "false",
+  "core.hooksPath": "/dev/null",
+  "core.protectHFS": "true",
+  "core.protectNTFS": "true",
+  "core.quotePath": "true",
+  "core.splitIndex": "false",
+  "core.untrackedCache": "false",
+  "commit.gpgSign": "false",
+  "gc.auto": "0",
+  "maintenance.auto": "false",
+  "tag.gpgSign": "false",
+  // The repository was named by its path, on purpose: whose it is does not matter.
+  "safe.directory": "*",
+};
+
+const IDENTITY = { name: "zferry", email: "zferry@localhost" };
+
+function isolatedEnvironment(): Record<string, string | undefined> {
+  const inherited = Object.keys(process.env).filter((name) => name.startsWith("GIT_"));
+  return {
+    ...Object.fromEntries(inherited.map((name) => [name, undefined])),
+    GIT_CONFIG_NOSYSTEM: "1",
+    GIT_CONFIG_GLOBAL: "/dev/null",
+    GIT_ATTR_NOSYSTEM: "1",
+    GIT_NO_REPLACE_OBJECTS: "1",
+    GIT_NO_LAZY_FETCH: "1",
+    GIT_OPTIONAL_LOCKS: "0",
+    GIT_TERMINAL_PROMPT: "0",
+    GIT_PAGER: "cat",
+    GIT_EDITOR: "false",
+    GIT_AUTHOR_NAME: IDENTITY.name,
+    GIT_AUTHOR_EMAIL: IDENTITY.email,
+    GIT_COMMITTER_NAME: IDENTITY.name,
+    GIT_COMMITTER_EMAIL: IDENTITY.email,
+  };
+}
+
+/** `fsync`: what of the written objects, references and indexes must be on disk when git ends (core.fsync). */
+function bind(options: { gitDir?: string; workTree?: string; fsync?: "all" | "none"; cwd: string }) {
+  const { gitDir, workTree, cwd } = options;
+  const settings = { ...SETTINGS, "core.fsync": options.fsync ?? "all", "core.fsyncMethod": "fsync" };
+  const before = [
+    ...(gitDir === undefined ? [] : [`--git-dir=${gitDir}`]),
+    ...(workTree === undefined ? [] : [`--work-tree=${workTree}`]),
+    ...Object.entries(settings).flatMap(([name, value]) => ["-c", `${name}=${value}`]),
+  ];
+  const ask = (args: readonly string[], { input, env, maxOutputBytes }: GitOptions = {}) =>
+    run("git", [...before, ...args], {
+      env: { ...isolatedEnvironment(), ...env },
+      cwd,
+      maxOutputBytes: maxOutputBytes ?? MAX_OUTPUT_BYTES,
+      ...(input === undefined ? {} : { input }),
+    });
+  return {
+    ask,
+    run: async (args: readonly string[], options?: GitOptions): Promise<Buffer> => {
+      const result = await ask(args, options);
+      if (result.status !== 0) throw gitFailure(args, result);
+      return result.stdout;
+    },
+    stream: async function* (args: readonly string[]): AsyncGenerator<Uint8Array> {
+      const started = startReading("git", [...before, ...args], { env: isolatedEnvironment(), cwd });
+      let ended = false;
+      try {
+        yield* started.stdout;
+        ended = true;
+      } finally {
+        if (!ended) started.kill();
+        const result = await started.finish();
+        if (ended && result.status !== 0) throw gitFailure(args, result);
+      }
+    },
+  };
+}
+
+/** A git command that failed, as an error. */
+function gitFailure(args: readonly string[], result: ProcessResult): ZferryError {
+  const lines = result.stderr.split("\n").slice(-5);
+  const said = lines.at(-1) || `exit status ${result.status ?? result.signal ?? "unknown"}`;
+  const code = /No space left on device|Disk quota exceeded/.test(result.stderr) ? "no-space" : "git-failed";
+  return new ZferryError(code, `git ${args[0] ?? ""} failed: ${said}`, {
+    details: { command: ["git", ...args].join(" "), stderr: lines },
+  });
+}
+
+/**
+ * Opens the repository whose work tree is `path`, exactly there and in no folder above.
+ * @param options.gitDir where the repository is, if not in the work tree
+ * @throws ZferryError `not-configured` when there is none, git is too old or the repository has no SHA-1 objects
+ */
+export async function openRepository(path: string, options: { gitDir?: string } = {}): Promise<Git> {
+  const workTree = resolve(path);
+  const here = bind({
+    cwd: workTree,
+    ...(options.gitDir === undefined ? {} : { gitDir: resolve(options.gitDir), workTree }),
+  });
+  const [, major = "0", minor = "0"] =
+    /(\d+)\.(\d+)/.exec((await here.run(["version"])).toString("utf8")) ?? [];
+  if (Number(major) < OLDEST_GIT[0] || (Number(major) === OLDEST_GIT[0] && Number(minor) < OLDEST_GIT[1])) {
+    throw new ZferryError(
+      "not-configured",
+      `git is ${major}.${minor}, ${OLDEST_GIT.join(".")} is the oldest that will do`,
+    );
+  }
+  const asked = [
+    "rev-parse",
+    "--path-format=absolute",
+    "--git-dir",
+    "--git-path",
+    "objects",
+    "--show-object-format",
+  ];
+  // Resolved, because git compares it with the resolved current folder.
+  const found = await here.ask(asked, { env: { GIT_CEILING_DIRECTORIES: dirname(realpathSync(workTree)) } });
+  if (found.status !== 0) {
+    throw new ZferryError("not-configured", `${workTree} is not the work tree of a git repository`, {
+      details: { path: workTree, stderr: found.stderr },
+    });
+  }
+  const [gitDir = "", objects = "", format = ""] = found.stdout.toString("utf8").split("\n");
+  if (format !== "sha1") {
+    throw new ZferryError("not-configured", `${gitDir} has ${format} objects, zferry's format has sha1`);
+  }
+  return { gitDir, objects, ...bind({ gitDir, workTree, cwd: workTree }) };
+}
+
+/** No attribute of any tree, and no driver that one names, takes part: contents are bytes, merged as text or not at all. */
+const ATTRIBUTES =
+  "* -text -ident -filter -working-tree-encoding !eol !diff !merge !whitespace !conflict-marker-size\n";
+
+const BORROWER_CONFIG = `[core]
+	repositoryFormatVersion = 0
+	fileMode = true
+	symlinks = true
+	bare = true
+[diff]
+	renames = false
+[merge]
+	renames = false
+	directoryRenames = false
+	renormalize = false
+`;
+
+/**
+ * Makes a bare repository that sees all objects of another one, and has settings of its own: none that were not
+ * chosen here. Nothing in it is durable. What an earlier run left at `path` is removed.
+ */
+export function createBorrower(path: string, lender: Git): Git {
+  const gitDir = resolve(path);
+  const objects = join(gitDir, "objects");
+  rmSync(gitDir, { recursive: true, force: true });
+  for (const folder of ["objects/info", "objects/pack", "refs/heads", "info"]) {
+    mkdirSync(join(gitDir, folder), { recursive: true, mode: 0o700 });
+  }
+  writeFileSync(join(gitDir, "HEAD"), "ref: refs/heads/main\n");
+  writeFileSync(join(gitDir, "config"), BORROWER_CONFIG);
+  writeFileSync(join(gitDir, "info/attributes"), ATTRIBUTES);
+  writeFileSync(join(objects, "info/alternates"), `${quoteAlternate(lender.objects)}\n`);
+  return { gitDir, objects, ...bind({ gitDir, cwd: gitDir, fsync: "none" }) };
+}
+
+/** A borrowing repository for commands that compare an index with the files of a folder. */
+export const withWorkTree = (borrower: Git, workTree: string): Git => ({
+  ...borrower,
+  // Within the work tree: from a folder below it, git would leave out what is not there.
+  ...bind({ gitDir: borrower.gitDir, workTree, cwd: workTree, fsync: "none" }),
+});
+
+/** A path in the list of alternates, which splits at colons and newlines. */
+export const quoteAlternate = (path: string): string =>
+  /["\\:\n]/.test(path) ? `"${path.replace(/["\\]/g, "\\$&").replaceAll("\n", "\\n")}"` : path;
+
+/** A file of a tree, as git has it. */
+export interface TreeFile {
+  /** Six octal digits. */
+  readonly mode: string;
+  readonly id: string;
+}
+
+/** All files of a tree, with links and submodules, by path. */
+export async function listTree(git: Git, tree: string): Promise<Map<RawPath, TreeFile>> {
+  const files = new Map<RawPath, TreeFile>();
+  for (const line of splitNul(await git.run(["ls-tree", "-r", "-z", "--full-tree", tree]))) {
+    const [, mode = "", id = "", path = ""] = /^(\d{6}) \w+ ([0-9a-f]{40})\t(.*)$/s.exec(line) ?? [];
+    files.set(path as RawPath, { mode, id });
+  }
+  return files;
+}
+
+/** The NUL-terminated fields of an output, as bytes. */
+export const splitNul = (output: Uint8Array): RawPath[] =>
+  rawPath(output).split("\0").slice(0, -1) as RawPath[];
+
+/** Input for `git update-index -z --index-info`; null removes a path. */
+export const indexInfo = (entries: Iterable<readonly [RawPath, TreeFile | null]>): Buffer =>
+  Buffer.from(
+    // Removals come first, so that a file can take the place of a folder.
+    [...entries]
+      .sort(([, a], [, b]) => Number(a !== null) - Number(b !== null))
+      .map(([path, file]) => `${file?.mode ?? "0"} ${file?.id ?? "0".repeat(40)}\t${path}\0`)
+      .join(""),
+    "latin1",
+  );
+
+/**
+ * The size of each object in bytes.
+ * @throws ZferryError `git-failed` naming an object that is missing or no blob
+ */
+export async function blobSizes(git: Git, ids: Iterable<string>): Promise<Map<string, number>> {
+  const sizes = new Map<string, number>();
+  const output = await git.run(["cat-file", "--batch-check"], {
+    input: [...ids].map((id) => `${id}\n`).join(""),
+  });
+  for (const line of output.toString("latin1").split("\n").slice(0, -1)) {
+    const [id = "", type, size] = line.split(" ");
+    if (type !== "blob") {
+      throw new ZferryError("git-failed", `git object ${id} is ${type ?? "unknown"}, not a blob`, {
+        details: { id },
+      });
+    }
+    sizes.set(id, Number(size));
+  }
+  return sizes;
+}
+
+/**
+ * Reads blobs in the order asked, in pieces, a group of small ones with one process; the pieces of each must be read
+ * before the next is asked for.
+ */
+export async function* readBlobs(
+  git: Git,
+  ids: readonly string[],
+): AsyncGenerator<{
+  readonly id: string;
+  readonly pieces: AsyncIterable<Uint8Array> | Iterable<Uint8Array>;
+}> {
+  const sizes = await blobSizes(git, new Set(ids));
+  let group: string[] = [];
+  let bytes = 0;
+  for (const [index, id] of ids.entries()) {
+    const size = sizes.get(id) ?? 0;
+    if (size > MAX_GROUP_BYTES) {
+      yield* readGroup(git, group, bytes);
+      yield { id, pieces: git.stream(["cat-file", "blob", id]) };
+      [group, bytes] = [[], 0];
+      continue;
+    }
+    group.push(id);
+    bytes += size;
+    if (bytes >= MAX_GROUP_BYTES || index === ids.length - 1) {
+      yield* readGroup(git, group, bytes);
+      [group, bytes] = [[], 0];
+    }
+  }
+  yield* readGroup(git, group, bytes);
+}
+
+async function* readGroup(git: Git, ids: readonly string[], bytes: number) {
+  if (ids.length === 0) return;
+  const output = await git.run(["cat-file", "--batch"], {
+    input: ids.map((id) => `${id}\n`).join(""),
+    maxOutputBytes: bytes + 100 * ids.length,
+  });
+  let at = 0;
+  for (const id of ids) {
+    const header = output.indexOf("\n", at);
+    const size = Number(output.toString("latin1", at, header).split(" ")[2]);
+    yield { id, pieces: [output.subarray(header + 1, header + 1 + size)] };
+    at = header + 1 + size + 1;
+  }
+}

@@ -1,0 +1,100 @@
+import { constants } from "node:fs";
+import { open, readdir, rm } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { ZferryError } from "../errors.js";
+import { parsePublicKey, parseSecretKey, type PublicKey, type SecretKey } from "../trust/minisign.js";
+
+const MAX_KEY_FILE_BYTES = 64 << 10;
+
+/** Reads a small file whole. A missing one, or one that is no regular file or larger, is an error that names it. */
+export async function readSmallFile(path: string, what: string, limit = MAX_KEY_FILE_BYTES): Promise<Buffer> {
+  try {
+    const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    try {
+      const stat = await file.stat();
+      if (!stat.isFile()) throw new Error("is not a regular file");
+      if (stat.size > limit) throw new Error(`has ${stat.size} bytes, the limit is ${limit}`);
+      return await file.readFile();
+    } finally {
+      await file.close();
+    }
+  } catch (error) {
+    const missing = (error as NodeJS.ErrnoException).code === "ENOENT";
+    throw new ZferryError(
+      "io-failed",
+      `${what} ${path}: ${missing ? "there is no such file" : (error as Error).message}`,
+      {
+        details: { file: path },
+        cause: error,
+      },
+    );
+  }
+}
+
+/** A passphrase is the first line of its file. */
+export async function readPassphraseFile(path: string): Promise<string> {
+  const text = (await readSmallFile(path, "password file")).toString("utf8");
+  return text.split(/\r?\n/, 1)[0] ?? "";
+}
+
+export async function readSecretKey(
+  path: string,
+  passwordFile: string | undefined,
+  ask: (prompt: string) => Promise<string>,
+): Promise<SecretKey> {
+  const bytes = await readSmallFile(path, "secret key");
+  const passphrase = (): Promise<string> =>
+    passwordFile === undefined ? ask(`passphrase for ${path}`) : readPassphraseFile(passwordFile);
+  return parseSecretKey(bytes, path, passphrase);
+}
+
+export const readPublicKey = async (path: string): Promise<PublicKey> =>
+  parsePublicKey(await readSmallFile(path, "public key"), path);
+
+/**
+ * All `*.pub` files of a folder, as a site trusts them.
+ * @throws ZferryError `not-configured` when there is no folder or no key in it
+ */
+export async function readKeyFolder(path: string): Promise<PublicKey[]> {
+  const names = await readdir(path).catch(() => [] as string[]);
+  const keys = names.filter((name) => name.endsWith(".pub") && !name.startsWith(".")).sort();
+  if (keys.length === 0) {
+    throw new ZferryError("not-configured", `${path}: there is no public key (*.pub)`, {
+      details: { folder: path },
+      hint: "copy the publisher's public key there, or name one with --key",
+    });
+  }
+  return Promise.all(keys.map((name) => readPublicKey(join(path, name))));
+}
+
+/** Writes files that must not exist yet, all or none of them, and flushes them to the disk. */
+export async function writeNewFiles(
+  files: readonly { readonly path: string; readonly bytes: Uint8Array; readonly mode: number }[],
+): Promise<void> {
+  const written: string[] = [];
+  try {
+    for (const { path, bytes, mode } of files) {
+      const file = await open(path, "wx", mode);
+      written.push(path);
+      try {
+        await file.writeFile(bytes);
+        await file.sync();
+      } finally {
+        await file.close();
+      }
+    }
+    const folder = await open(dirname(files[0]?.path ?? "."), "r");
+    await folder.sync().finally(() => folder.close());
+  } catch (error) {
+    await Promise.all(written.map((path) => rm(path, { force: true })));
+    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+    const { path } = files[written.length] ?? { path: "" };
+    throw new ZferryError(
+      "output-exists",
+      `${path}: there is such a file already, and keys are never overwritten`,
+      {
+        details: { file: path },
+      },
+    );
+  }
+}

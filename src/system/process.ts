@@ -1,0 +1,173 @@
+import { execa } from "execa";
+import { ZferryError } from "../errors.js";
+
+/** What a started program left: its exit status (null when a signal ended it), output and the end of its errors. */
+export interface ProcessResult {
+  readonly status: number | null;
+  readonly signal: string | null;
+  readonly stdout: Buffer;
+  readonly stderr: string;
+}
+
+export interface ProcessOptions {
+  /** Given to standard input, which is otherwise empty. */
+  readonly input?: Uint8Array | string;
+  /** Added to the environment; `undefined` removes a variable. */
+  readonly env?: Readonly<Record<string, string | undefined>>;
+  readonly cwd?: string;
+  /** The most that standard output may hold, in bytes; more is an error. Default 64 MiB. */
+  readonly maxOutputBytes?: number;
+}
+
+const DEFAULT_MAX_OUTPUT_BYTES = 64 << 20;
+const MAX_ERROR_BYTES = 16 << 10;
+const PIPE_CLOSED = new Set(["EPIPE", "ABORT_ERR", "ERR_STREAM_PREMATURE_CLOSE"]);
+
+const commonOptions = (options: ProcessOptions) => ({
+  // Messages are parsed and quoted: they must not depend on the user's language.
+  env: { LC_ALL: "C", LANGUAGE: undefined, ...options.env },
+  ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
+  reject: false as const,
+  encoding: "buffer" as const,
+  stripFinalNewline: false,
+});
+
+function startFailure(
+  file: string,
+  error: { code?: string | undefined; shortMessage?: string | undefined },
+): ZferryError | undefined {
+  if (error.code === "ENOENT") {
+    return new ZferryError("not-configured", `cannot run ${file}: there is no such program`, {
+      hint: `install the package that has ${file}, or put its folder into PATH`,
+      details: { program: file },
+    });
+  }
+  if (error.code !== undefined && !PIPE_CLOSED.has(error.code)) {
+    return new ZferryError("io-failed", `cannot run ${file}: ${error.shortMessage ?? error.code}`, {
+      details: { program: file, reason: error.code },
+    });
+  }
+  return undefined;
+}
+
+/** What execa tells of a process that ended, or never started. */
+interface Ended {
+  readonly code?: string | undefined;
+  readonly shortMessage?: string | undefined;
+  readonly exitCode?: number | undefined;
+  readonly signal?: string | undefined;
+  readonly stdout?: Uint8Array | undefined;
+  readonly stderr?: Uint8Array | undefined;
+}
+
+function resultOf(file: string, ended: Ended): ProcessResult {
+  // A pipe that one side closed early is an error to execa too; only a program that never ran has no such end.
+  const failure =
+    ended.exitCode === undefined && ended.signal === undefined ? startFailure(file, ended) : undefined;
+  if (failure !== undefined) throw failure;
+  return {
+    status: ended.exitCode ?? null,
+    signal: ended.signal ?? null,
+    stdout: Buffer.from(ended.stdout ?? []),
+    stderr: tail(ended.stderr ?? new Uint8Array()),
+  };
+}
+
+const tail = (bytes: Uint8Array): string =>
+  Buffer.from(bytes.subarray(Math.max(0, bytes.length - MAX_ERROR_BYTES)))
+    .toString("utf8")
+    .trim();
+
+/**
+ * Runs a program to its end, without a shell. The exit status is the caller's to judge.
+ * @throws ZferryError `not-configured` when there is no such program, `io-failed` when it cannot be started or
+ * prints more than `maxOutputBytes`.
+ */
+export async function run(
+  file: string,
+  args: readonly string[],
+  options: ProcessOptions = {},
+): Promise<ProcessResult> {
+  const maxBuffer = options.maxOutputBytes ?? DEFAULT_MAX_OUTPUT_BYTES;
+  const result = await execa(file, args, {
+    ...commonOptions(options),
+    input: options.input ?? "",
+    maxBuffer,
+  });
+  if (result.isMaxBuffer) {
+    throw new ZferryError("io-failed", `${file} printed more than ${maxBuffer} bytes`, {
+      details: { program: file, limit: maxBuffer },
+    });
+  }
+  return resultOf(file, result);
+}
+
+/** A running program whose output is read as it comes. */
+export interface ProcessOutput {
+  readonly stdout: AsyncIterable<Uint8Array>;
+  /** Waits for the end; to be called after `stdout` was read to its end, or after `kill`. */
+  finish(): Promise<ProcessResult>;
+  kill(): void;
+}
+
+/** A running program that is fed by `write`, each call resolving when the program has room for more. */
+export interface ProcessInput {
+  /** Resolves to false once the program no longer reads: then `finish` tells why. */
+  write(bytes: Uint8Array): Promise<boolean>;
+  /** Closes the program's input and waits for its end. */
+  finish(): Promise<ProcessResult>;
+  /** Ends the program without the end of input, so that it cannot take what it has for the whole. */
+  kill(): Promise<ProcessResult>;
+}
+
+/** Starts a program to read its output. */
+export function startReading(
+  file: string,
+  args: readonly string[],
+  options: ProcessOptions = {},
+): ProcessOutput {
+  const subprocess = execa(file, args, {
+    ...commonOptions(options),
+    stdin: "ignore",
+    buffer: { stdout: false },
+    maxBuffer: { stderr: 1 << 20 },
+  });
+  return {
+    stdout: subprocess.stdout,
+    finish: () => subprocess.then((result) => resultOf(file, result)),
+    kill: () => subprocess.kill("SIGTERM"),
+  };
+}
+
+/** Starts a program to write to its input. */
+export function startWriting(
+  file: string,
+  args: readonly string[],
+  options: ProcessOptions = {},
+): ProcessInput {
+  const subprocess = execa(file, args, {
+    ...commonOptions(options),
+    stdin: "pipe",
+    stdout: "ignore",
+    maxBuffer: { stderr: 1 << 20 },
+  });
+  const { stdin } = subprocess;
+  let broken = false;
+  stdin.on("error", () => (broken = true));
+  return {
+    write: (bytes) =>
+      new Promise((resolve) => {
+        if (broken || stdin.destroyed) return resolve(false);
+        stdin.write(bytes, (error) => resolve(error == null));
+      }),
+    finish: () => {
+      stdin.end();
+      return subprocess.then((result) => resultOf(file, result));
+    },
+    kill: () => {
+      // The signal must come before the pipe closes: a receive that sees the end of input may call it complete.
+      subprocess.kill("SIGKILL");
+      return subprocess.then((result) => resultOf(file, result));
+    },
+  };
+}

@@ -1,0 +1,207 @@
+import { ZferryError, type ErrorCode } from "../errors.js";
+import {
+  run,
+  startReading,
+  startWriting,
+  type ProcessInput,
+  type ProcessOutput,
+  type ProcessResult,
+} from "./process.js";
+
+/** A snapshot of a dataset. Guids identify; names differ between pools. */
+export interface Snapshot {
+  readonly dataset: string;
+  /** Without the dataset and `@`. */
+  readonly name: string;
+  /** Decimal. */
+  readonly guid: string;
+}
+
+export const fullName = ({ dataset, name }: Pick<Snapshot, "dataset" | "name">): string =>
+  `${dataset}@${name}`;
+
+/** What zfs prints for errors that say something of their own; the rest is `zfs-failed` with zfs's own words. */
+const KNOWN_FAILURES: readonly {
+  readonly pattern: RegExp;
+  readonly code: ErrorCode;
+  readonly hint?: string;
+}[] = [
+  {
+    pattern: /permission denied|must be superuser|operation not permitted/i,
+    code: "not-permitted",
+    hint: "run it as root",
+  },
+  {
+    pattern: /out of space|no space left|quota exceeded/i,
+    code: "no-space",
+    hint: "free space in the pool, or raise the quota",
+  },
+  {
+    pattern: /\/dev\/zfs|modules are not loaded|modules cannot be auto-loaded/i,
+    code: "not-configured",
+    hint: "load the zfs module: modprobe zfs",
+  },
+  { pattern: /has been modified/i, code: "base-modified" },
+  { pattern: /does not match incremental source/i, code: "base-missing" },
+  {
+    pattern: /dataset is busy|pool or dataset is busy/i,
+    code: "site-busy",
+    hint: "see who uses the dataset, then try again",
+  },
+  {
+    pattern: /encryption key.*(unloaded|not loaded)|key.*must be loaded/i,
+    code: "dataset-unsuitable",
+    hint: "load the key first: zfs load-key",
+  },
+];
+
+/** The error for a zfs command that failed. */
+export function zfsFailure(what: string, result: ProcessResult): ZferryError {
+  const ended = result.status === null ? `ended by ${result.signal}` : `exit status ${result.status}`;
+  const known = KNOWN_FAILURES.find(({ pattern }) => pattern.test(result.stderr));
+  // zfs says this for every EINVAL of a resumable receive; it is hardly ever the cause.
+  const words = result.stderr.replace(
+    /kernel modules must be upgraded to receive this stream\.?/,
+    "the stream was refused",
+  );
+  return new ZferryError(known?.code ?? "zfs-failed", `${what}: ${words || ended}`, {
+    details: { stderr: result.stderr, ended },
+    ...(known?.hint === undefined ? {} : { hint: known.hint }),
+  });
+}
+
+async function zfs(args: readonly string[]): Promise<string> {
+  const result = await run("zfs", args);
+  if (result.status !== 0) throw zfsFailure(`zfs ${args.join(" ")}`, result);
+  return result.stdout.toString("utf8");
+}
+
+const rows = (output: string): string[][] =>
+  output
+    .split("\n")
+    .filter((line) => line !== "")
+    .map((line) => line.split("\t"));
+
+/**
+ * A dataset's snapshots, oldest first.
+ * @throws ZferryError `zfs-failed` when there is no such dataset
+ */
+export async function listSnapshots(dataset: string): Promise<Snapshot[]> {
+  const output = await zfs([
+    "list",
+    "-H",
+    "-p",
+    "-t",
+    "snapshot",
+    "-o",
+    "name,guid",
+    "-s",
+    "createtxg",
+    "-d",
+    "1",
+    dataset,
+  ]);
+  return rows(output).map(([name = "", guid = ""]) => ({
+    dataset,
+    name: name.slice(name.indexOf("@") + 1),
+    guid,
+  }));
+}
+
+/** Properties as `zfs get -p` prints them; one that a dataset does not have is "-". */
+export async function getProperties<Name extends string>(
+  dataset: string,
+  names: readonly Name[],
+): Promise<Record<Name, string>> {
+  const output = await zfs(["get", "-H", "-p", "-o", "property,value", names.join(","), dataset]);
+  const values = Object.fromEntries(rows(output).map(([name = "", value = ""]) => [name, value]));
+  return values as Record<Name, string>;
+}
+
+/** Pool features that are enabled or active, without `feature@`. */
+export async function poolFeatures(pool: string): Promise<Set<string>> {
+  const result = await run("zpool", ["get", "-H", "-p", "-o", "property,value", "all", pool]);
+  if (result.status !== 0) throw zfsFailure(`zpool get ${pool}`, result);
+  const features = rows(result.stdout.toString("utf8"))
+    .filter(([name = "", value = ""]) => name.startsWith("feature@") && value !== "disabled")
+    .map(([name = ""]) => name.slice("feature@".length));
+  return new Set(features);
+}
+
+export async function poolHealth(pool: string): Promise<string> {
+  const result = await run("zpool", ["list", "-H", "-o", "health", pool]);
+  if (result.status !== 0) throw zfsFailure(`zpool list ${pool}`, result);
+  return result.stdout.toString("utf8").trim();
+}
+
+/** All of them in one transaction group, or none. */
+export const takeSnapshots = async (
+  snapshots: readonly Pick<Snapshot, "dataset" | "name">[],
+): Promise<void> => void (await zfs(["snapshot", ...snapshots.map(fullName)]));
+
+/** Keeps snapshots from being destroyed. One that has the hold already is no error. */
+export async function holdSnapshots(
+  tag: string,
+  snapshots: readonly Pick<Snapshot, "dataset" | "name">[],
+): Promise<void> {
+  for (const snapshot of snapshots) {
+    const result = await run("zfs", ["hold", tag, fullName(snapshot)]);
+    if (result.status !== 0 && !/tag already exists/.test(result.stderr)) {
+      throw zfsFailure(`zfs hold ${tag} ${fullName(snapshot)}`, result);
+    }
+  }
+}
+
+/** Takes a hold away. One that is not there, or a snapshot that is gone, is no error. */
+export async function releaseSnapshot(
+  tag: string,
+  snapshot: Pick<Snapshot, "dataset" | "name">,
+): Promise<void> {
+  const result = await run("zfs", ["release", tag, fullName(snapshot)]);
+  if (result.status !== 0 && !/no such tag|does not exist/.test(result.stderr)) {
+    throw zfsFailure(`zfs release ${tag} ${fullName(snapshot)}`, result);
+  }
+}
+
+/** The form of a stream; it must not change from one increment to the next. */
+export interface SendFlags {
+  readonly largeBlocks: boolean;
+  readonly embedded: boolean;
+  readonly compressed: boolean;
+  readonly raw: boolean;
+}
+
+/** Starts `zfs send` of one snapshot, from `base` or in full. */
+export function send(target: Snapshot, base: Snapshot | undefined, flags: SendFlags): ProcessOutput {
+  return startReading("zfs", [
+    "send",
+    ...(flags.largeBlocks ? ["-L"] : []),
+    ...(flags.embedded ? ["-e"] : []),
+    ...(flags.compressed ? ["-c"] : []),
+    ...(flags.raw ? ["-w"] : []),
+    ...(base === undefined ? [] : ["-i", `@${base.name}`]),
+    fullName(target),
+  ]);
+}
+
+/** Starts a resumable `zfs receive` that mounts nothing. */
+export const receive = (target: Pick<Snapshot, "dataset" | "name">): ProcessInput =>
+  startWriting("zfs", ["receive", "-s", "-u", fullName(target)]);
+
+/** The token of an interrupted receive, or undefined. */
+export async function resumeToken(dataset: string): Promise<string | undefined> {
+  const { receive_resume_token: token } = await getProperties(dataset, ["receive_resume_token"]);
+  return token === "-" ? undefined : token;
+}
+
+/** Discards what an interrupted receive left. */
+export const abortReceive = async (dataset: string): Promise<void> =>
+  void (await zfs(["receive", "-A", dataset]));
+
+/** Whether there is such a file system or volume. */
+export async function datasetExists(dataset: string): Promise<boolean> {
+  const result = await run("zfs", ["list", "-H", "-o", "name", dataset]);
+  if (result.status === 0) return true;
+  if (/does not exist/.test(result.stderr)) return false;
+  throw zfsFailure(`zfs list ${dataset}`, result);
+}

@@ -1,0 +1,228 @@
+import { execFileSync } from "node:child_process";
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { afterAll } from "vitest";
+import { applyRoot } from "./apply.js";
+import { makeRootPart, type RootPart } from "../../src/root/diff.js";
+import { planRoot, type PlanOptions } from "../../src/root/merge.js";
+import type { RootPlan } from "../../src/root/plan.js";
+import { openRepository } from "../../src/system/git.js";
+
+if (process.getuid?.() !== 0)
+  throw new Error("these tests set owners, ACLs and capabilities: run them as root");
+
+const folder = mkdtempSync(join(tmpdir(), "zferry-test-"));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+let folders = 0;
+
+/** A new empty folder, removed when the test file ends. */
+export function newFolder(): string {
+  const path = join(folder, String((folders += 1)));
+  mkdirSync(path, { mode: 0o755 });
+  return path;
+}
+
+export const sh = (cwd: string, command: string): string =>
+  execFileSync("/bin/sh", ["-euc", command], {
+    cwd,
+    encoding: "utf8",
+    stdio: ["ignore", "pipe", "pipe"],
+    env: {
+      PATH: process.env["PATH"],
+      GIT_CONFIG_GLOBAL: "/dev/null",
+      GIT_CONFIG_NOSYSTEM: "1",
+      ...Object.fromEntries(
+        ["AUTHOR", "COMMITTER"].flatMap((who) => [
+          [`GIT_${who}_NAME`, "admin"],
+          [`GIT_${who}_EMAIL`, "admin@example.org"],
+        ]),
+      ),
+    },
+  });
+
+/** Writes files by path: a string is content, a function does what it likes with the path. */
+export type Edits = Record<string, string | Buffer | null | ((path: string) => void)>;
+
+export function edit(root: string, edits: Edits): void {
+  for (const [name, content] of Object.entries(edits)) {
+    const path = join(root, name);
+    if (content === null) {
+      rmSync(path, { recursive: true });
+      continue;
+    }
+    mkdirSync(dirname(path), { recursive: true, mode: 0o755 });
+    if (typeof content === "function") content(path);
+    else writeFileSync(path, content);
+  }
+}
+
+export const link =
+  (target: string) =>
+  (path: string): void => {
+    rmSync(path, { force: true });
+    symlinkSync(target, path);
+  };
+
+export const file =
+  (content: string, mode: number, ...commands: string[]) =>
+  (path: string): void => {
+    writeFileSync(path, content);
+    chmodSync(path, mode);
+    for (const command of commands) execFileSync("/bin/sh", ["-euc", command, "sh", path]);
+  };
+
+export const command =
+  (text: string) =>
+  (path: string): void => {
+    execFileSync("/bin/sh", ["-euc", text, "sh", path]);
+  };
+
+export const ACCOUNTS: Edits = {
+  "etc/passwd": "root:x:0:0::/root:/bin/sh\nweb:x:80:80::/:/bin/false\n",
+  "etc/group": "root:x:0:\nweb:x:80:\n",
+};
+
+/** A build host whose `/` is at `root`, with a copy of the tree for each release, as a ZFS snapshot would be. */
+export class BuildHost {
+  readonly folder = newFolder();
+  readonly root = join(this.folder, "root");
+
+  constructor() {
+    mkdirSync(this.root, { mode: 0o755 });
+    sh(this.root, "git init -q -b main");
+  }
+
+  snapshot(name: string): string {
+    return join(this.folder, "snapshots", name);
+  }
+
+  release(name: string, edits: Edits): void {
+    edit(this.root, edits);
+    sh(this.root, `git add -A && git commit -q --allow-empty -m ${name} && git tag ${name}`);
+    mkdirSync(dirname(this.snapshot(name)), { recursive: true });
+    sh(this.folder, `cp -a root snapshots/${name} && rm -rf snapshots/${name}/.git`);
+  }
+
+  async part(base: string | null, target: string, root = this.root): Promise<RootPart> {
+    return makeRootPart({
+      git: await openRepository(root),
+      base,
+      target,
+      beforeDir: base === null ? null : this.snapshot(base),
+      afterDir: this.snapshot(target),
+    });
+  }
+
+  /** A site that was cloned with its history, or has the files and a history of its own. */
+  site(release: string, history: "cloned" | "unrelated"): Site {
+    const site = new Site();
+    sh(this.folder, `cp -a snapshots/${release}/. ${site.root}`);
+    if (history === "cloned") {
+      sh(this.folder, `git clone -q --bare root ${site.root}/.git`);
+      sh(site.root, `git config core.bare false && git update-ref refs/heads/main ${release}`);
+      sh(site.root, "git reset -q");
+    } else {
+      // Something of its own from the first commit on, so that no tree of it is one of the build host's.
+      edit(site.root, { "etc/site": "site\n" });
+      sh(site.root, "git init -q -b main && git add -A && git commit -q -m site");
+    }
+    return site;
+  }
+}
+
+export class Site {
+  readonly folder: string;
+
+  constructor(folder = newFolder()) {
+    this.folder = folder;
+    mkdirSync(this.root, { mode: 0o755, recursive: true });
+    mkdirSync(this.scratch, { mode: 0o700, recursive: true });
+  }
+
+  get root(): string {
+    return join(this.folder, "root");
+  }
+
+  get scratch(): string {
+    return join(this.folder, "scratch");
+  }
+
+  commit(edits: Edits): void {
+    edit(this.root, edits);
+    sh(this.root, "git add -A && git commit -q --allow-empty -m local");
+  }
+
+  copy(): Site {
+    const folder = newFolder();
+    sh(this.folder, `cp -a root scratch ${folder}`);
+    return new Site(folder);
+  }
+
+  async plan(part: RootPart, options: Partial<PlanOptions> = {}): Promise<RootPlan> {
+    return planRoot({
+      git: await openRepository(this.root),
+      rootDir: this.root,
+      scratchDir: this.scratch,
+      ...part,
+      release: "r2",
+      date: 1_700_000_000,
+      ...options,
+    });
+  }
+
+  /** Applies a plan as an installer does. */
+  async apply(plan: RootPlan): Promise<void> {
+    await applyRoot(plan, { rootDir: this.root, scratchDir: this.scratch });
+  }
+
+  async install(part: RootPart, options: Partial<PlanOptions> = {}): Promise<RootPlan> {
+    const plan = await this.plan(part, options);
+    await this.apply(plan);
+    return plan;
+  }
+
+  /** Every file and folder with owner, permissions, attributes and content, without git's. */
+  state(): string {
+    const list = sh(
+      this.root,
+      `find . -path ./.git -prune -o ! -name . -printf '%P %y %U:%G %m %l\\n' | sort;
+       getfattr -R -h -d -m - -e hex . 2>/dev/null | sed 's/^# file: //' | awk -v RS= '!/^\\.git\\//' | sort;
+       find . -path ./.git -prune -o -type f -print0 | sort -z | xargs -0 sha1sum`,
+    );
+    return list;
+  }
+
+  /** What `git status` of an administrator says. */
+  status(): string {
+    return sh(this.root, "git status --porcelain");
+  }
+
+  leftovers(): string {
+    return sh(
+      this.root,
+      "find . -name '.zferry-*' -o -name '*.lock' -o -name 'index.zferry*'; git for-each-ref refs/zferry/pending",
+    );
+  }
+
+  git(args: string): string {
+    return sh(this.root, `git ${args}`).trim();
+  }
+
+  has(path: string): boolean {
+    return existsSync(join(this.root, path));
+  }
+
+  names(path: string): string[] {
+    return readdirSync(join(this.root, path)).sort();
+  }
+}
