@@ -1,0 +1,121 @@
+#!/usr/bin/env node
+import { readFileSync } from "node:fs";
+import { Command, CommanderError, Option } from "commander";
+import { EXIT_STATUS, ZferryError } from "./errors.js";
+import { asZferryError, errorAsJson, printable, type Environment } from "./report.js";
+import { processEnvironment } from "./system/terminal.js";
+
+/** What a file in commands/ exports: it adds arguments, options, an example and the action. */
+interface CommandModule {
+  define(command: Command, environment: () => Environment): void;
+}
+
+interface Verb {
+  readonly name: string;
+  readonly summary: string;
+  readonly load: () => Promise<CommandModule>;
+}
+
+const VERBS: readonly Verb[] = [
+  { name: "keygen", summary: "make a key pair for signing", load: () => import("./commands/keygen.js") },
+  {
+    name: "snapshot",
+    summary: "make a release on the build host",
+    load: () => import("./commands/snapshot.js"),
+  },
+  { name: "create", summary: "write a release's bundle", load: () => import("./commands/create.js") },
+  {
+    name: "verify",
+    summary: "say whether a bundle is whole and from us",
+    load: () => import("./commands/verify.js"),
+  },
+  { name: "inspect", summary: "show what is in a bundle", load: () => import("./commands/inspect.js") },
+  { name: "install", summary: "install a bundle on this site", load: () => import("./commands/install.js") },
+  {
+    name: "status",
+    summary: "show what is installed and what is under way",
+    load: () => import("./commands/status.js"),
+  },
+  {
+    name: "send",
+    summary: "write a bundle's stream to standard output",
+    load: () => import("./commands/send.js"),
+  },
+];
+
+async function main(argv: readonly string[]): Promise<number> {
+  const interrupted = new AbortController();
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
+    process.on(signal, () => interrupted.abort());
+
+  const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as {
+    version: string;
+  };
+  const program = new Command("bundle")
+    .description("Carries operating system updates on ZFS over an air gap: one signed file a release.")
+    .version(version)
+    .configureOutput({ outputError: () => undefined })
+    .addOption(new Option("--json", "print the result, or the error, as JSON"))
+    .addOption(new Option("-q, --quiet", "no progress"))
+    .exitOverride();
+
+  const options = (): { json: boolean; quiet: boolean } => {
+    const { json = false, quiet = false } = program.opts<{ json?: boolean; quiet?: boolean }>();
+    return { json, quiet };
+  };
+  const [first, second] = argv.filter((argument) => !argument.startsWith("-"));
+  const wanted = first === "help" ? second : first;
+  for (const { name, summary, load } of VERBS) {
+    const command = program.command(name).description(summary).exitOverride();
+    // Only the verb that runs is loaded.
+    if (name === wanted)
+      (await load()).define(command, () => processEnvironment(options(), interrupted.signal));
+    command
+      .addOption(
+        new Option("--json", "print the result, or the error, as JSON").default(undefined).hideHelp(),
+      )
+      .addOption(new Option("-q, --quiet", "no progress").hideHelp())
+      .hook("preAction", () => {
+        const own = command.opts<{ json?: boolean; quiet?: boolean }>();
+        if (own.json) program.setOptionValue("json", true);
+        if (own.quiet) program.setOptionValue("quiet", true);
+      });
+  }
+
+  try {
+    await program.parseAsync(argv, { from: "user" });
+    return 0;
+  } catch (error) {
+    if (error instanceof CommanderError && error.exitCode === 0) return 0;
+    const known = error instanceof CommanderError ? usageError(error, wanted) : asZferryError(error);
+    const told =
+      interrupted.signal.aborted && known.code !== "interrupted"
+        ? new ZferryError("interrupted", "interrupted", { cause: error })
+        : known;
+    reportError(told, argv.includes("--json"));
+    return EXIT_STATUS[told.code];
+  }
+}
+
+function usageError({ code, message }: CommanderError, verb: string | undefined): ZferryError {
+  // Commander gives its help code to a command line without a verb, and has shown the help.
+  const fault =
+    code === "commander.help"
+      ? "a command is missing"
+      : message.replace(/^error: /, "").replaceAll("\n", " ");
+  const known = VERBS.some(({ name }) => name === verb);
+  return new ZferryError("usage", fault, { hint: `bundle ${known ? `${verb} ` : ""}--help shows how` });
+}
+
+function reportError(error: ZferryError, json: boolean): void {
+  if (json) {
+    process.stderr.write(`${JSON.stringify(errorAsJson(error))}\n`);
+    return;
+  }
+  const lines = [`bundle: ${error.message}`, ...(error.hint === undefined ? [] : [`  ${error.hint}`])];
+  process.stderr.write(lines.map((line) => `${printable(line)}\n`).join(""));
+  if (error.code === "unexpected")
+    process.stderr.write("  this is a fault of zferry itself; please report it\n");
+}
+
+process.exitCode = await main(process.argv.slice(2));

@@ -1,0 +1,193 @@
+import type { Command } from "commander";
+import type { ZodType } from "zod";
+import { packBundle, type PackOptions } from "../build/pack.js";
+import { releaseInputs } from "../build/release.js";
+import { MAX_LEVEL, MIN_LEVEL } from "../bundle/frame.js";
+import {
+  describeIssue,
+  productName,
+  releaseName,
+  releaseNotes,
+  roleName,
+  sequenceNumber,
+} from "../bundle/manifest.js";
+import { ZferryError } from "../errors.js";
+import { formatBytes, printable, type Environment } from "../report.js";
+import { createBundleFile } from "../system/bundle-file.js";
+import { readSecretKey } from "../system/key-files.js";
+import { readBuildConfig } from "../system/settings.js";
+import { readStreamFile, untilAborted } from "../system/stream-file.js";
+import { describeStreams, repeatable } from "./summary.js";
+
+interface CreateOptions {
+  readonly base?: string;
+  readonly target?: string;
+  readonly output?: string;
+  readonly stream?: readonly string[];
+  readonly product?: string;
+  readonly release?: string;
+  readonly sequence?: string;
+  readonly key?: string;
+  readonly passwordFile?: string;
+  readonly level?: string;
+  readonly chunkMib?: string;
+  readonly notes?: string;
+  readonly expiresDays?: string;
+  readonly config?: string;
+}
+
+export function define(command: Command, environment: () => Environment): void {
+  command
+    .option(
+      "-b, --base <release>",
+      "the release that sites have (without it: a full bundle, a new site's first)",
+    )
+    .option("-t, --target <release>", "the release that they get")
+    .option("-o, --output <file>", "the bundle to write (default: <product>-<release>.bundle)")
+    .option(
+      "-s, --stream <role=file>",
+      "pack a recorded stream, - for standard input; can be repeated",
+      repeatable,
+    )
+    .option("--product <name>", "with --stream: the product")
+    .option("--release <name>", "with --stream: the release's name")
+    .option("--sequence <number>", "with --stream: the release's sequence number")
+    .option("-k, --key <file>", "the secret key that signs")
+    .option("--password-file <file>", "take the key's passphrase from the first line of a file")
+    .option("-l, --level <number>", `zstd level, ${MIN_LEVEL} to ${MAX_LEVEL} (default: 9)`)
+    .option("--chunk-mib <number>", "raw size of a chunk in MiB, 1 to 32 (default: 8)")
+    .option("--notes <text>", "release notes")
+    .option("--expires-days <number>", "sites refuse the bundle this long after its creation")
+    .option("--config <file>", "the build host's configuration (default: /etc/zferry/build.toml)")
+    .addHelpText(
+      "after",
+      "\nExamples:\n  bundle create --base R1 --target R2 -o R2.bundle" +
+        "\n  zfs send -i @R1 tank/usr@R2 | bundle create --stream usr=- --product demo --release R2 --sequence 2 --key release.key -o R2.bundle",
+    )
+    .action((options: CreateOptions) => runCreate(options, environment()));
+}
+
+/** Writes a bundle: from two releases of this build host, or from streams that were recorded earlier. */
+export async function runCreate(options: CreateOptions, env: Environment): Promise<void> {
+  const { stream } = options;
+  const what = stream === undefined ? await hostInputs(options) : recordedInputs(options, stream, env);
+  const output = options.output ?? `${what.product}-${what.release.name}.bundle`;
+  const file = await createBundleFile(output, env.signal);
+  try {
+    const key = await readSecretKey(what.keyPath, what.passwordFile, (prompt) => env.askPassphrase(prompt));
+    const { manifest, bytes } = await packBundle({ ...what, key }, file, env.progress, env.signal);
+    const raw = manifest.streams.reduce((sum, { rawBytes }) => sum + rawBytes, 0);
+    if (env.json) {
+      return await env.write(`${JSON.stringify({ file: output, bytes, keyId: key.keyId, manifest })}\n`);
+    }
+    const { product, release } = manifest;
+    const line =
+      `${output}: ${product} release ${release.name} (${release.sequence}), ${describeStreams(manifest)}, ` +
+      `${formatBytes(bytes)} for ${formatBytes(raw)} of streams, signed by ${key.keyId}`;
+    await env.write(`${printable(line)}\n`);
+  } finally {
+    env.progress.end();
+    await file.discard();
+  }
+}
+
+type Inputs = Omit<PackOptions, "key"> & {
+  readonly keyPath: string;
+  readonly passwordFile: string | undefined;
+};
+
+const needed = (value: string | undefined, option: string): string => {
+  if (value === undefined)
+    throw new ZferryError("usage", `${option} is missing`, { hint: "--help shows how" });
+  return value;
+};
+
+/** An option's value, checked by the schema of the field that it becomes. */
+function checked<Value>(schema: ZodType<Value>, value: unknown, option: string): Value {
+  const parsed = schema.safeParse(value);
+  if (parsed.success) return parsed.data;
+  throw new ZferryError("usage", `${option} ${JSON.stringify(value)}: ${describeIssue(parsed.error)}`);
+}
+
+function wholeNumber(
+  value: string | undefined,
+  option: string,
+  least: number,
+  most: number,
+): number | undefined {
+  if (value === undefined) return undefined;
+  const number = /^[0-9]{1,16}$/.test(value) ? Number(value) : NaN;
+  if (number >= least && number <= most) return number;
+  throw new ZferryError("usage", `${option}: ${value} is not a whole number from ${least} to ${most}`);
+}
+
+const packing = (
+  options: CreateOptions,
+  defaults: { level: number; chunkMib: number; expiresDays?: number | undefined },
+) => ({
+  level: wholeNumber(options.level, "--level", MIN_LEVEL, MAX_LEVEL) ?? defaults.level,
+  chunkBytes: (wholeNumber(options.chunkMib, "--chunk-mib", 1, 32) ?? defaults.chunkMib) << 20,
+  expiresDays: wholeNumber(options.expiresDays, "--expires-days", 1, 36_500) ?? defaults.expiresDays,
+  notes: options.notes === undefined ? undefined : checked(releaseNotes, options.notes, "--notes"),
+  passwordFile: options.passwordFile,
+});
+
+function recordedInputs(options: CreateOptions, recorded: readonly string[], env: Environment): Inputs {
+  if (options.base !== undefined || options.target !== undefined) {
+    throw new ZferryError(
+      "usage",
+      "--stream packs a recorded stream, --base and --target this host's releases",
+    );
+  }
+  const streams = recorded.map((value) => {
+    const [, role, path] = /^([^=]*)=(.+)$/s.exec(value) ?? [];
+    if (role === undefined || path === undefined) {
+      throw new ZferryError("usage", `--stream ${value}: is not role=file`);
+    }
+    return {
+      role: checked(roleName, role, "--stream"),
+      source: path === "-" ? untilAborted(env.stdin, env.signal) : readStreamFile(path, env.signal),
+    };
+  });
+  if (new Set(streams.map(({ role }) => role)).size < streams.length) {
+    throw new ZferryError("usage", "--stream: a role is given twice");
+  }
+  const sequence = wholeNumber(
+    needed(options.sequence, "--sequence"),
+    "--sequence",
+    1,
+    Number.MAX_SAFE_INTEGER,
+  );
+  return {
+    ...packing(options, { level: 9, chunkMib: 8 }),
+    product: checked(productName, needed(options.product, "--product"), "--product"),
+    release: {
+      name: checked(releaseName, needed(options.release, "--release"), "--release"),
+      sequence: checked(sequenceNumber, sequence, "--sequence"),
+    },
+    streams,
+    root: undefined,
+    keyPath: needed(options.key, "--key"),
+  };
+}
+
+async function hostInputs(options: CreateOptions): Promise<Inputs> {
+  for (const option of ["product", "release", "sequence"] as const) {
+    if (options[option] !== undefined) throw new ZferryError("usage", `--${option} goes with --stream only`);
+  }
+  const target = checked(releaseName, needed(options.target, "--target"), "--target");
+  const base = options.base === undefined ? undefined : checked(releaseName, options.base, "--base");
+  const config = await readBuildConfig(options.config);
+  const { create } = config;
+  return {
+    ...packing(options, {
+      level: create.level,
+      chunkMib: create.chunk_mib,
+      expiresDays: create.expires_days,
+    }),
+    passwordFile: options.passwordFile ?? create.password_file,
+    keyPath: needed(options.key ?? create.key, "--key, or key in [create] of the configuration,"),
+    product: config.product,
+    ...(await releaseInputs(config, base, target)),
+  };
+}

@@ -1,0 +1,87 @@
+import type { Command } from "commander";
+import { VerifiedBundle } from "../bundle/reader.js";
+import { installBundle, planInstall, type InstallOptions, type Plan } from "../install/install.js";
+import { fullName } from "../system/zfs.js";
+import { printable, throwIfInterrupted, type Environment } from "../report.js";
+import { openBundleFile } from "../system/bundle-file.js";
+import { readSiteConfig, siteTrust } from "../system/settings.js";
+
+interface CommandOptions {
+  readonly dryRun?: boolean;
+  readonly config?: string;
+}
+
+export function define(command: Command, environment: () => Environment): void {
+  command
+    .argument("<file>", "the bundle")
+    .option("-n, --dry-run", "do everything that changes nothing")
+    .option("--config <file>", "the site's configuration (default: /etc/zferry/site.toml)")
+    .addHelpText(
+      "after",
+      "\nExample:\n  bundle install /media/stick/R2.bundle\n\n" +
+        "After an interruption the same command goes on, or says that there is nothing to do.",
+    )
+    .action((file: string, options: CommandOptions) => runInstall(file, options, environment()));
+}
+
+/** Verifies a bundle whole, then installs it in place. */
+export async function runInstall(path: string, options: CommandOptions, env: Environment): Promise<void> {
+  const site = await readSiteConfig(options.config);
+  const trust = await siteTrust(site);
+  const file = await openBundleFile(path);
+  const step = (what: string): void => {
+    env.progress.end();
+    env.note(what);
+  };
+  try {
+    step(`verifying ${path}`);
+    const bundle = await VerifiedBundle.verify(file, trust);
+    await bundle.checkContents((done, total) => {
+      throwIfInterrupted(env.signal);
+      env.progress.update("verifying", done, total);
+    });
+    env.progress.end();
+    const install: InstallOptions = { site, now: env.now, signal: env.signal, progress: env.progress, step };
+    const plan = options.dryRun ? await planInstall(bundle, install) : await installBundle(bundle, install);
+    await env.write(env.json ? asJson(bundle, plan, options) : asText(bundle, plan, options));
+  } finally {
+    env.progress.end();
+    await file.close();
+  }
+}
+
+const outcome = (plan: Plan, options: CommandOptions): "present" | "planned" | "installed" => {
+  if (plan.present) return "present";
+  return options.dryRun ? "planned" : "installed";
+};
+
+function asJson(bundle: VerifiedBundle, plan: Plan, options: CommandOptions): string {
+  const { release, product } = bundle.manifest;
+  return `${JSON.stringify({
+    outcome: outcome(plan, options),
+    product,
+    release: { ...release, identity: bundle.identity },
+    streams: plan.streams.map(({ stream, dataset, base, received }) => ({
+      role: stream.role,
+      dataset,
+      base: base === undefined ? null : { snapshot: base.name, guid: base.guid },
+      target: stream.target,
+      received,
+    })),
+    root:
+      plan.root === undefined ? null : { changes: plan.root.changes.length, commit: plan.root.mergeCommit },
+  })}\n`;
+}
+
+function asText(bundle: VerifiedBundle, plan: Plan, options: CommandOptions): string {
+  const { release, product } = bundle.manifest;
+  const name = `${product} release ${release.name} (${release.sequence})`;
+  if (plan.present) return `${name} is installed; nothing to do\n`;
+  const lines = plan.streams.map(({ stream, dataset, base, received }) => {
+    const from = base === undefined ? "new" : `from ${fullName(base)}`;
+    return `  ${stream.role}: ${dataset}, ${from} to ${stream.target.snapshot}${received && options.dryRun ? " (received already)" : ""}`;
+  });
+  if (plan.root !== undefined) lines.push(`  /: ${plan.root.changes.length} files change`);
+  const title = options.dryRun ? `${name} would be installed; nothing was changed` : `installed ${name}`;
+  return `${[title, ...lines].map(printable).join("\n")}\n`;
+}

@@ -1,0 +1,54 @@
+import type { Command } from "commander";
+import { ZferryError } from "../errors.js";
+import type { Environment } from "../report.js";
+import { readPassphraseFile, writeNewFiles } from "../system/key-files.js";
+import { encodePublicKey, encodeSecretKey, generateKeyPair } from "../trust/minisign.js";
+
+interface KeygenOptions {
+  readonly output: string;
+  readonly password: boolean;
+  readonly passwordFile?: string;
+}
+
+export function define(command: Command, environment: () => Environment): void {
+  command
+    .requiredOption("-o, --output <name>", "write <name>.key, to be kept secret, and <name>.pub")
+    .option("--no-password", "do not encrypt the secret key")
+    .option("--password-file <file>", "take the passphrase from the first line of a file")
+    .addHelpText(
+      "after",
+      "\nExample:\n  bundle keygen -o release    # release.key stays here, release.pub goes to the sites",
+    )
+    .action((options: KeygenOptions) => runKeygen(options, environment()));
+}
+
+/** Makes a minisign key pair. */
+export async function runKeygen(options: KeygenOptions, env: Environment): Promise<void> {
+  const passphrase = options.password ? await newPassphrase(options, env) : undefined;
+  const { secretKey, publicKey } = generateKeyPair();
+  const secretPath = `${options.output}.key`;
+  const publicPath = `${options.output}.pub`;
+  await writeNewFiles([
+    { path: secretPath, bytes: await encodeSecretKey(secretKey, passphrase), mode: 0o600 },
+    { path: publicPath, bytes: encodePublicKey(publicKey), mode: 0o644 },
+  ]);
+  await env.write(
+    env.json
+      ? `${JSON.stringify({ keyId: publicKey.keyId, secretKey: secretPath, publicKey: publicPath })}\n`
+      : `key ${publicKey.keyId}: secret in ${secretPath}, public in ${publicPath}\n`,
+  );
+}
+
+async function newPassphrase(options: KeygenOptions, env: Environment): Promise<string> {
+  if (options.passwordFile !== undefined) return readPassphraseFile(options.passwordFile);
+  const passphrase = await env.askPassphrase("passphrase for the new secret key");
+  if (passphrase === "") {
+    throw new ZferryError("usage", "the passphrase is empty", {
+      hint: "for a key without one, say --no-password",
+    });
+  }
+  if ((await env.askPassphrase("the same again")) !== passphrase) {
+    throw new ZferryError("usage", "the two passphrases differ");
+  }
+  return passphrase;
+}

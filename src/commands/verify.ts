@@ -1,0 +1,47 @@
+import type { Command } from "commander";
+import { VerifiedBundle } from "../bundle/reader.js";
+import { formatBytes, printable, throwIfInterrupted, type Environment } from "../report.js";
+import { openBundleFile } from "../system/bundle-file.js";
+import { readTrust } from "../system/settings.js";
+import { describeStreams, repeatable, summaryOf } from "./summary.js";
+
+interface VerifyOptions {
+  readonly key?: readonly string[];
+  readonly config?: string;
+}
+
+export function define(command: Command, environment: () => Environment): void {
+  command
+    .argument("<file>", "the bundle")
+    .option("-k, --key <file>", "a public key that may have signed it; can be repeated", repeatable)
+    .option(
+      "--config <file>",
+      "the site's configuration, which names its key folder (default: /etc/zferry/site.toml)",
+    )
+    .addHelpText("after", "\nExample:\n  bundle verify R2.bundle --key release.pub")
+    .action((file: string, options: VerifyOptions) => runVerify(file, options, environment()));
+}
+
+/** Checks a whole bundle: signatures, then every byte. */
+export async function runVerify(path: string, options: VerifyOptions, env: Environment): Promise<void> {
+  const trust = await readTrust(options);
+  const file = await openBundleFile(path);
+  try {
+    const bundle = await VerifiedBundle.verify(file, trust);
+    await bundle.checkContents((done, total) => {
+      throwIfInterrupted(env.signal);
+      env.progress.update("verifying", done, total);
+    });
+    env.progress.end();
+    if (env.json) return await env.write(`${JSON.stringify({ verified: true, ...summaryOf(bundle) })}\n`);
+    const { release, product } = bundle.manifest;
+    const signers = bundle.signers.map(({ keyId, name }) => `${keyId} (${name})`).join(", ");
+    const line =
+      `OK ${path}: ${product} release ${release.name} (${release.sequence}), ${describeStreams(bundle.manifest)}, ` +
+      `${formatBytes(bundle.size)}, signed by ${signers}`;
+    await env.write(`${printable(line)}\n`);
+  } finally {
+    env.progress.end();
+    await file.close();
+  }
+}

@@ -1,0 +1,139 @@
+import { mkdir, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { z } from "zod";
+import { describeIssue, releaseName, roleName, sequenceNumber } from "../bundle/manifest.js";
+import { ZferryError } from "../errors.js";
+import { rootPlanSchema } from "../root/plan.js";
+import { writeFileDurably } from "../system/files.js";
+import { readSmallFile } from "../system/key-files.js";
+import { acquireLock } from "../system/lock.js";
+
+// formats/state.md: what a site keeps in its state folder.
+
+const VERSION = 1;
+const guid = z.string().regex(/^[1-9][0-9]{0,19}$/);
+const identity = z.string().regex(/^[0-9a-f]{64}$/);
+const seconds = z.int().min(0);
+
+const installedStream = z.strictObject({
+  role: roleName,
+  dataset: z.string(),
+  /** Null after a full stream. */
+  base: z.strictObject({ snapshot: z.string(), guid }).nullable(),
+  target: z.strictObject({ snapshot: z.string(), guid }),
+});
+export type InstalledStream = z.infer<typeof installedStream>;
+
+const releaseSchema = z.strictObject({
+  name: releaseName,
+  sequence: sequenceNumber,
+  /** SHA-256 of the bundle's `SHA256SUMS`. */
+  identity,
+});
+
+const installationSchema = z.strictObject({
+  release: releaseSchema,
+  /** The manifest's. Seconds since 1970. */
+  created: seconds,
+  /** Seconds since 1970, by the site's clock. */
+  startedAt: seconds,
+  finishedAt: seconds,
+  signers: z.array(z.string()),
+  streams: z.array(installedStream),
+  /** The site's commit of `/`; null for a bundle without a root half. */
+  commit: z.string().nullable(),
+});
+export type Installation = z.infer<typeof installationSchema>;
+
+const stateSchema = z.strictObject({
+  version: z.literal(VERSION),
+  product: z.string(),
+  /** Never decreases. */
+  highestSequence: z.int().min(0),
+  /** Newest last. */
+  installations: z.array(installationSchema),
+});
+export type SiteState = z.infer<typeof stateSchema>;
+
+const journalSchema = z.strictObject({
+  version: z.literal(VERSION),
+  release: releaseSchema,
+  startedAt: seconds,
+  /** `receiving`: `/` is as it was, but for prepared files. `writing`: every stream is received, `/` is being written. */
+  phase: z.enum(["receiving", "writing"]),
+  streams: z.array(installedStream),
+  root: rootPlanSchema.nullable(),
+});
+export type Journal = z.infer<typeof journalSchema>;
+
+const MAX_STATE_BYTES = 1 << 30;
+
+/** A site's state folder, which one process at a time may change. */
+export interface StateFolder {
+  readonly path: string;
+  readState(): Promise<SiteState | undefined>;
+  writeState(state: SiteState): Promise<void>;
+  readJournal(): Promise<Journal | undefined>;
+  writeJournal(journal: Journal): Promise<void>;
+  removeJournal(): Promise<void>;
+}
+
+/** Opens the folder for reading: nothing is made, nothing is locked. */
+export function openState(path: string): StateFolder {
+  const statePath = join(path, "state.json");
+  const journalPath = join(path, "journal.json");
+  return {
+    path,
+    readState: () => readVersioned(statePath, stateSchema),
+    writeState: async (state) => writeFileDurably(statePath, `${JSON.stringify(state, null, 2)}\n`, 0o600),
+    readJournal: () => readVersioned(journalPath, journalSchema),
+    writeJournal: async (journal) => writeFileDurably(journalPath, `${JSON.stringify(journal)}\n`, 0o600),
+    removeJournal: () => rm(journalPath, { force: true }),
+  };
+}
+
+/**
+ * Opens the folder for an install, making it where there is none. The lock goes with the process that has it.
+ * @throws ZferryError `site-busy` when another process has it
+ */
+export async function lockState(path: string): Promise<StateFolder & { release(): Promise<void> }> {
+  await mkdir(path, { recursive: true, mode: 0o700 });
+  const release = await acquireLock(join(path, "lock"));
+  return { ...openState(path), release };
+}
+
+async function readVersioned<Schema extends z.ZodType>(
+  path: string,
+  schema: Schema,
+): Promise<z.infer<Schema> | undefined> {
+  const malformed = (fault: string): ZferryError =>
+    new ZferryError("journal-malformed", `${path}: ${fault}`, { details: { file: path } });
+  let bytes: Buffer;
+  try {
+    bytes = await readSmallFile(path, "state", MAX_STATE_BYTES);
+  } catch (error) {
+    const cause = error instanceof Error ? (error.cause as NodeJS.ErrnoException | undefined) : undefined;
+    if (cause?.code === "ENOENT") return undefined;
+    throw error;
+  }
+  let value: unknown;
+  try {
+    value = JSON.parse(bytes.toString("utf8"));
+  } catch (error) {
+    throw malformed(error instanceof Error ? error.message : String(error));
+  }
+  const version =
+    typeof value === "object" && value !== null && "version" in value ? value.version : undefined;
+  if (typeof version === "number" && version !== VERSION) {
+    throw new ZferryError(
+      "format-unsupported",
+      `${path} has version ${version}, this zferry reads version ${VERSION}`,
+      {
+        hint: "use the zferry that wrote it",
+      },
+    );
+  }
+  const parsed = schema.safeParse(value);
+  if (!parsed.success) throw malformed(describeIssue(parsed.error));
+  return parsed.data;
+}
