@@ -1,0 +1,543 @@
+/**
+ * The lab: a machine with a real OpenZFS, for tests, for the demonstration and for people.
+ *
+ *     const machine = await openMachine({ zfs: "2.3", disks: [{ name: "tank", size: "2G" }] });
+ *     const pool = await machine.createPool("fast");             // on a file in memory, mounted at /fast
+ *     const { stdout, stderr, status } = await machine.run("zpool create tank /dev/lab/tank && zpool list");
+ *     await machine.close();
+ *
+ * `run` may be called again while another script still runs. `bundle`, `zferry` and `node` are in the machine's PATH,
+ * and run the checkout's `dist/`, which must have been built before the machine is opened.
+ *
+ * A `Guest` can lose its power: `cut()` kills QEMU, `start()` boots it again on the same disks, and imports the pools
+ * it finds on them. What was acknowledged by a disk is kept; memory, with all that lies in /tmp, is lost.
+ */
+import { type ChildProcess, type StdioOptions } from "node:child_process";
+import { execFile, execFileSync, spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
+import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync } from "node:fs";
+import { readFileSync, readSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { constants, tmpdir } from "node:os";
+import { dirname, join, resolve } from "node:path";
+import { createInterface } from "node:readline";
+import { text } from "node:stream/consumers";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
+
+/** A release line of OpenZFS that an image can be built for. */
+export type ZfsLine = "2.1" | "2.3";
+
+/** A virtio disk of the guest; in the guest it is `/dev/lab/NAME`. */
+export interface Disk {
+  /** At most 20 of a-z, 0-9 and `-`. */
+  name: string;
+  /** As truncate(1) takes it, for instance `2G`. */
+  size: string;
+  /** The host's file to use, made if absent and kept; otherwise the disk is temporary. */
+  path?: string;
+}
+
+export interface MachineOptions {
+  /** Default: ZFERRY_LAB_ZFS, or 2.3. */
+  zfs?: ZfsLine;
+  disks?: Disk[];
+  /** In MiB. */
+  memory?: number;
+  cpus?: number;
+  /** The host's folder to share; default: a temporary one. */
+  share?: string;
+}
+
+export interface RunOptions {
+  /** Milliseconds until the script and its children are killed; default: two minutes. */
+  timeout?: number;
+  /** What the script reads from its standard input. */
+  input?: string | Uint8Array;
+  /** Added to the environment. */
+  env?: Record<string, string>;
+  /** Throw if the status is not 0; default: true. */
+  check?: boolean;
+  /** Also print the output as it comes to this process's own stdout and stderr. */
+  print?: boolean;
+}
+
+export interface RunResult {
+  stdout: string;
+  stderr: string;
+  /** 128 and the signal's number if a signal ended it. */
+  status: number;
+}
+
+export interface PoolOptions {
+  /** As truncate(1) takes it; default: 256M. */
+  size?: string;
+  /** Further arguments of `zpool create`, for instance `["-o", "feature@longname=disabled"]`. */
+  args?: string[];
+}
+
+export interface Machine {
+  /** What `zfs version` prints. */
+  readonly zfsVersion: string;
+  /** The checkout, read-only, as the machine sees it. */
+  readonly checkout: string;
+  /** A folder for files to exchange, by its path here and by its path there. */
+  readonly share: { here: string; there: string };
+  /** Runs a script by `bash -euo pipefail -c`, in root's home, as root. */
+  run(script: string, options?: RunOptions): Promise<RunResult>;
+  /** Writes a file, making its folder; `mode` as chmod(1) takes it. */
+  write(path: string, data: string | Uint8Array, mode?: string): Promise<void>;
+  read(path: string): Promise<Buffer>;
+  /** The device of one of `MachineOptions.disks`. */
+  disk(name: string): string;
+  /** Makes a pool on a file, in memory where possible; returns its name. It is mounted at `/` and its name. */
+  createPool(name: string, options?: PoolOptions): Promise<string>;
+  /** Ends everything and removes every temporary file. */
+  close(): Promise<void>;
+}
+
+/**
+ * A guest, or this machine itself, with the ZFS it has, if it has one and we are root (ZFERRY_LAB_LOCAL=0 or 1 overrules
+ * that).
+ */
+export async function openMachine(options: MachineOptions = {}): Promise<Machine> {
+  const local = process.env["ZFERRY_LAB_LOCAL"];
+  const able = existsSync("/dev/zfs") && process.getuid?.() === 0;
+  return local === "1" || (local !== "0" && able) ? new LocalMachine(options) : openGuest(options);
+}
+
+/** A guest, whatever this machine itself has. */
+export async function openGuest(options: MachineOptions = {}): Promise<Guest> {
+  const guest = new Guest(await buildImage(options.zfs ?? defaultZfs()), options);
+  try {
+    await guest.start();
+  } catch (error) {
+    await guest.close();
+    throw error;
+  }
+  return guest;
+}
+
+/** The folder of the image for a line of OpenZFS; builds it first if need be, which takes minutes, and tells so. */
+export async function buildImage(zfs: ZfsLine): Promise<string> {
+  const suite = { "2.1": "bookworm", "2.3": "bookworm-backports" }[zfs];
+  const build = spawn(join(HERE, "image.sh"), [suite], { stdio: ["ignore", "pipe", "inherit"] });
+  const [image] = await Promise.all([text(build.stdout), once(build, "exit")]);
+  if (build.exitCode !== 0) throw new Error(`no image of OpenZFS ${zfs}: test/lab/image.sh ${suite} failed`);
+  return image.trim();
+}
+
+/** ZFERRY_LAB_ZFS, or 2.3. */
+export function defaultZfs(): ZfsLine {
+  const zfs = process.env["ZFERRY_LAB_ZFS"] ?? "2.3";
+  if (zfs !== "2.1" && zfs !== "2.3") throw new Error(`ZFERRY_LAB_ZFS is ${zfs}, not 2.1 or 2.3`);
+  return zfs;
+}
+
+const HERE = dirname(fileURLToPath(import.meta.url));
+const CHECKOUT = dirname(dirname(HERE));
+
+/** What is still to be undone when this process ends. */
+const leftovers = new Set<() => void>();
+const cleanUp = () => leftovers.forEach((undo) => undo());
+
+process.once("exit", cleanUp);
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+  process.once(signal, () => {
+    cleanUp();
+    process.kill(process.pid, signal);
+  });
+}
+
+function quote(word: string): string {
+  return `'${word.replaceAll("'", `'\\''`)}'`;
+}
+
+function indent(text: string): string {
+  return text.trim().replaceAll(/^/gm, "  ");
+}
+
+/** What both kinds of machine have in common: a script is run as a job, whose files lie in a folder of its own. */
+abstract class JobMachine implements Machine {
+  abstract readonly zfsVersion: string;
+  abstract readonly checkout: string;
+  readonly share: { here: string; there: string };
+  /** Everything temporary of this machine; the folders of the jobs are in its `jobs`. */
+  protected readonly folder = mkdtempSync(join(tmpdir(), "zferry-lab-"));
+  private jobs = 0;
+
+  constructor(share: string | undefined, there?: string) {
+    leftovers.add(this.undo);
+    for (const name of ["jobs", "share"]) mkdirSync(join(this.folder, name));
+    const here = resolve(share ?? join(this.folder, "share"));
+    this.share = { here, there: there ?? here };
+  }
+
+  /** Runs the file `job` in the folder of a job; resolves to its status. */
+  protected abstract execute(job: string): Promise<number>;
+  protected abstract kill(job: string): void;
+  /** Ends all that runs; synchronous, since a process that exits calls it too. */
+  protected abstract release(): void;
+  /** The name of a pool and the file for it. */
+  protected abstract place(pool: string): [string, string];
+  abstract disk(name: string): string;
+
+  async run(script: string, options: RunOptions = {}): Promise<RunResult> {
+    const result = await this.runJob(script, options);
+    return { ...result, stdout: result.stdout.toString() };
+  }
+
+  async write(path: string, data: string | Uint8Array, mode?: string): Promise<void> {
+    const chmod = mode === undefined ? "" : `chmod ${mode} ${quote(path)}`;
+    await this.run(`mkdir -p ${quote(dirname(path))}\ncat >${quote(path)}\n${chmod}`, { input: data });
+  }
+
+  async read(path: string): Promise<Buffer> {
+    return (await this.runJob(`cat ${quote(path)}`)).stdout;
+  }
+
+  async createPool(name: string, { size = "256M", args = [] }: PoolOptions = {}): Promise<string> {
+    const [pool, file] = this.place(name);
+    const words = ["-o", "cachefile=none", ...args, pool, file].map(quote).join(" ");
+    await this.run(`truncate -s ${size} ${quote(file)}\nzpool create ${words}`);
+    return pool;
+  }
+
+  close(): Promise<void> {
+    leftovers.delete(this.undo);
+    this.undo();
+    return Promise.resolve();
+  }
+
+  private readonly undo = () => {
+    this.release();
+    rmSync(this.folder, { recursive: true, force: true });
+  };
+
+  private async runJob(script: string, options: RunOptions = {}) {
+    const { timeout = 120_000, input = "", env = {}, check = true, print = false } = options;
+    const job = String(++this.jobs);
+    const file = (name: string) => join(this.folder, "jobs", job, name);
+    const exports = Object.entries(env).map(([name, value]) => `export ${name}=${quote(value)}\n`);
+    mkdirSync(file("."));
+    writeFileSync(file("job"), `cd\n${exports.join("")}exec bash -euo pipefail -c ${quote(script)}\n`);
+    writeFileSync(file("stdin"), input);
+    writeFileSync(file("stdout"), "");
+    writeFileSync(file("stderr"), "");
+
+    const printed = print
+      ? [follow(file("stdout"), process.stdout), follow(file("stderr"), process.stderr)]
+      : [];
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => {
+        this.kill(job);
+        reject(new Error(`script took more than ${timeout} ms:\n${indent(script)}`));
+      }, timeout);
+    });
+    try {
+      const status = await Promise.race([this.execute(job), late]);
+      const stdout = readFileSync(file("stdout"));
+      const stderr = readFileSync(file("stderr"), "utf8");
+      if (check && status !== 0) {
+        throw new Error(`script ended with status ${status}:\n${indent(script)}\n${indent(stderr)}`);
+      }
+      return { stdout, stderr, status };
+    } finally {
+      clearTimeout(timer);
+      for (const stop of printed) stop();
+    }
+  }
+}
+
+/** Copies what is appended to a file, until the function that it returns is called. */
+function follow(path: string, to: NodeJS.WritableStream): () => void {
+  const file = openSync(path, "r");
+  const buffer = Buffer.alloc(65_536);
+  const copy = () => {
+    for (let count; (count = readSync(file, buffer)) > 0;) to.write(Buffer.from(buffer.subarray(0, count)));
+  };
+  const timer = setInterval(copy, 100);
+  return () => {
+    clearInterval(timer);
+    copy();
+    closeSync(file);
+  };
+}
+
+/** This machine itself. Its disks and pools are files in a temporary folder. */
+export class LocalMachine extends JobMachine {
+  readonly zfsVersion = execFileSync("zfs", ["version"], { encoding: "utf8" }).trim();
+  readonly checkout = CHECKOUT;
+  private readonly running = new Map<string, ChildProcess>();
+  private readonly pools: string[] = [];
+
+  constructor(options: MachineOptions = {}) {
+    super(options.share);
+    const cli = `#!/bin/sh\nexec ${quote(process.execPath)} ${quote(join(CHECKOUT, "dist/cli.js"))} "$@"\n`;
+    mkdirSync(join(this.folder, "bin"));
+    for (const name of ["bundle", "zferry"])
+      writeFileSync(join(this.folder, "bin", name), cli, { mode: 0o755 });
+    mkdirSync(join(this.folder, "disks"));
+    for (const { name, size, path } of options.disks ?? []) {
+      if (path !== undefined) symlinkSync(resolve(path), this.disk(name));
+      execFileSync("truncate", ["-s", size, this.disk(name)]);
+    }
+  }
+
+  disk(name: string): string {
+    return join(this.folder, "disks", name);
+  }
+
+  protected place(name: string): [string, string] {
+    const pool = `lab-${process.pid}-${name}`; // this machine has pools of its own
+    this.pools.push(pool);
+    return [pool, join(this.folder, `${name}.pool`)];
+  }
+
+  protected async execute(job: string): Promise<number> {
+    const file = (name: string, flags: string) => openSync(join(this.folder, "jobs", job, name), flags);
+    const stdio = [file("stdin", "r"), file("stdout", "a"), file("stderr", "a")];
+    const path = [join(this.folder, "bin"), dirname(process.execPath), process.env["PATH"]].join(":");
+    const child = spawn("bash", [join(this.folder, "jobs", job, "job")], {
+      detached: true,
+      env: { ...process.env, PATH: path },
+      stdio,
+    });
+    stdio.forEach(closeSync);
+    this.running.set(job, child);
+    const [status, signal] = (await once(child, "exit")) as [number | null, NodeJS.Signals | null];
+    this.running.delete(job);
+    return signal === null ? (status ?? 0) : 128 + constants.signals[signal];
+  }
+
+  protected kill(job: string): void {
+    const pid = this.running.get(job)?.pid;
+    if (pid !== undefined) process.kill(-pid, "SIGKILL");
+  }
+
+  protected release(): void {
+    for (const job of this.running.keys()) this.kill(job);
+    for (const pool of this.pools) spawnSync("zpool", ["destroy", "-f", pool]);
+  }
+}
+
+/** A QEMU guest. */
+export class Guest extends JobMachine {
+  readonly zfsVersion: string;
+  readonly checkout = "/zferry";
+  private readonly image: string;
+  private readonly options: MachineOptions;
+  private qemu: ChildProcess | undefined;
+  /** Those who wait for a job, and as `ready` who waits for the boot. */
+  private readonly waiting = new Map<string, { resolve(status: number): void; reject(error: Error): void }>();
+
+  /** `image` is what `buildImage` gave. */
+  constructor(image: string, options: MachineOptions = {}) {
+    super(options.share, "/host");
+    this.image = image;
+    this.options = options;
+    this.zfsVersion = readFileSync(join(image, "zfs-version"), "utf8").trim();
+    for (const { name, size, path } of options.disks ?? []) {
+      const file = join(this.folder, `${name}.disk`);
+      if (path !== undefined) symlinkSync(resolve(path), file);
+      if (existsSync(file)) continue;
+      execFileSync("truncate", ["-s", size, file]);
+      // `zpool create` on a whole disk would wait for udev to find the partitions that it makes.
+      execFileSync("sfdisk", ["--quiet", file], { input: "type=83" });
+    }
+    packApplication(join(this.folder, "application.sqfs"));
+  }
+
+  /** Boots the guest; resolves when it can run scripts. */
+  async start(): Promise<void> {
+    rmSync(this.consoleLog, { force: true });
+    const log = openSync(this.consoleLog, "a");
+    const qemu = await this.boot(
+      [
+        ...["-chardev", `file,id=console,path=${this.consoleLog},append=on`, "-serial", "chardev:console"],
+        ...["-device", "virtio-serial-pci", "-chardev", "stdio,id=jobs,signal=off"],
+        ...["-device", "virtserialport,chardev=jobs"],
+      ],
+      "",
+      ["pipe", "pipe", log],
+    );
+    closeSync(log);
+    qemu.stdin?.on("error", () => undefined); // a job that cannot be sent ends when the guest's death is seen
+    createInterface({ input: qemu.stdout! }).on("line", (line) => {
+      const [verb, job = "ready", status] = line.split(" ");
+      if (verb === "ready" || verb === "done") this.waiting.get(job)?.resolve(Number(status));
+    });
+    qemu.once("exit", () => {
+      const error = new Error(
+        `the guest is off; the end of its console:\n${indent(this.console().slice(-4000))}`,
+      );
+      for (const { reject } of this.waiting.values()) reject(error);
+    });
+    const timer = setTimeout(() => void qemu.kill("SIGKILL"), BOOT_TIMEOUT);
+    try {
+      await this.wait("ready");
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /** Boots the guest with a shell on this process's terminal; resolves when it is off. */
+  async shell(): Promise<void> {
+    const { rows = 24, columns = 80 } = process.stdout;
+    const qemu = await this.boot(
+      ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"],
+      `lab.shell=${rows}x${columns},${process.env["TERM"] ?? "dumb"}`,
+      "inherit",
+    );
+    await once(qemu, "exit");
+  }
+
+  /** A power cut: QEMU is killed at once. Scripts that run are rejected. */
+  async cut(): Promise<void> {
+    await this.end(() => this.qemu?.kill("SIGKILL"));
+  }
+
+  /** Unmounts what lies on pools and switches the guest off. */
+  async poweroff(): Promise<void> {
+    await this.end(() => this.tell("poweroff"));
+  }
+
+  override async close(): Promise<void> {
+    await this.cut();
+    await super.close();
+  }
+
+  /** What the guest's kernel and first process have printed since it was started. */
+  console(): string {
+    return readFileSync(this.consoleLog, "utf8");
+  }
+
+  disk(name: string): string {
+    return `/dev/lab/${name}`;
+  }
+
+  protected place(pool: string): [string, string] {
+    return [pool, `/tmp/${pool}.pool`];
+  }
+
+  protected execute(job: string): Promise<number> {
+    const status = this.wait(job);
+    this.tell(`run ${job}`);
+    return status;
+  }
+
+  protected kill(job: string): void {
+    this.tell(`kill ${job}`);
+  }
+
+  protected release(): void {
+    this.qemu?.kill("SIGKILL");
+  }
+
+  private get consoleLog(): string {
+    return join(this.folder, "console");
+  }
+
+  private tell(line: string): void {
+    this.qemu?.stdin?.write(`${line}\n`);
+  }
+
+  private async wait(job: string): Promise<number> {
+    if (this.qemu === undefined) throw new Error("the guest is off");
+    try {
+      return await new Promise((resolve, reject) => this.waiting.set(job, { resolve, reject }));
+    } finally {
+      this.waiting.delete(job);
+    }
+  }
+
+  private async end(how: () => void): Promise<void> {
+    if (this.qemu === undefined) return;
+    const exit = once(this.qemu, "exit");
+    how();
+    await exit;
+  }
+
+  private async boot(args: string[], kernelArgs: string, stdio: StdioOptions): Promise<ChildProcess> {
+    if (this.qemu !== undefined) throw new Error("the guest is on already");
+    const { memory = 3072, cpus = 2, disks = [] } = this.options;
+    const share = (tag: string, path: string, readonly: "on" | "off") => [
+      ...["-fsdev", `local,id=${tag},path=${path},security_model=none,multidevs=remap,readonly=${readonly}`],
+      ...["-device", `virtio-9p-pci,fsdev=${tag},mount_tag=${tag}`],
+    ];
+    const drive = (name: string, path: string, mode: string) => [
+      ...["-drive", `if=none,id=drive-${name},file=${path},format=raw,${mode}`],
+      ...["-device", `virtio-blk-pci,drive=drive-${name},serial=${name}`],
+    ];
+    const qemu = [
+      ...[...QEMU, "-m", String(memory), "-smp", String(cpus), ...(await accelerator(this.image))],
+      ...["-kernel", join(this.image, "vmlinux"), "-initrd", join(this.image, "initrd.gz")],
+      ...["-append", `console=ttyS0 quiet panic=-1 oops=panic mitigations=off ${kernelArgs}`],
+      ...drive("root", join(this.image, "rootfs.sqfs"), "readonly=on"), // the first, since it must be vda
+      ...drive("application", join(this.folder, "application.sqfs"), "readonly=on"),
+      ...disks.flatMap(({ name }) => drive(name, join(this.folder, `${name}.disk`), "cache=none")),
+      ...share("lab", join(HERE, "guest"), "on"),
+      ...share("zferry", CHECKOUT, "on"),
+      ...share("host", this.share.here, "off"),
+      ...share("jobs", join(this.folder, "jobs"), "off"),
+      ...["-device", "virtio-rng-pci", ...args],
+    ];
+    // QEMU must not outlive this process, however that ends.
+    const child = spawn("setpriv", ["--pdeathsig", "KILL", ...qemu], { stdio });
+    await once(child, "spawn");
+    this.qemu = child;
+    child.once("exit", () => (this.qemu = undefined));
+    return child;
+  }
+}
+
+/** Milliseconds until a guest that does not answer is given up. */
+const BOOT_TIMEOUT = 180_000;
+
+const QEMU = "qemu-system-x86_64 -nodefaults -no-reboot -display none -machine q35".split(" ");
+const KVM = "-accel kvm -cpu host".split(" ");
+/** Without AVX, which is slow to emulate. */
+const TCG = "-accel tcg,thread=multi,tb-size=512 -cpu Nehalem".split(" ");
+
+/** QEMU's arguments for the quickest way to run a guest here. ZFERRY_LAB_ACCEL is kvm, tcg or not set. */
+async function accelerator(image: string): Promise<string[]> {
+  const answer = join(image, "accelerator"); // asking takes ten seconds where /dev/kvm is there but does not work
+  let found = process.env["ZFERRY_LAB_ACCEL"];
+  if (found === undefined && existsSync(answer)) found = readFileSync(answer, "utf8");
+  if (found === undefined) {
+    found = (await kvmWorks(image)) ? "kvm" : "tcg";
+    writeFileSync(answer, found);
+  }
+  return found === "kvm" ? KVM : TCG;
+}
+
+/** Whether a kernel comes to its first process with KVM. */
+async function kvmWorks(image: string): Promise<boolean> {
+  const [command = "", ...args] = [...QEMU, ...KVM, "-m", "512", "-serial", "stdio"];
+  args.push("-kernel", join(image, "vmlinux"), "-initrd", join(image, "initrd.gz"));
+  args.push("-append", "console=ttyS0 quiet lab.probe");
+  const run = promisify(execFile)(command, args, { timeout: 10_000, killSignal: "SIGKILL" });
+  const { stdout } = await run.catch((error: { stdout?: string }) => error);
+  return stdout?.includes("lab: the kernel runs") ?? false;
+}
+
+/**
+ * Packs node, and of the checkout what an installation of zferry has, as a squashfs: loading hundreds of small modules
+ * over 9p would take seconds.
+ */
+function packApplication(file: string): void {
+  const lock = JSON.parse(readFileSync(join(CHECKOUT, "package-lock.json"), "utf8")) as {
+    packages: Record<string, { dev?: boolean }>;
+  };
+  const modules = Object.entries(lock.packages).flatMap(([path, { dev }]) => (dev ? [] : [path]));
+  const outermost = modules.filter((path) => path.split("node_modules/").length === 2);
+  const paths = ["package.json", "dist", "formats", ...outermost];
+  const present = paths.filter((path) => existsSync(join(CHECKOUT, path)));
+  const pack = `
+    tar -c --transform "s,^$(basename "$2")\$,bin/node," -C "$(dirname "$2")" "$(basename "$2")" -C "$3" "\${@:4}" |
+      sqfstar -comp lz4 -quiet -no-progress "$1"`;
+  const args = [file, process.execPath, CHECKOUT, ...present];
+  execFileSync("bash", ["-euo", "pipefail", "-c", pack, "pack", ...args], {
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+}
