@@ -1,0 +1,78 @@
+import { defaultZfs, openMachine } from "../lab/guest.js";
+import { BUILD_CONFIG, distribution, SITE_CONFIG } from "../lab/system.js";
+
+// npm run demo: two releases are made on one pool, carried as files, and installed on another pool.
+
+const started = Date.now();
+const say = (text: string): void => console.log(text);
+const chapter = (title: string): void =>
+  say(
+    `\n\u2500\u2500 ${title} ${"\u2500".repeat(Math.max(0, 90 - title.length))} ${Math.round((Date.now() - started) / 1000)} s`,
+  );
+
+chapter("a machine with ZFS");
+say(`Using this machine's ZFS if there is one, else a virtual machine with OpenZFS ${defaultZfs()}.`);
+say("Its image is built once, which takes about 8 minutes; starting it takes about 20 seconds.");
+const machine = await openMachine();
+
+/** Shows a command, runs it, shows what it prints. */
+async function show(command: string): Promise<void> {
+  say(`$ ${command}`);
+  const { stdout, stderr } = await machine.run(command);
+  for (const line of `${stderr}${stdout}`.trimEnd().split("\n")) if (line !== "") say(`    ${line}`);
+}
+
+try {
+  await show("zfs version");
+  await machine.createPool("tank");
+  await machine.createPool("rpool");
+  await machine.write("/etc/zferry/build.toml", BUILD_CONFIG);
+  await machine.write("/etc/zferry/site.toml", SITE_CONFIG);
+
+  chapter("the build host");
+  say("Pool tank. /build is the system's / (a git repository), /build/usr its /usr (a dataset of its own).");
+  await distribution(machine, "build-host");
+  await show("bundle keygen --no-password -o /root/release");
+  await show("bundle snapshot R1");
+
+  chapter("the site, far away and without a network");
+  say(
+    "Pool rpool. /site is its /, with changes of its own; /site/usr is its /usr, from release R1, read-only.",
+  );
+  await distribution(machine, "site");
+  await machine.run("install -D -m 644 /root/release.pub /etc/zferry/keys/release.pub");
+  await show("git -C /site log --oneline");
+  await show("grep -n of- /site/etc/sshd_config");
+
+  for (const number of [2, 3]) {
+    const [base, target] = [`R${number - 1}`, `R${number}`];
+    const file = `/root/${target}.bundle`;
+    chapter(`release ${target}`);
+    say(
+      "The build host updates its packages and makes a release: a commit, a tag, snapshots of both datasets at once.",
+    );
+    await distribution(machine, `change ${number}`);
+    await show(`bundle snapshot ${target} -m "packages of release ${number}"`);
+    say("One signed file holds the whole difference:");
+    await show(`bundle create --base ${base} --target ${target} -o ${file}`);
+    say(`The file travels. At the site, is it whole, and from us?`);
+    await show(`bundle verify ${file}`);
+    await show(`bundle install ${file}`);
+    say("/usr is, byte for byte, what the build host has:");
+    await show(
+      `diff <(${machine.checkout}/test/lab/distribution.sh fingerprint /build/usr/.zfs/snapshot/${target}) ` +
+        `<(${machine.checkout}/test/lab/distribution.sh fingerprint /site/usr) && echo identical`,
+    );
+    say("/ has the release's changes and the site's own:");
+    await show("grep -n of- /site/etc/sshd_config");
+    await show("git -C /site log --oneline --graph -4");
+  }
+
+  chapter("where the site is now");
+  await show("bundle status");
+  await show("bundle install /root/R3.bundle");
+  chapter("done");
+  say("To look around in such a machine: npm run lab");
+} finally {
+  await machine.close();
+}
