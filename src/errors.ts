@@ -14,7 +14,6 @@ export const EXIT_STATUS = {
   "patch-malformed": 10,
   "key-malformed": 10,
   "signature-malformed": 10,
-  "token-malformed": 10,
   "journal-malformed": 10,
   "config-malformed": 10,
   "format-unsupported": 10,

@@ -45,7 +45,7 @@ const installationSchema = z.strictObject({
 });
 export type Installation = z.infer<typeof installationSchema>;
 
-const stateSchema = z.strictObject({
+export const stateSchema = z.strictObject({
   version: z.literal(VERSION),
   product: z.string(),
   /** Never decreases. */

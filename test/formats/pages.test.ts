@@ -1,0 +1,163 @@
+import { createHash } from "node:crypto";
+import { readdirSync, readFileSync } from "node:fs";
+import { Readable } from "node:stream";
+import { extract } from "tar-stream";
+import { describe, expect, test } from "vitest";
+import { z } from "zod";
+import { parseHeader, LIMITS, SUMS_NAME } from "../../src/bundle/layout.js";
+import { manifestSchema, parseManifest } from "../../src/bundle/manifest.js";
+import { canonicalJson } from "../../src/canonical-json.js";
+import { buildSchema, parseConfig, siteSchema } from "../../src/config.js";
+import { EXIT_STATUS, ZferryError } from "../../src/errors.js";
+import { stateSchema } from "../../src/install/state.js";
+import { errorAsJson } from "../../src/report.js";
+import { blocksOf, readPage, rowsOf } from "./page.js";
+
+const example = readFileSync(new URL("../../fixtures/bundle/example.bundle", import.meta.url));
+
+async function membersOf(archive: Buffer): Promise<Map<string, Buffer>> {
+  const members = new Map<string, Buffer>();
+  for await (const entry of Readable.from([archive]).pipe(extract())) {
+    const pieces: Buffer[] = [];
+    for await (const piece of entry) pieces.push(piece as Buffer);
+    members.set(entry.header.name, Buffer.concat(pieces));
+  }
+  return members;
+}
+
+/** Bytes as `xxd` shows them: offset, hexadecimal digits, text. */
+const hexOf = (block: string): { offset: number; bytes: string }[] =>
+  block
+    .trim()
+    .split("\n")
+    .map((line) => /^([0-9a-f]{8}): ([0-9a-f ]+?) {2}/.exec(line) as RegExpExecArray)
+    .map(([, offset = "", bytes = ""]) => ({
+      offset: parseInt(offset, 16),
+      bytes: bytes.replaceAll(" ", ""),
+    }));
+
+describe("bundle.md", () => {
+  const page = readPage("bundle.md");
+
+  test("quotes the example's members, list of hashes and identity", async () => {
+    const members = await membersOf(example);
+    const [listing, , sums] = blocksOf(page, "");
+    expect(
+      listing
+        ?.trim()
+        .split("\n")
+        .map((line) => line.split(/\s+/).filter((_, at) => at === 2 || at === 5)),
+    ).toEqual([...members].map(([name, content]) => [String(content.length), name]));
+    expect(sums).toBe(members.get(SUMS_NAME)?.toString());
+    const identity = createHash("sha256")
+      .update(members.get(SUMS_NAME) ?? "")
+      .digest("hex");
+    expect(page).toContain(`\`${identity}\``);
+  });
+
+  test("quotes the example's first header and a frame, byte for byte", async () => {
+    const [, header = "", , frame = ""] = blocksOf(page, "");
+    for (const { offset, bytes } of hexOf(header)) {
+      expect(example.toString("hex", offset, offset + 16)).toBe(bytes);
+    }
+    expect(parseHeader(example.subarray(0, 512), 0).name).toBe(SUMS_NAME);
+    const objects = (await membersOf(example)).get("root/objects.pack.zst");
+    expect(
+      hexOf(frame)
+        .map(({ bytes }) => bytes)
+        .join(""),
+    ).toBe(objects?.toString("hex"));
+  });
+
+  test("has the limits of the code", () => {
+    const rows = rowsOf(page).filter(([name = ""]) => name in LIMITS);
+    expect(
+      Object.fromEntries(rows.map(([name, value = ""]) => [name, Number(value.replaceAll(",", ""))])),
+    ).toEqual(LIMITS);
+  });
+});
+
+describe("manifest.md", () => {
+  test("has the manifest of the example", async () => {
+    const [block = ""] = blocksOf(readPage("manifest.md"), "json example");
+    const stored = (await membersOf(example)).get("manifest.json");
+    expect(canonicalJson(JSON.parse(block))).toBe(stored?.toString());
+    expect(() => parseManifest(stored as Buffer)).not.toThrow();
+  });
+});
+
+describe("JSON schemas", () => {
+  test.each([
+    ["manifest.schema.json", manifestSchema],
+    ["site.schema.json", siteSchema],
+    ["build.schema.json", buildSchema],
+  ])("%s is what the code checks", (name, schema) => {
+    expect(JSON.parse(readPage(name))).toEqual(z.toJSONSchema(schema, { io: "input" }));
+  });
+});
+
+describe("configuration.md", () => {
+  const page = readPage("configuration.md");
+
+  test("has a site's configuration with every default", () => {
+    const [block = ""] = blocksOf(page, "toml site");
+    const parsed = parseConfig(siteSchema, block, "site.toml");
+    const smallest = 'product = "gentoo"\n[streams]\nusr = "rpool/SYSTEM/USR/gentoo"\n[root]\n';
+    expect(parsed).toEqual(parseConfig(siteSchema, smallest, "site.toml"));
+  });
+
+  test("has a build host's configuration with every key", () => {
+    const [block = ""] = blocksOf(page, "toml build");
+    const parsed = parseConfig(buildSchema, block, "build.toml");
+    const keys = (["root", "send", "create"] as const).flatMap((part) =>
+      Object.keys(parsed[part]).map((key) => `${part}.${key}`),
+    );
+    const listed = rowsOf(page).map(([key]) => key);
+    expect(listed).toEqual(expect.arrayContaining(keys));
+    // Every key that the code knows has its place in the example.
+    const { properties } = JSON.parse(readPage("build.schema.json")) as {
+      properties: Record<"root" | "send" | "create", { properties: object }>;
+    };
+    const known = (["root", "send", "create"] as const).flatMap((part) =>
+      Object.keys(properties[part].properties).map((key) => `${part}.${key}`),
+    );
+    expect(keys.sort()).toEqual(known.sort());
+  });
+});
+
+describe("exit-status.md", () => {
+  const page = readPage("exit-status.md");
+
+  test("has every code with its status, and no other", () => {
+    const rows = rowsOf(page).filter(
+      ([code = "", status = ""]) => /^[a-z]/.test(code) && /^[0-9]+$/.test(status),
+    );
+    expect(Object.fromEntries(rows.map(([code, status]) => [code, Number(status)]))).toEqual(EXIT_STATUS);
+  });
+
+  test("shows an error as --json prints it", () => {
+    const [block = ""] = blocksOf(page, "json error");
+    const error = new ZferryError("output-exists", "R2.bundle: there is such a file already", {
+      details: { file: "R2.bundle" },
+      hint: "remove it, or write to another name with -o",
+    });
+    expect(JSON.parse(block)).toEqual(errorAsJson(error));
+  });
+});
+
+describe("state.md", () => {
+  test("has a state that is one", () => {
+    const [block = ""] = blocksOf(readPage("state.md"), "json state");
+    expect(stateSchema.safeParse(JSON.parse(block)).error).toBeUndefined();
+  });
+});
+
+describe("README.md of formats", () => {
+  test("lists every file", () => {
+    const listed = readPage("README.md");
+    const files = readdirSync(new URL("../../formats/", import.meta.url)).filter(
+      (name) => name !== "README.md",
+    );
+    for (const file of files) expect(listed).toContain(file);
+  });
+});
