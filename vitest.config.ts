@@ -1,26 +1,27 @@
 import { defineConfig } from "vitest/config";
 
+// Real processes and real files: the limits are there for what hangs, not for what is slow.
+const limit = (milliseconds: number) => ({ testTimeout: milliseconds, hookTimeout: milliseconds });
+
 export default defineConfig({
   test: {
-    include: ["test/**/*.test.ts"],
-    // Real processes and real files: the limit is there for what hangs, not for what is slow.
-    testTimeout: 120_000,
-    hookTimeout: 120_000,
     projects: [
       {
-        extends: true,
-        test: { name: "unit", exclude: ["test/lab/**", "test/cli/**", "**/node_modules/**"] },
+        test: {
+          name: "unit",
+          include: ["test/**/*.test.ts"],
+          exclude: ["test/cli/**", "test/lab/**"],
+          ...limit(120_000),
+        },
       },
-      { extends: true, test: { name: "cli", include: ["test/cli/**/*.test.ts"] } },
+      { test: { name: "cli", include: ["test/cli/**/*.test.ts"], ...limit(120_000) } },
       {
-        extends: true,
         test: {
           name: "lab",
           include: ["test/lab/**/*.test.ts"],
-          // A guest boots in ten seconds and runs at a tenth of the speed; two at a time would not be quicker.
+          // Each file boots a guest, and an emulated one takes a processor for itself.
           fileParallelism: false,
-          testTimeout: 900_000,
-          hookTimeout: 900_000,
+          ...limit(900_000),
         },
       },
     ],
