@@ -43,7 +43,8 @@ const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 export function formatBytes(bytes: number): string {
   let value = bytes;
   let unit = 0;
-  while (value >= 1024 && unit < UNITS.length - 1) {
+  // What would be shown as 1024.0 is 1.0 of the next unit.
+  while (Math.round(value * 10) >= 10_240 && unit < UNITS.length - 1) {
     value /= 1024;
     unit += 1;
   }

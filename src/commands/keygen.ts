@@ -39,15 +39,17 @@ export async function runKeygen(options: KeygenOptions, env: Environment): Promi
   );
 }
 
-async function newPassphrase(options: KeygenOptions, env: Environment): Promise<string> {
-  if (options.passwordFile !== undefined) return readPassphraseFile(options.passwordFile);
-  const passphrase = await env.askPassphrase("passphrase for the new secret key");
+async function newPassphrase({ passwordFile }: KeygenOptions, env: Environment): Promise<string> {
+  const passphrase =
+    passwordFile === undefined
+      ? await env.askPassphrase("passphrase for the new secret key")
+      : await readPassphraseFile(passwordFile);
   if (passphrase === "") {
     throw new ZferryError("usage", "the passphrase is empty", {
       hint: "for a key without one, say --no-password",
     });
   }
-  if ((await env.askPassphrase("the same again")) !== passphrase) {
+  if (passwordFile === undefined && (await env.askPassphrase("the same again")) !== passphrase) {
     throw new ZferryError("usage", "the two passphrases differ");
   }
   return passphrase;

@@ -1,8 +1,9 @@
 import { constants } from "node:fs";
-import { open, readdir, rm } from "node:fs/promises";
+import { open, readdir, rm, type FileHandle } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { ZferryError } from "../errors.js";
 import { parsePublicKey, parseSecretKey, type PublicKey, type SecretKey } from "../trust/minisign.js";
+import { mapSystemError } from "./files.js";
 
 const MAX_KEY_FILE_BYTES = 64 << 10;
 
@@ -73,28 +74,37 @@ export async function writeNewFiles(
 ): Promise<void> {
   const written: string[] = [];
   try {
-    for (const { path, bytes, mode } of files) {
-      const file = await open(path, "wx", mode);
-      written.push(path);
-      try {
-        await file.writeFile(bytes);
-        await file.sync();
-      } finally {
-        await file.close();
-      }
+    for (const { path, bytes, mode } of files) written.push(await writeNewFile(path, bytes, mode));
+    for (const folder of new Set(files.map(({ path }) => dirname(path)))) {
+      const opened = await open(folder, "r");
+      await opened.sync().finally(() => opened.close());
     }
-    const folder = await open(dirname(files[0]?.path ?? "."), "r");
-    await folder.sync().finally(() => folder.close());
   } catch (error) {
     await Promise.all(written.map((path) => rm(path, { force: true })));
-    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-    const { path } = files[written.length] ?? { path: "" };
+    throw error;
+  }
+}
+
+async function writeNewFile(path: string, bytes: Uint8Array, mode: number): Promise<string> {
+  let file: FileHandle;
+  try {
+    file = await open(path, "wx", mode);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw mapSystemError(error, path);
     throw new ZferryError(
       "output-exists",
       `${path}: there is such a file already, and keys are never overwritten`,
-      {
-        details: { file: path },
-      },
+      { details: { file: path } },
     );
+  }
+  try {
+    await file.writeFile(bytes);
+    await file.sync();
+    return path;
+  } catch (error) {
+    await rm(path, { force: true });
+    throw mapSystemError(error, path);
+  } finally {
+    await file.close();
   }
 }

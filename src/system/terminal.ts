@@ -51,9 +51,10 @@ async function askPassphrase(prompt: string): Promise<string> {
       hint: "give the passphrase with --password-file",
     });
   }
-  process.stderr.write(`${prompt}: `);
   const muted = new Writable({ write: (_chunk, _encoding, done) => done() });
   const lines = createInterface({ input: process.stdin, output: muted, terminal: true });
+  // Not before: until then the terminal itself shows what is typed.
+  process.stderr.write(`${prompt}: `);
   try {
     return await new Promise<string>((resolve, reject) => {
       lines.once("line", resolve);

@@ -4,6 +4,7 @@ import { Readable } from "node:stream";
 import { extract } from "tar-stream";
 import { describe, expect, test } from "vitest";
 import { z } from "zod";
+import { POOL_FEATURES } from "../../src/build/pack.js";
 import { parseHeader, LIMITS, SUMS_NAME } from "../../src/bundle/layout.js";
 import { manifestSchema, parseManifest } from "../../src/bundle/manifest.js";
 import { canonicalJson } from "../../src/canonical-json.js";
@@ -11,6 +12,7 @@ import { buildSchema, parseConfig, siteSchema } from "../../src/config.js";
 import { EXIT_STATUS, ZferryError } from "../../src/errors.js";
 import { stateSchema } from "../../src/install/state.js";
 import { errorAsJson } from "../../src/report.js";
+import { FEATURES } from "../../src/stream/records.js";
 import { blocksOf, readPage, rowsOf } from "./page.js";
 
 const example = readFileSync(new URL("../../fixtures/bundle/example.bundle", import.meta.url));
@@ -83,6 +85,11 @@ describe("manifest.md", () => {
     const stored = (await membersOf(example)).get("manifest.json");
     expect(canonicalJson(JSON.parse(block))).toBe(stored?.toString());
     expect(() => parseManifest(stored as Buffer)).not.toThrow();
+  });
+
+  test("has the pool feature of each feature flag", () => {
+    const rows = rowsOf(readPage("manifest.md")).filter(([flag = ""]) => flag in FEATURES);
+    expect(Object.fromEntries(rows)).toEqual(POOL_FEATURES);
   });
 });
 

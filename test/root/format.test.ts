@@ -109,7 +109,9 @@ it("refuses other bytes for the same values", () => {
       expect.objectContaining({ code: "metadata-malformed" }),
     );
   }
-  expect(() => parseMetadata(Buffer.from(text.replace("etc/a", "etc/\xff"), "latin1"))).toThrow(/malformed/);
+  for (const path of ["etc/\xff", "etc/\\ud800"]) {
+    expect(() => parseMetadata(Buffer.from(text.replace("etc/a", path), "latin1"))).toThrow(/malformed/);
+  }
 });
 
 it("refuses another version, naming both", () => {

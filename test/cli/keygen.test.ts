@@ -1,0 +1,125 @@
+import { spawnSync } from "node:child_process";
+import { readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { describe, expect, test } from "vitest";
+import { parsePublicKey, parseSecretKey, publicKeyOf } from "../../src/trust/minisign.js";
+import { inFolder, inTerminal, run, told } from "./support.js";
+
+const folder = inFolder();
+const read = (name: string): Buffer => readFileSync(folder.file(name));
+const hasMinisign = spawnSync("minisign", ["-v"]).error === undefined;
+
+describe("bundle keygen", () => {
+  test("writes a pair of keys, the secret one for its owner's eyes only", async () => {
+    const { status, stdout, stderr } = await run(["keygen", "-o", "release", "--no-password"], {
+      cwd: folder.path,
+    });
+    const publicKey = parsePublicKey(read("release.pub"), "release.pub");
+    expect([status, stderr]).toEqual([0, ""]);
+    expect(stdout.toString()).toBe(`key ${publicKey.keyId}: secret in release.key, public in release.pub\n`);
+    const secretKey = await parseSecretKey(read("release.key"), "release.key", undefined);
+    expect(publicKeyOf(secretKey, "release.pub")).toEqual(publicKey);
+    expect(statSync(folder.file("release.key")).mode & 0o777).toBe(0o600);
+    expect(statSync(folder.file("release.pub")).mode & 0o777).toBe(0o644 & ~process.umask());
+  });
+
+  test("tells as JSON what it wrote", async () => {
+    const { stdout } = await run(["keygen", "-o", "release", "--no-password", "--json"], {
+      cwd: folder.path,
+    });
+    expect(JSON.parse(stdout.toString())).toEqual({
+      keyId: parsePublicKey(read("release.pub"), "x").keyId,
+      secretKey: "release.key",
+      publicKey: "release.pub",
+    });
+  });
+
+  test.each(["release.key", "release.pub"])("never overwrites %s, and then writes neither", async (name) => {
+    writeFileSync(folder.file(name), "mine");
+    const { status, message } = told(
+      await run(["keygen", "-o", "release", "--no-password"], { cwd: folder.path }),
+    );
+    expect([status, message]).toEqual([
+      17,
+      `${name}: there is such a file already, and keys are never overwritten`,
+    ]);
+    expect(readdirSync(folder.path)).toEqual([name]);
+    expect(read(name).toString()).toBe("mine");
+  });
+
+  test("encrypts with the first line of a password file", async () => {
+    writeFileSync(folder.file("password"), "correct horse\nand more\n");
+    const args = ["keygen", "-o", "release", "--password-file", "password"];
+    expect((await run(args, { cwd: folder.path })).status).toBe(0);
+    const secretKey = await parseSecretKey(read("release.key"), "release.key", () => "correct horse");
+    expect(secretKey.keyId).toBe(parsePublicKey(read("release.pub"), "x").keyId);
+  });
+
+  test("does not encrypt with an empty password", async () => {
+    writeFileSync(folder.file("password"), "\n");
+    const args = ["keygen", "-o", "release", "--password-file", "password"];
+    expect(told(await run(args, { cwd: folder.path }))).toMatchObject({
+      status: 2,
+      message: "the passphrase is empty",
+    });
+    expect(readdirSync(folder.path)).toEqual(["password"]);
+  });
+
+  test("asks twice on a terminal, and shows nothing of the answer", async () => {
+    const question = "passphrase for the new secret key: ";
+    const { status, screen } = await inTerminal(
+      ["keygen", "-o", "release"],
+      [
+        { question, answer: "hush hush\r" },
+        { question: "the same again: ", answer: "hush hush\r" },
+      ],
+      folder.path,
+    );
+    expect([status, screen.includes("hush")]).toEqual([0, false]);
+    await parseSecretKey(read("release.key"), "release.key", () => "hush hush");
+  });
+
+  test("refuses two passphrases that differ, and leaves no file", async () => {
+    const { status, screen } = await inTerminal(
+      ["keygen", "-o", "release"],
+      [
+        { question: "passphrase for the new secret key: ", answer: "one\r" },
+        { question: "the same again: ", answer: "two\r" },
+      ],
+      folder.path,
+    );
+    expect([status, readdirSync(folder.path)]).toEqual([2, []]);
+    expect(screen).toContain("the two passphrases differ");
+  });
+
+  test("stops at Ctrl-C in the question", async () => {
+    const { status } = await inTerminal(
+      ["keygen", "-o", "release"],
+      [{ question: "passphrase for the new secret key: ", answer: "hu\u0003" }],
+      folder.path,
+    );
+    expect([status, readdirSync(folder.path)]).toEqual([130, []]);
+  });
+
+  test("without a terminal says how to give a passphrase", async () => {
+    expect(told(await run(["keygen", "-o", "release"], { cwd: folder.path }))).toEqual({
+      status: 11,
+      message: "passphrase for the new secret key: there is no terminal to ask on",
+      hint: "give the passphrase with --password-file",
+    });
+  });
+
+  test("names the folder that is not there", async () => {
+    const { status, message } = told(
+      await run(["keygen", "-o", "none/release", "--no-password"], { cwd: folder.path }),
+    );
+    expect([status, message]).toEqual([16, "cannot open none/release.key: ENOENT"]);
+  });
+
+  test.skipIf(!hasMinisign)("makes keys that minisign signs and verifies with", async () => {
+    await run(["keygen", "-o", "release", "--no-password"], { cwd: folder.path });
+    writeFileSync(folder.file("message"), "hello");
+    const minisign = (...args: string[]) => spawnSync("minisign", args, { cwd: folder.path }).status;
+    expect(minisign("-S", "-s", "release.key", "-m", "message")).toBe(0);
+    expect(minisign("-V", "-p", "release.pub", "-m", "message")).toBe(0);
+  });
+});

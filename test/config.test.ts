@@ -1,0 +1,76 @@
+import { describe, expect, test } from "vitest";
+import { buildSchema, parseConfig, siteSchema } from "../src/config.js";
+import { ZferryError } from "../src/errors.js";
+
+const SITE = 'product = "gentoo"\n[streams]\nusr = "rpool/SYSTEM/USR/gentoo"\n';
+const BUILD = `${SITE}[root]\ndataset = "tank/BUILD/gentoo"\n`;
+
+function fault(schema: typeof siteSchema | typeof buildSchema, text: string): string {
+  try {
+    parseConfig(schema, text, "x.toml");
+  } catch (error) {
+    if (error instanceof ZferryError && error.code === "config-malformed") return error.message;
+    throw error;
+  }
+  throw new Error("was not refused");
+}
+
+describe("a site's configuration", () => {
+  test("needs a product and a stream only", () => {
+    expect(parseConfig(siteSchema, SITE, "x")).toEqual({
+      product: "gentoo",
+      trust: { keys: "/etc/zferry/keys", threshold: 1 },
+      streams: { usr: "rpool/SYSTEM/USR/gentoo" },
+      state: "/var/lib/zferry",
+    });
+  });
+
+  test.each<[string, string]>([
+    ["x.toml: product: Invalid input: expected string, received undefined", '[streams]\nusr = "p/usr"\n'],
+    ["x.toml: product: is not a product name", SITE.replace("gentoo", "Gentoo")],
+    ["x.toml: streams: Invalid input: expected record, received undefined", 'product = "gentoo"\n'],
+    ["x.toml: streams: names no dataset", 'product = "gentoo"\n[streams]\n'],
+    ["x.toml: streams.usr: is not a dataset name", SITE.replace("rpool/", "rpool//")],
+    ["x.toml: streams.usr: is not a dataset name", SITE.replace("SYSTEM", "..")],
+    ["x.toml: streams.USR: Invalid key in record", SITE.replace("usr =", "USR =")],
+    ['x.toml: Unrecognized key: "nonsense"', `nonsense = 1\n${SITE}`],
+    ['x.toml: trust: Unrecognized key: "treshold"', `${SITE}[trust]\ntreshold = 2\n`],
+    ["x.toml: trust.threshold: Too small: expected number to be >=1", `${SITE}[trust]\nthreshold = 0\n`],
+    ["x.toml: trust.keys: is not an absolute path", `${SITE}[trust]\nkeys = "keys"\n`],
+    ["x.toml: state: is not an absolute path", `state = "state"\n${SITE}`],
+  ])("%s", (expected, text) => {
+    expect(fault(siteSchema, text)).toBe(expected);
+  });
+});
+
+describe("a build host's configuration", () => {
+  test("needs the dataset of / as well", () => {
+    expect(parseConfig(buildSchema, BUILD, "x")).toEqual({
+      product: "gentoo",
+      streams: { usr: "rpool/SYSTEM/USR/gentoo" },
+      root: { path: "/", dataset: "tank/BUILD/gentoo" },
+      send: { large_blocks: false, embedded: false, compressed: false, raw: false },
+      create: { level: 9, chunk_mib: 8 },
+    });
+    expect(fault(buildSchema, SITE)).toBe("x.toml: root: Invalid input: expected object, received undefined");
+  });
+
+  test.each<[string, string]>([
+    ["x.toml: create.level: Too big: expected number to be <=22", "[create]\nlevel = 23\n"],
+    ["x.toml: create.chunk_mib: Too big: expected number to be <=32", "[create]\nchunk_mib = 33\n"],
+    ["x.toml: create.level: Invalid input: expected int, received number", "[create]\nlevel = 1.5\n"],
+    ["x.toml: send.raw: Invalid input: expected boolean, received number", "[send]\nraw = 1\n"],
+    ["x.toml: create.key: is not an absolute path", '[create]\nkey = "release.key"\n'],
+  ])("%s", (expected, text) => {
+    expect(fault(buildSchema, BUILD + text)).toBe(expected);
+  });
+});
+
+test("what is no TOML is refused with its place, in one line", () => {
+  expect(fault(siteSchema, 'product = "a"\nproduct = "b"\n')).toMatch(
+    /^x\.toml: line 2, column [0-9]+: [^\n]+$/,
+  );
+  expect(fault(siteSchema, "sequence = 99999999999999999999\n")).toMatch(
+    /^x\.toml: line 1, column [0-9]+: [^\n]+$/,
+  );
+});
