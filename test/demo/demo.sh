@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# npm run demo: a release's way from a build host to a site, on this machine's ZFS or in the lab.
+# npm run demo: a release's way from a build host to a site, in the lab.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source test/run/setup.sh

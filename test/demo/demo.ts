@@ -1,4 +1,4 @@
-import { defaultZfs, openMachine } from "../lab/guest.js";
+import { defaultZfs, openGuest } from "../lab/guest.js";
 import { BUILD_CONFIG, distribution, SITE_CONFIG } from "../lab/system.js";
 
 // npm run demo: two releases are made on one pool, carried as files, and installed on another pool.
@@ -11,9 +11,11 @@ const chapter = (title: string): void =>
   );
 
 chapter("a machine with ZFS");
-say(`Using this machine's ZFS if there is one, else a virtual machine with OpenZFS ${defaultZfs()}.`);
+say(
+  `Everything happens in a virtual machine with OpenZFS ${defaultZfs()}; this machine's own pools are not touched.`,
+);
 say("Its image is built once, which takes about 8 minutes; starting it takes about 20 seconds.");
-const machine = await openMachine();
+const machine = await openGuest();
 
 /** Shows a command, runs it, shows what it prints. */
 async function show(command: string): Promise<void> {

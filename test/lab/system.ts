@@ -1,4 +1,4 @@
-import { openMachine, type Machine } from "./guest.js";
+import { openGuest, type Machine } from "./guest.js";
 
 // A build host and a site on one machine, as distribution.sh makes them, at release R1.
 
@@ -29,7 +29,8 @@ export const distribution = (machine: Machine, command: string) =>
 
 /** Opens a machine with both pools, keys and configurations, release R1 made, and the site installed from it. */
 export async function openSystem(): Promise<Machine> {
-  const machine = await openMachine();
+  // Always a guest: the names of the pools and the paths could be a real machine's own.
+  const machine = await openGuest();
   try {
     await machine.createPool("tank");
     await machine.createPool("rpool");
