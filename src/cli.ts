@@ -56,7 +56,7 @@ async function main(argv: readonly string[]): Promise<number> {
     .version(version)
     .configureOutput({ outputError: () => undefined })
     .addOption(new Option("--json", "print the result, or the error, as JSON"))
-    .addOption(new Option("-q, --quiet", "no progress"))
+    .addOption(new Option("-q, --quiet", "no progress and no steps"))
     .exitOverride();
 
   const options = (): { json: boolean; quiet: boolean } => {
@@ -74,7 +74,7 @@ async function main(argv: readonly string[]): Promise<number> {
       .addOption(
         new Option("--json", "print the result, or the error, as JSON").default(undefined).hideHelp(),
       )
-      .addOption(new Option("-q, --quiet", "no progress").hideHelp())
+      .addOption(new Option("-q, --quiet", "no progress and no steps").hideHelp())
       .hook("preAction", () => {
         const own = command.opts<{ json?: boolean; quiet?: boolean }>();
         if (own.json) program.setOptionValue("json", true);

@@ -9,6 +9,8 @@ export interface Environment {
   note(line: string): void;
   readonly stdin: Readable;
   readonly json: boolean;
+  /** Neither progress nor steps are told; warnings are. */
+  readonly quiet: boolean;
   /** Whether standard output is a terminal. */
   readonly terminal: boolean;
   readonly now: () => Date;

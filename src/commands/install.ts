@@ -31,7 +31,7 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
   const file = await openBundleFile(path);
   const step = (what: string): void => {
     env.progress.end();
-    env.note(what);
+    if (!env.quiet) env.note(what);
   };
   try {
     step(`verifying ${path}`);

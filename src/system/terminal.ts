@@ -16,6 +16,7 @@ export function processEnvironment(
     },
     stdin: process.stdin,
     json: options.json,
+    quiet: options.quiet,
     terminal: process.stdout.isTTY === true,
     now: () => new Date(),
     signal,

@@ -1,5 +1,14 @@
 import { spawnSync } from "node:child_process";
-import { chmodSync, copyFileSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  closeSync,
+  copyFileSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { beforeEach, describe, expect, test } from "vitest";
 import { LIMITS } from "../../src/bundle/layout.js";
 import { encodePublicKey, generateKeyPair } from "../../src/trust/minisign.js";
@@ -15,7 +24,7 @@ import {
   smallStream,
   split,
 } from "../bundle/support.js";
-import { ended, errorOf, EXAMPLE, inFolder, inTerminal, PUBLIC, run, start, told } from "./support.js";
+import { CLI, ended, errorOf, EXAMPLE, inFolder, inTerminal, PUBLIC, run, start, told } from "./support.js";
 
 const folder = inFolder();
 const bundle = readFileSync(EXAMPLE);
@@ -221,6 +230,7 @@ describe("bundle inspect", () => {
     const { stdout, stderr } = await runHere("inspect", "R2.bundle", "--patch");
     expect(stdout.equals(Buffer.from(rootInput().patch))).toBe(true);
     expect(stderr).toMatch(/^NOTHING IS VERIFIED/);
+    expect((await runHere("inspect", "R2.bundle", "--patch", "--quiet")).stderr).toBe(stderr);
     expect((await runHere("inspect", "R2.bundle", "--patch", "--key", PUBLIC)).stderr).toBe("");
     put(await pack());
     expect(told(await runHere("inspect", "R2.bundle", "--patch", "--key", PUBLIC))).toMatchObject({
@@ -278,6 +288,16 @@ describe("bundle send", () => {
     expect(told(result).status).toBe(12);
     expect(result.stdout.length).toBeGreaterThan(0);
     expect(result.stdout.equals(longStream().subarray(0, result.stdout.length))).toBe(true);
+  });
+
+  test("says in a line that the disk is full", () => {
+    const full = openSync("/dev/full", "w");
+    const { status, stderr } = spawnSync(process.execPath, [CLI, "send", "R2.bundle", "--key", PUBLIC], {
+      cwd: folder.path,
+      stdio: ["ignore", full, "pipe"],
+    });
+    closeSync(full);
+    expect([status, stderr.toString()]).toEqual([16, "bundle: cannot write to standard output: ENOSPC\n"]);
   });
 
   test("says in a line that its reader has ended", async () => {

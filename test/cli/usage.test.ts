@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
 import { SITE_CONFIG_PATH } from "../../src/config.js";
 import { readPage, blocksOf } from "../formats/page.js";
@@ -94,6 +94,16 @@ describe("a site without configuration", () => {
     );
   });
 
+  test.each([
+    ["product", 'product = "Demo"\n[streams]\nusr = "p/usr"\n'],
+    ["trust.threshold", 'product = "demo"\n[streams]\nusr = "p/usr"\n[trust]\nthreshold = 0\n'],
+    ["colour", 'product = "demo"\ncolour = 1\n[streams]\nusr = "p/usr"\n'],
+  ])("names the field %s that is wrong", async (field, text) => {
+    writeFileSync(folder.file("site.toml"), text);
+    const { status, message } = told(await runHere("status", "--config", "site.toml"));
+    expect([status, message]).toEqual([10, expect.stringContaining(field)]);
+  });
+
   test("names what is wrong with one", async () => {
     writeFileSync(folder.file("site.toml"), 'product = "demo"\n[streams]\nusr = "p/usr"\nthreshold 2\n');
     const { status, message } = told(await runHere("status", "--config", "site.toml"));
@@ -101,6 +111,22 @@ describe("a site without configuration", () => {
       10,
       expect.stringMatching(/^site\.toml: line 4, column [0-9]+: Invalid TOML/),
     ]);
+  });
+});
+
+describe("bundle install", () => {
+  test("tells its steps, but not with --quiet", async () => {
+    mkdirSync(folder.file("keys"));
+    copyFileSync(PUBLIC, folder.file("keys/release.pub"));
+    writeFileSync(
+      folder.file("site.toml"),
+      `product = "demo"\n[streams]\nusr = "p/usr"\n[trust]\nkeys = "${folder.file("keys")}"\n`,
+    );
+    writeFileSync(folder.file("short.bundle"), readFileSync(EXAMPLE).subarray(0, 3_000));
+    const install = ["install", "short.bundle", "--config", "site.toml"];
+    const { status, stderr } = await runHere(...install);
+    expect([status, stderr]).toEqual([12, expect.stringMatching(/^verifying short\.bundle\nbundle: /)]);
+    expect(told(await runHere(...install, "--quiet")).status).toBe(12);
   });
 });
 
