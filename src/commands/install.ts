@@ -1,10 +1,11 @@
 import type { Command } from "commander";
-import { VerifiedBundle } from "../bundle/reader.js";
+import type { VerifiedBundle } from "../bundle/reader.js";
 import { installBundle, planInstall, type InstallOptions, type Plan } from "../install/install.js";
 import { fullName } from "../system/zfs.js";
-import { printable, throwIfInterrupted, type Environment } from "../report.js";
+import { printable, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
 import { readSiteConfig, siteTrust } from "../system/settings.js";
+import { verifyWhole } from "./verify.js";
 
 interface CommandOptions {
   readonly dryRun?: boolean;
@@ -35,12 +36,7 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
   };
   try {
     step(`verifying ${path}`);
-    const bundle = await VerifiedBundle.verify(file, trust);
-    await bundle.checkContents((done, total) => {
-      throwIfInterrupted(env.signal);
-      env.progress.update("verifying", done, total);
-    });
-    env.progress.end();
+    const bundle = await verifyWhole(file, trust, env);
     const install: InstallOptions = { site, now: env.now, signal: env.signal, progress: env.progress, step };
     const plan = options.dryRun ? await planInstall(bundle, install) : await installBundle(bundle, install);
     await env.write(env.json ? asJson(bundle, plan, options) : asText(bundle, plan, options));

@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { VerifiedBundle } from "../bundle/reader.js";
+import { VerifiedBundle, type ByteSource, type Trust } from "../bundle/reader.js";
 import { formatBytes, printable, throwIfInterrupted, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
 import { readTrust } from "../system/settings.js";
@@ -22,17 +22,27 @@ export function define(command: Command, environment: () => Environment): void {
     .action((file: string, options: VerifyOptions) => runVerify(file, options, environment()));
 }
 
+/** Checks signatures, then every byte, telling how far it is. */
+export async function verifyWhole(
+  source: ByteSource,
+  trust: Trust,
+  env: Environment,
+): Promise<VerifiedBundle> {
+  const bundle = await VerifiedBundle.verify(source, trust);
+  await bundle.checkContents((done, total) => {
+    throwIfInterrupted(env.signal);
+    env.progress.update("verifying", done, total);
+  });
+  env.progress.end();
+  return bundle;
+}
+
 /** Checks a whole bundle: signatures, then every byte. */
 export async function runVerify(path: string, options: VerifyOptions, env: Environment): Promise<void> {
   const trust = await readTrust(options);
   const file = await openBundleFile(path);
   try {
-    const bundle = await VerifiedBundle.verify(file, trust);
-    await bundle.checkContents((done, total) => {
-      throwIfInterrupted(env.signal);
-      env.progress.update("verifying", done, total);
-    });
-    env.progress.end();
+    const bundle = await verifyWhole(file, trust, env);
     if (env.json) return await env.write(`${JSON.stringify({ verified: true, ...summaryOf(bundle) })}\n`);
     const { release, product } = bundle.manifest;
     const signers = bundle.signers.map(({ keyId, name }) => `${keyId} (${name})`).join(", ");
