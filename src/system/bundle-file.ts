@@ -5,7 +5,7 @@ import { basename, dirname, join } from "node:path";
 import type { ByteSource } from "../bundle/reader.js";
 import { ZferryError } from "../errors.js";
 import { throwIfInterrupted } from "../report.js";
-import { mapSystemError } from "./files.js";
+import { mapSystemError, syncPath } from "./files.js";
 
 /** A bundle's file, open for reading. */
 export interface OpenedFile extends ByteSource {
@@ -149,8 +149,7 @@ export async function createBundleFile(path: string, signal: AbortSignal): Promi
     }
     await refuseExisting(path);
     await rename(temporary, path);
-    const opened = await open(folder, "r");
-    await opened.sync().finally(() => opened.close());
+    syncPath(folder);
   };
   return {
     append: (bytes) =>

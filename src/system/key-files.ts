@@ -3,7 +3,7 @@ import { open, readdir, rm, type FileHandle } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { ZferryError } from "../errors.js";
 import { parsePublicKey, parseSecretKey, type PublicKey, type SecretKey } from "../trust/minisign.js";
-import { mapSystemError } from "./files.js";
+import { mapSystemError, syncPath } from "./files.js";
 
 const MAX_KEY_FILE_BYTES = 64 << 10;
 
@@ -75,10 +75,7 @@ export async function writeNewFiles(
   const written: string[] = [];
   try {
     for (const { path, bytes, mode } of files) written.push(await writeNewFile(path, bytes, mode));
-    for (const folder of new Set(files.map(({ path }) => dirname(path)))) {
-      const opened = await open(folder, "r");
-      await opened.sync().finally(() => opened.close());
-    }
+    for (const folder of new Set(files.map(({ path }) => dirname(path)))) syncPath(folder);
   } catch (error) {
     await Promise.all(written.map((path) => rm(path, { force: true })));
     throw error;
