@@ -25,9 +25,9 @@ const uint64 = z
   .string()
   .regex(/^(0|[1-9][0-9]{0,19})$/, "is not a decimal number")
   .refine((digits) => digits.length < 20 || digits <= "18446744073709551615", "is over 64 bits");
-const guid = uint64.regex(/^[^0]/, "is no guid");
+export const guid = uint64.regex(/^[^0]/, "is no guid");
 const objectId = z.string().regex(/^[0-9a-f]{40}$/, "is not a git object id");
-const snapshotName = z
+export const snapshotName = z
   .string()
   .max(255)
   .regex(/^[\w.:-][\w.: -]*$/, "is not a snapshot name");

@@ -1,7 +1,15 @@
 import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
-import { describeIssue, releaseName, roleName, sequenceNumber } from "../bundle/manifest.js";
+import {
+  datasetName,
+  describeIssue,
+  guid,
+  releaseName,
+  roleName,
+  sequenceNumber,
+  snapshotName,
+} from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
 import { rootPlanSchema } from "../root/plan.js";
 import { writeFileDurably } from "../system/files.js";
@@ -11,16 +19,15 @@ import { acquireLock } from "../system/lock.js";
 // formats/state.md: what a site keeps in its state folder.
 
 const VERSION = 1;
-const guid = z.string().regex(/^[1-9][0-9]{0,19}$/);
 const identity = z.string().regex(/^[0-9a-f]{64}$/);
 const seconds = z.int().min(0);
 
 const installedStream = z.strictObject({
   role: roleName,
-  dataset: z.string(),
+  dataset: datasetName,
   /** Null after a full stream. */
-  base: z.strictObject({ snapshot: z.string(), guid }).nullable(),
-  target: z.strictObject({ snapshot: z.string(), guid }),
+  base: z.strictObject({ snapshot: snapshotName, guid }).nullable(),
+  target: z.strictObject({ snapshot: snapshotName, guid }),
 });
 export type InstalledStream = z.infer<typeof installedStream>;
 
