@@ -23,7 +23,7 @@ export function isStrongPoint(bytes: Uint8Array): boolean {
  * the equation holds without the cofactor.
  *
  * Two implementations must agree because neither does all of it: noble multiplies by the cofactor even with
- * `zip215: false`, OpenSSL takes non-canonical and small public keys, both take an R of small order.
+ * `zip215: false` and takes an R of small order; many versions of OpenSSL take every point of small order.
  */
 export async function verifyStrictly(
   publicKey: Uint8Array,

@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { sign, verify, createPublicKey } from "node:crypto";
+import { sign } from "node:crypto";
 import { verifyAsync } from "@noble/ed25519";
 import { describe, expect, test } from "vitest";
 import {
@@ -67,19 +67,14 @@ describe("speccheck", () => {
     },
   );
 
-  test("neither implementation alone refuses them all", async () => {
-    const noble = [];
-    const openssl = [];
-    for (const edge of speccheck) {
-      const [signature, message, publicKey] = [hex(edge.signature), hex(edge.message), hex(edge.pub_key)];
-      noble.push(await verifyAsync(signature, message, publicKey, { zip215: false }));
-      const spki = Buffer.concat([hex("302a300506032b6570032100"), publicKey]);
-      const key = createPublicKey({ key: spki, format: "der", type: "spki" });
-      openssl.push(verify(null, message, key, signature));
+  // Why isStrongPoint and node:crypto have a say too; what OpenSSL alone accepts depends on its version.
+  test("noble alone accepts some of them", async () => {
+    const accepted = [];
+    for (const [index, { signature, message, pub_key }] of speccheck.entries()) {
+      if (await verifyAsync(hex(signature), hex(message), hex(pub_key), { zip215: false }))
+        accepted.push(index);
     }
-    const accepts = (verdicts: boolean[]) => verdicts.flatMap((verdict, index) => (verdict ? [index] : []));
-    expect(accepts(noble)).toEqual([2, 3, 4, 5]);
-    expect(accepts(openssl)).toEqual(expect.arrayContaining([0, 1, 2, 3]));
+    expect(accepted).toEqual([2, 3, 4, 5]);
   });
 });
 
