@@ -24,6 +24,9 @@ export function define(command: Command, environment: () => Environment): void {
 
 /** Makes a minisign key pair. */
 export async function runKeygen(options: KeygenOptions, env: Environment): Promise<void> {
+  if (!options.password && options.passwordFile !== undefined) {
+    throw new ZferryError("usage", "--no-password and --password-file contradict each other");
+  }
   const passphrase = options.password ? await newPassphrase(options, env) : undefined;
   const { secretKey, publicKey } = generateKeyPair();
   const secretPath = `${options.output}.key`;

@@ -28,6 +28,13 @@ describe("bundle keygen", () => {
     expect(statSync(folder.file("release.pub")).mode & 0o777).toBe(0o644 & ~process.umask());
   });
 
+  test("refuses a password file for a key without a password, and writes nothing", async () => {
+    writeFileSync(folder.file("password"), "secret\n");
+    const args = ["keygen", "-o", "release", "--no-password", "--password-file", "password"];
+    expect(told(await run(args, { cwd: folder.path })).status).toBe(2);
+    expect(readdirSync(folder.path)).toEqual(["password"]);
+  });
+
   test("tells as JSON what it wrote", async () => {
     const { stdout } = await run(["keygen", "-o", "release", "--no-password", "--json"], {
       cwd: folder.path,
