@@ -108,7 +108,8 @@ async function makePlan(
       },
     );
   }
-  checkRelease(bundle.manifest, bundle.identity, site, state, options.now());
+  // An install that began is finished, though the bundle expired since.
+  if (journal === undefined) checkRelease(bundle.manifest, bundle.identity, site, state, options.now());
   const streams = await planStreams(bundle, site, journal !== undefined);
   const known = { state, journal, streams };
   if (journal?.phase === "writing") return { ...known, root: journal.root ?? undefined, present: false };

@@ -184,6 +184,17 @@ async function checkDataset(
   }
   if (base === undefined) return;
 
+  if (stream.features.includes("large_microzap")) {
+    // Received in place it made the kernel module panic and the pool hang: openzfs#18143, seen on 2.3.2.
+    throw new ZferryError(
+      "dataset-unsuitable",
+      `stream ${stream.role} has the feature large_microzap, which ZFS must not receive into ${dataset} in place`,
+      {
+        details: { dataset, role: stream.role },
+        hint: "the kernel can panic (openzfs#18143); start this site anew with a full bundle",
+      },
+    );
+  }
   await requireUnmodified(dataset, base, stream);
   const properties = await getProperties(dataset, ["sharenfs", "sharesmb", "keystatus"]);
   if (properties.keystatus === "unavailable") {

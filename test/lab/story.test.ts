@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { Machine } from "./guest.js";
+import { defaultZfs, type Machine } from "./guest.js";
 import {
   distribution as runDistribution,
   makeRelease as makeReleaseOf,
@@ -212,7 +212,11 @@ describe("three releases from a build host to a site", () => {
     );
     expect(await lines("bundle status")).toContain("under way: release R3");
     expect((await refused("bundle install /tmp/R2.bundle")).status).toBe(17);
+    // Also when the bundle expired in the meantime; what is not under way is then refused.
+    await machine.run("date -s '60 days'");
     expect(await lines("bundle install /tmp/R3.bundle")).toContain("installed gentoo release R3 (3)");
+    expect((await refused("bundle install /tmp/R4.bundle")).status).toBe(11);
+    await machine.run("date -s '60 days ago'");
     await expectInstalled(3);
     expect(
       await lines(
@@ -250,6 +254,24 @@ describe("three releases from a build host to a site", () => {
       await lines("git -C /build rev-parse R4^{tree}"),
     );
   });
+
+  // 2.1 has no such streams.
+  if (defaultZfs() === "2.3") {
+    it("refuses in place a stream that makes ZFS panic", async () => {
+      const stream = (name: string) =>
+        `zstd -dc ${machine.checkout}/fixtures/streams/2.3-microzap-${name}.zst`;
+      await machine.run(
+        `${stream("full")} | zfs receive -u rpool/microzap; ${stream("incr")} | bundle create --stream usr=- --product gentoo --release microzap --sequence 1 --key /root/release.key -o /tmp/microzap.bundle`,
+      );
+      const config = SITE_CONFIG.replace(SITE_USR, "rpool/microzap");
+      await machine.write("/tmp/microzap.toml", `state = "/var/lib/zferry-microzap"\n${config}`);
+      const { status, stderr } = await refused(
+        "bundle install --config /tmp/microzap.toml /tmp/microzap.bundle",
+      );
+      expect(stderr).toContain("large_microzap");
+      expect(status).toBe(17);
+    });
+  }
 
   it("sends a verified stream for zfs receive", async () => {
     await machine.run(

@@ -54,6 +54,6 @@ export async function makeRelease(machine: Machine, number: number): Promise<str
   const file = `/tmp/R${number}.bundle`;
   await distribution(machine, `change ${number}`);
   await machine.run(`bundle snapshot R${number} -m "release ${number}"`);
-  await machine.run(`bundle create --base R${number - 1} --target R${number} -o ${file}`);
+  await machine.run(`bundle create --base R${number - 1} --target R${number} --expires-days 30 -o ${file}`);
   return file;
 }
