@@ -21,13 +21,15 @@ export function canonicalJson(value: unknown): string {
 const MAX_NESTING = 32;
 
 /**
- * Parses bytes that must be exactly the canonical form of what they say.
+ * Parses bytes that must be exactly the canonical form of what they say. Their size bounds the work but not the memory:
+ * the 3 bytes of `[],` become an object. So more marks (`[`, `{` and `,` outside strings) than `maxMarks` are refused
+ * before anything is parsed.
  * @throws Error with a message for people; the caller names the file.
  */
-export function parseCanonicalJson(bytes: Uint8Array): unknown {
+export function parseCanonicalJson(bytes: Uint8Array, maxMarks: number): unknown {
+  requireBounded(bytes, maxMarks);
   const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
   const value: unknown = JSON.parse(text);
-  if (depth(value) > MAX_NESTING) throw new Error(`nested deeper than ${MAX_NESTING} levels`);
   const canonical = canonicalJson(value);
   if (canonical !== text) {
     let at = 0;
@@ -37,14 +39,29 @@ export function parseCanonicalJson(bytes: Uint8Array): unknown {
   return value;
 }
 
-function depth(value: unknown): number {
-  let level: unknown[] = [value];
-  let levels = 0;
-  while (level.length > 0 && levels <= MAX_NESTING) {
-    level = level.flatMap((item): unknown[] =>
-      typeof item === "object" && item !== null ? Object.values(item) : [],
-    );
-    levels += 1;
+function requireBounded(bytes: Uint8Array, maxMarks: number): void {
+  let marks = 0;
+  let depth = 0;
+  let quoted = false;
+  for (let at = 0; at < bytes.length; at += 1) {
+    const byte = bytes[at];
+    if (quoted) {
+      if (byte === BACKSLASH) at += 1;
+      else if (byte === QUOTE) quoted = false;
+    } else if (byte === QUOTE) {
+      quoted = true;
+    } else if (byte === COMMA) {
+      marks += 1;
+    } else if (byte === OPEN_BRACKET || byte === OPEN_BRACE) {
+      marks += 1;
+      depth += 1;
+      if (depth > MAX_NESTING) throw new Error(`nested deeper than ${MAX_NESTING} levels`);
+    } else if (byte === CLOSE_BRACKET || byte === CLOSE_BRACE) {
+      depth -= 1;
+    }
+    if (marks > maxMarks) throw new Error(`more than ${maxMarks} values`);
   }
-  return levels;
 }
+
+const [QUOTE, BACKSLASH, COMMA, OPEN_BRACKET, CLOSE_BRACKET, OPEN_BRACE, CLOSE_BRACE] =
+  Buffer.from('"\\,[]{}');

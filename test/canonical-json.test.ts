@@ -1,6 +1,8 @@
 import { describe, expect, test } from "vitest";
 import { canonicalJson, parseCanonicalJson } from "../src/canonical-json.js";
 
+const parse = (text: string | Uint8Array, maxMarks = 1000) => parseCanonicalJson(Buffer.from(text), maxMarks);
+
 describe("canonical JSON", () => {
   // RFC 8785, 3.2.2 and 3.2.3
   test("is that of the RFC's examples", () => {
@@ -36,7 +38,7 @@ describe("canonical JSON", () => {
   test.each(['{"a":1,"b":[true,null,"x",-1.5]}', '""', "[]", "{}", '{"__proto__":1}', '"\x7f"'])(
     "reads what is canonical: %s",
     (text) => {
-      expect(canonicalJson(parseCanonicalJson(Buffer.from(text)))).toBe(text);
+      expect(canonicalJson(parse(text))).toBe(text);
     },
   );
 
@@ -61,12 +63,17 @@ describe("canonical JSON", () => {
     ["nesting without end", "[".repeat(100_000) + "]".repeat(100_000)],
     ["33 levels", "[".repeat(33) + "]".repeat(33)],
   ])("refuses %s", (_what, text) => {
-    expect(() => parseCanonicalJson(Buffer.from(text))).toThrow(Error);
+    expect(() => parse(text)).toThrow(Error);
   });
 
   test("says where it is not canonical", () => {
-    expect(() => parseCanonicalJson(Buffer.from('{"a":1,"b":1.0}'))).toThrow(
-      "not in canonical form (RFC 8785) from character 12 on",
-    );
+    expect(() => parse('{"a":1,"b":1.0}')).toThrow("not in canonical form (RFC 8785) from character 12 on");
+  });
+
+  test("refuses more values than agreed before it parses them", () => {
+    expect(parse('{"a":["[,",{}]}', 4)).toEqual({ a: ["[,", {}] });
+    expect(() => parse('{"a":["[,",{}]}', 3)).toThrow("more than 3 values");
+    // Not even JSON: this was found out first.
+    expect(() => parse("[[[[!", 3)).toThrow("more than 3 values");
   });
 });

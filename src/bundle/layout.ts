@@ -19,11 +19,13 @@ export const LIMITS = {
   signatureBytes: 16 << 10,
   signatures: 16,
   manifestBytes: 32 << 20,
+  manifestMarks: 2_000_000,
   streams: 64,
   chunksPerStream: 131_072,
   chunkRawBytes: 32 << 20,
   chunkStoredBytes: (32 << 20) + (256 << 10),
   rootMemberRawBytes: 1 << 30,
+  rootMetadataRawBytes: 128 << 20,
   rootMemberStoredBytes: (1 << 30) + (8 << 20),
 } as const;
 

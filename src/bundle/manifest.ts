@@ -57,6 +57,7 @@ const rootMember = z.strictObject({
   rawBytes: z.int().min(0).max(LIMITS.rootMemberRawBytes),
   storedBytes: z.int().min(1).max(LIMITS.rootMemberStoredBytes),
 });
+const rootMetadata = rootMember.extend({ rawBytes: z.int().min(0).max(LIMITS.rootMetadataRawBytes) });
 const commit = z.strictObject({ commit: objectId, tree: objectId });
 
 const root = z.strictObject({
@@ -67,7 +68,7 @@ const root = z.strictObject({
     .describe("Changed paths."),
   patch: rootMember,
   objects: rootMember,
-  metadata: rootMember,
+  metadata: rootMetadata,
 });
 
 export const manifestSchema = z.strictObject({
@@ -108,7 +109,7 @@ export function parseManifest(bytes: Uint8Array): Manifest {
     });
   let value: unknown;
   try {
-    value = parseCanonicalJson(bytes);
+    value = parseCanonicalJson(bytes, LIMITS.manifestMarks);
   } catch (error) {
     throw malformed(error instanceof Error ? error.message : String(error));
   }

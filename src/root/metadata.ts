@@ -8,8 +8,10 @@ import { directoryRefusal, fileRefusal, isPathName, pathNameSchema, pathOf } fro
 // formats/root.md, metadata.json
 
 export const ROOT_FORMAT = 1;
-export const MAX_METADATA_BYTES = 256 << 20;
-export const MAX_CHANGES = 1_000_000;
+export const MAX_METADATA_BYTES = 128 << 20;
+/** Of `[`, `{` and `,`: some 26 a change, and 14 a directory. */
+const MAX_METADATA_MARKS = 8_000_000;
+export const MAX_CHANGES = 250_000;
 export const MAX_XATTR_BYTES = 65_536;
 const MAX_XATTR_BASE64 = 4 * Math.ceil(MAX_XATTR_BYTES / 3);
 
@@ -92,7 +94,7 @@ export function parseMetadata(bytes: Uint8Array): RootMetadata {
   }
   let value: unknown;
   try {
-    value = parseCanonicalJson(bytes);
+    value = parseCanonicalJson(bytes, MAX_METADATA_MARKS);
   } catch (error) {
     throw malformed(error instanceof Error ? error.message : String(error), error);
   }
