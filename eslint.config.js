@@ -3,11 +3,22 @@ import tseslint from "typescript-eslint";
 // The layers: commands → build, install → root → bundle, trust, stream; only system/ touches the machine.
 // For each folder of src/, the other folders and top-level files that it may import.
 const LAYERS = {
-  commands: ["build", "install", "root", "bundle", "trust", "system", "errors", "raw-path", "report"],
+  commands: [
+    "build",
+    "install",
+    "root",
+    "bundle",
+    "trust",
+    "system",
+    "errors",
+    "raw-path",
+    "report",
+    "schema",
+  ],
   build: ["root", "bundle", "trust", "stream", "system", "config", "errors", "report"],
-  install: ["root", "bundle", "system", "config", "errors", "report"],
-  root: ["system", "canonical-json", "errors", "raw-path"],
-  bundle: ["trust", "canonical-json", "errors"],
+  install: ["root", "bundle", "system", "config", "errors", "report", "schema"],
+  root: ["system", "canonical-json", "errors", "raw-path", "schema"],
+  bundle: ["trust", "canonical-json", "errors", "schema"],
   stream: ["errors"],
   trust: ["errors"],
   system: ["bundle", "trust", "config", "errors", "raw-path", "report"],

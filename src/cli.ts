@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { Command, CommanderError, Option } from "commander";
 import { EXIT_STATUS, ZferryError } from "./errors.js";
 import { asZferryError, errorAsJson, printable, type Environment } from "./report.js";
-import { processEnvironment } from "./system/terminal.js";
+import { processEnvironment, writeOutput } from "./system/terminal.js";
 
 /** What a file in commands/ exports: it adds arguments, options, an example and the action. */
 interface CommandModule {
@@ -51,10 +51,11 @@ async function main(argv: readonly string[]): Promise<number> {
   const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as {
     version: string;
   };
+  let help = "";
   const program = new Command("bundle")
     .description("Carries operating system updates on ZFS over an air gap: one signed file a release.")
     .version(version)
-    .configureOutput({ outputError: () => undefined })
+    .configureOutput({ outputError: () => undefined, writeOut: (text) => (help += text) })
     .addOption(new Option("--json", "print the result, or the error, as JSON"))
     .addOption(new Option("-q, --quiet", "no progress and no steps"))
     .exitOverride();
@@ -71,10 +72,8 @@ async function main(argv: readonly string[]): Promise<number> {
     if (name === wanted)
       (await load()).define(command, () => processEnvironment(options(), interrupted.signal));
     command
-      .addOption(
-        new Option("--json", "print the result, or the error, as JSON").default(undefined).hideHelp(),
-      )
-      .addOption(new Option("-q, --quiet", "no progress and no steps").hideHelp())
+      .addOption(new Option("--json", "print the result, or the error, as JSON"))
+      .addOption(new Option("-q, --quiet", "no progress and no steps"))
       .hook("preAction", () => {
         const own = command.opts<{ json?: boolean; quiet?: boolean }>();
         if (own.json) program.setOptionValue("json", true);
@@ -83,10 +82,15 @@ async function main(argv: readonly string[]): Promise<number> {
   }
 
   try {
-    await program.parseAsync(argv, { from: "user" });
+    requireUtf8(argv);
+    try {
+      await program.parseAsync(argv, { from: "user" });
+    } catch (error) {
+      if (!(error instanceof CommanderError && error.exitCode === 0)) throw error;
+      await writeOutput(help);
+    }
     return 0;
   } catch (error) {
-    if (error instanceof CommanderError && error.exitCode === 0) return 0;
     const known = error instanceof CommanderError ? usageError(error, wanted) : asZferryError(error);
     const told =
       interrupted.signal.aborted && known.code !== "interrupted"
@@ -94,6 +98,14 @@ async function main(argv: readonly string[]): Promise<number> {
         : known;
     reportError(told, argv.includes("--json"));
     return EXIT_STATUS[told.code];
+  }
+}
+
+/** Node decodes arguments as UTF-8; a name in which it had to replace something is the name of another file. */
+function requireUtf8(argv: readonly string[]): void {
+  const wrong = argv.find((argument) => argument.includes("\ufffd"));
+  if (wrong !== undefined) {
+    throw new ZferryError("usage", `${wrong}: is not UTF-8`, { hint: "give the file a name in UTF-8" });
   }
 }
 

@@ -1,7 +1,8 @@
 import { parse, TomlError } from "smol-toml";
 import { z } from "zod";
-import { datasetName, describeIssue, productName, roleName } from "./bundle/manifest.js";
+import { datasetName, productName, roleName } from "./bundle/manifest.js";
 import { ZferryError } from "./errors.js";
+import { checkValue } from "./schema.js";
 
 // formats/configuration.md. The JSON Schemas beside it are generated from these schemas and tested to be the same.
 
@@ -13,7 +14,11 @@ export const STATE_PATH = "/var/lib/zferry";
 const absolutePath = z.string().regex(/^\/[^\0]*$/, "is not an absolute path");
 const streams = z
   .record(roleName, datasetName)
-  .refine((datasets) => Object.keys(datasets).length > 0, "names no dataset");
+  .refine((datasets) => Object.keys(datasets).length > 0, "names no dataset")
+  .refine(
+    (datasets) => new Set(Object.values(datasets)).size === Object.keys(datasets).length,
+    "names a dataset twice",
+  );
 
 export const siteSchema = z.strictObject({
   product: productName.describe("Bundles of any other product are refused."),
@@ -90,7 +95,7 @@ export function parseConfig<Schema extends z.ZodType>(
     // The first line of the message says what is wrong, the others draw where.
     throw malformed(`line ${error.line}, column ${error.column}: ${error.message.split("\n", 1)[0]}`);
   }
-  const parsed = schema.safeParse(value);
-  if (!parsed.success) throw malformed(describeIssue(parsed.error));
-  return parsed.data;
+  const parsed = checkValue(schema, value);
+  if (parsed.fault !== undefined) throw malformed(parsed.fault);
+  return parsed.value;
 }

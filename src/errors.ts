@@ -51,6 +51,14 @@ export type ErrorCode = keyof typeof EXIT_STATUS;
 /** What a message names, as fields for `--json`: a member, an offset in bytes, both values. */
 export type ErrorDetails = Readonly<Record<string, string | number | readonly string[]>>;
 
+const MAX_MESSAGE = 2_000;
+
+/** Names in a message come from bundles and from other programs, and may have any length. */
+const bounded = (message: string): string =>
+  message.length <= MAX_MESSAGE
+    ? message
+    : `${message.slice(0, MAX_MESSAGE)}… (${message.length - MAX_MESSAGE} characters more)`;
+
 /**
  * The one error class. `message` is lower case without a final period and names the object and both values;
  * `hint` says on a line of its own what to do.
@@ -66,7 +74,7 @@ export class ZferryError extends Error {
     message: string,
     options: { details?: ErrorDetails; hint?: string; cause?: unknown } = {},
   ) {
-    super(message, options.cause === undefined ? {} : { cause: options.cause });
+    super(bounded(message), options.cause === undefined ? {} : { cause: options.cause });
     this.code = code;
     this.details = options.details ?? {};
     this.hint = options.hint;

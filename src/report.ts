@@ -16,8 +16,8 @@ export interface Environment {
   readonly now: () => Date;
   /** Aborted by Ctrl-C and by SIGTERM. */
   readonly signal: AbortSignal;
-  /** Asks for a passphrase on the terminal. */
-  askPassphrase(prompt: string): Promise<string>;
+  /** Asks for a passphrase on the terminal; `otherwise` is the hint where there is none. */
+  askPassphrase(prompt: string, otherwise?: string): Promise<string>;
   readonly progress: ProgressReport;
 }
 

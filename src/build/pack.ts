@@ -19,7 +19,7 @@ import {
 import { encodeHead, encodeMember, encodeSignedSums, sumOf } from "../bundle/writer.js";
 import { ZferryError } from "../errors.js";
 import { throwIfInterrupted, type ProgressReport } from "../report.js";
-import { chunkStream } from "../stream/chunker.js";
+import { chunkStream, type StreamChunk } from "../stream/chunker.js";
 import type { BeginRecord, Feature } from "../stream/records.js";
 import type { NewBundleFile } from "../system/bundle-file.js";
 import { encodeSignature, sign, type SecretKey } from "../trust/minisign.js";
@@ -112,7 +112,7 @@ export async function packBundle(
     const chunks: ManifestChunk[] = [];
     let done = 0;
     let begin: BeginRecord | undefined;
-    for await (const chunk of chunkStream(input.source, { chunkBytes: options.chunkBytes })) {
+    for await (const chunk of checkedChunks(input, options.chunkBytes)) {
       throwIfInterrupted(signal);
       if (begin === undefined) {
         begin = chunk.begin;
@@ -165,6 +165,24 @@ export async function packBundle(
   throwIfInterrupted(signal);
   const { bytes } = await file.finish(head);
   return { manifest, bytes };
+}
+
+/** The stream's chunks; what is wrong with it is told with its role. */
+async function* checkedChunks(
+  { role, source }: StreamInput,
+  chunkBytes: number,
+): AsyncGenerator<StreamChunk> {
+  try {
+    yield* chunkStream(source, { chunkBytes });
+  } catch (error) {
+    if (!(error instanceof ZferryError && error.code.startsWith("stream-"))) throw error;
+    const { code, message, details, hint } = error;
+    throw new ZferryError(code, `stream ${role}: ${message}`, {
+      details: { role, ...details },
+      ...(hint === undefined ? {} : { hint }),
+      cause: error,
+    });
+  }
 }
 
 const poolFeatureOf = (feature: string): string | undefined => POOL_FEATURES[feature as Feature];

@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { canonicalJson, parseCanonicalJson } from "../canonical-json.js";
 import { ZferryError } from "../errors.js";
+import { checkValue } from "../schema.js";
 import { LIMITS, MANIFEST_NAME, ROOT_MEMBERS, chunkName } from "./layout.js";
 
 // formats/manifest.md. The JSON Schema beside it is generated from these schemas and tested to be the same.
@@ -121,19 +122,11 @@ export function parseManifest(bytes: Uint8Array): Manifest {
       { hint: "use the zferry that the release's publisher names", details: { found: version } },
     );
   }
-  const parsed = manifestSchema.safeParse(value);
-  if (!parsed.success) throw malformed(describeIssue(parsed.error));
-  const fault = inconsistency(parsed.data);
+  const parsed = checkValue(manifestSchema, value);
+  if (parsed.fault !== undefined) throw malformed(parsed.fault);
+  const fault = inconsistency(parsed.value);
   if (fault !== undefined) throw malformed(fault);
-  return parsed.data;
-}
-
-/** The first thing that a schema found wrong: where, and what. */
-export function describeIssue(error: z.ZodError): string {
-  const issue = error.issues[0];
-  return issue === undefined
-    ? error.message
-    : [issue.path.join("."), issue.message].filter(Boolean).join(": ");
+  return parsed.value;
 }
 
 const sortedBytewise = (names: readonly string[]): boolean =>

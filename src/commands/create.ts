@@ -3,17 +3,12 @@ import type { ZodType } from "zod";
 import { packBundle, type PackOptions } from "../build/pack.js";
 import { releaseInputs } from "../build/release.js";
 import { MAX_LEVEL, MIN_LEVEL } from "../bundle/frame.js";
-import {
-  describeIssue,
-  productName,
-  releaseName,
-  releaseNotes,
-  roleName,
-  sequenceNumber,
-} from "../bundle/manifest.js";
+import { productName, releaseName, releaseNotes, roleName, sequenceNumber } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
+import { checkValue } from "../schema.js";
 import { formatBytes, printable, type Environment } from "../report.js";
 import { createBundleFile } from "../system/bundle-file.js";
+import { requireFileName } from "../system/files.js";
 import { readSecretKey } from "../system/key-files.js";
 import { readBuildConfig } from "../system/settings.js";
 import { readStreamFile, untilAborted } from "../system/stream-file.js";
@@ -72,18 +67,18 @@ export async function runCreate(options: CreateOptions, env: Environment): Promi
   const { stream } = options;
   const what = stream === undefined ? await hostInputs(options) : recordedInputs(options, stream, env);
   const output = options.output ?? `${what.product}-${what.release.name}.bundle`;
+  requireFileName(output, "--output");
   const file = await createBundleFile(output, env.signal);
   try {
     const key = await readSecretKey(what.keyPath, what.passwordFile, (prompt) => env.askPassphrase(prompt));
     const { manifest, bytes } = await packBundle({ ...what, key }, file, env.progress, env.signal);
-    const raw = manifest.streams.reduce((sum, { rawBytes }) => sum + rawBytes, 0);
     if (env.json) {
       return await env.write(`${JSON.stringify({ file: output, bytes, keyId: key.keyId, manifest })}\n`);
     }
     const { product, release } = manifest;
     const line =
       `${output}: ${product} release ${release.name} (${release.sequence}), ${describeStreams(manifest)}, ` +
-      `${formatBytes(bytes)} for ${formatBytes(raw)} of streams, signed by ${key.keyId}`;
+      `${formatBytes(bytes)}, signed by ${key.keyId}`;
     await env.write(`${printable(line)}\n`);
   } finally {
     env.progress.end();
@@ -104,9 +99,9 @@ const needed = (value: string | undefined, option: string): string => {
 
 /** An option's value, checked by the schema of the field that it becomes. */
 function checked<Value>(schema: ZodType<Value>, value: unknown, option: string): Value {
-  const parsed = schema.safeParse(value);
-  if (parsed.success) return parsed.data;
-  throw new ZferryError("usage", `${option} ${JSON.stringify(value)}: ${describeIssue(parsed.error)}`);
+  const parsed = checkValue(schema, value);
+  if (parsed.fault === undefined) return parsed.value;
+  throw new ZferryError("usage", `${option} ${JSON.stringify(value)}: ${parsed.fault}`);
 }
 
 function wholeNumber(
@@ -149,6 +144,9 @@ function recordedInputs(options: CreateOptions, recorded: readonly string[], env
       source: path === "-" ? untilAborted(env.stdin, env.signal) : readStreamFile(path, env.signal),
     };
   });
+  if (recorded.filter((value) => value.endsWith("=-")).length > 1) {
+    throw new ZferryError("usage", "--stream: standard input holds one stream only");
+  }
   if (new Set(streams.map(({ role }) => role)).size < streams.length) {
     throw new ZferryError("usage", "--stream: a role is given twice");
   }

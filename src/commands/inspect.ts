@@ -3,12 +3,12 @@ import { Bundle, VerifiedBundle } from "../bundle/reader.js";
 import { ZferryError } from "../errors.js";
 import { formatBytes, formatTime, printable, type Environment } from "../report.js";
 import { showPath } from "../raw-path.js";
-import { parseMetadata, type RootMetadata } from "../root/metadata.js";
+import { checkCounts, parseMetadata, type RootMetadata } from "../root/metadata.js";
 import { pathOf } from "../root/paths.js";
 import { openBundleFile } from "../system/bundle-file.js";
 import { readTrust } from "../system/settings.js";
 import { parseSignature } from "../trust/minisign.js";
-import { describeBase, repeatable, summaryOf } from "./summary.js";
+import { describeBase, isExpired, repeatable, summaryOf } from "./summary.js";
 
 interface InspectOptions {
   readonly key?: readonly string[];
@@ -36,18 +36,24 @@ export async function runInspect(path: string, options: InspectOptions, env: Env
         ? await Bundle.readUnverified(file)
         : await VerifiedBundle.verify(file, await readTrust(options));
     if (options.patch) return await writePatch(bundle, env);
-    const changes =
-      bundle.manifest.root === undefined
-        ? undefined
-        : parseMetadata(await bundle.rootMember("metadata")).changes;
+    const changes = await readChanges(bundle);
+    const expired = isExpired(bundle.manifest, env.now());
     await env.write(
       env.json
-        ? `${JSON.stringify({ verified: bundle instanceof VerifiedBundle, ...summaryOf(bundle), changes: changes ?? null })}\n`
-        : asText(bundle, changes),
+        ? `${JSON.stringify({ verified: bundle instanceof VerifiedBundle, expired, ...summaryOf(bundle), changes: changes ?? null })}\n`
+        : asText(bundle, changes, expired),
     );
   } finally {
     await file.close();
   }
+}
+
+async function readChanges(bundle: Bundle): Promise<RootMetadata["changes"] | undefined> {
+  const { root } = bundle.manifest;
+  if (root === undefined) return undefined;
+  const metadata = parseMetadata(await bundle.rootMember("metadata"));
+  checkCounts(metadata, root);
+  return metadata.changes;
 }
 
 const NOT_VERIFIED =
@@ -70,7 +76,7 @@ const printableLines = (bytes: Uint8Array): string =>
     .map((line) => line.split("\t").map(printable).join("\t"))
     .join("\n");
 
-function asText(bundle: Bundle, changes: RootMetadata["changes"] | undefined): string {
+function asText(bundle: Bundle, changes: RootMetadata["changes"] | undefined, expired: boolean): string {
   const { product, release, created, expires, notes, streams, root, requires } = bundle.manifest;
   const lines = [
     bundle instanceof VerifiedBundle
@@ -79,7 +85,9 @@ function asText(bundle: Bundle, changes: RootMetadata["changes"] | undefined): s
     `product:   ${product}`,
     `release:   ${release.name} (sequence ${release.sequence})`,
     `created:   ${formatTime(created)}`,
-    ...(expires === undefined ? [] : [`expires:   ${formatTime(expires)}`]),
+    ...(expires === undefined
+      ? []
+      : [`expires:   ${formatTime(expires)}${expired ? " (expired: bundle install refuses it)" : ""}`]),
     ...(notes?.split("\n") ?? []).map((line, index) => `${index === 0 ? "notes:   " : "         "}  ${line}`),
     `file:      ${formatBytes(bundle.size)}`,
     ...signers(bundle),
@@ -123,6 +131,6 @@ const signers = (bundle: Bundle): string[] =>
     const trusted =
       bundle instanceof VerifiedBundle && bundle.signers.some((signer) => signer.keyId === keyId);
     return trusted
-      ? `signed by: ${keyId} (verified), "${trustedComment}"`
+      ? `signed by: ${keyId} (verified), trusted comment: ${trustedComment}`
       : `signed by: ${keyId} (not verified)`;
   });

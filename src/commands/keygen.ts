@@ -1,6 +1,7 @@
 import type { Command } from "commander";
 import { ZferryError } from "../errors.js";
-import type { Environment } from "../report.js";
+import { printable, type Environment } from "../report.js";
+import { requireFileName } from "../system/files.js";
 import { readPassphraseFile, writeNewFiles } from "../system/key-files.js";
 import { encodePublicKey, encodeSecretKey, generateKeyPair } from "../trust/minisign.js";
 
@@ -27,6 +28,7 @@ export async function runKeygen(options: KeygenOptions, env: Environment): Promi
   if (!options.password && options.passwordFile !== undefined) {
     throw new ZferryError("usage", "--no-password and --password-file contradict each other");
   }
+  requireFileName(options.output, "--output");
   const passphrase = options.password ? await newPassphrase(options, env) : undefined;
   const { secretKey, publicKey } = generateKeyPair();
   const secretPath = `${options.output}.key`;
@@ -38,14 +40,17 @@ export async function runKeygen(options: KeygenOptions, env: Environment): Promi
   await env.write(
     env.json
       ? `${JSON.stringify({ keyId: publicKey.keyId, secretKey: secretPath, publicKey: publicPath })}\n`
-      : `key ${publicKey.keyId}: secret in ${secretPath}, public in ${publicPath}\n`,
+      : `${printable(`key ${publicKey.keyId}: secret in ${secretPath}, public in ${publicPath}`)}\n`,
   );
 }
 
 async function newPassphrase({ passwordFile }: KeygenOptions, env: Environment): Promise<string> {
   const passphrase =
     passwordFile === undefined
-      ? await env.askPassphrase("passphrase for the new secret key")
+      ? await env.askPassphrase(
+          "passphrase for the new secret key",
+          "give the passphrase with --password-file, or make a key without one with --no-password",
+        )
       : await readPassphraseFile(passwordFile);
   if (passphrase === "") {
     throw new ZferryError("usage", "the passphrase is empty", {

@@ -13,14 +13,18 @@ export const describeBase = ({ base }: ManifestStream): string => {
   return base.snapshot === undefined ? `guid ${base.guid}` : `${base.snapshot} (guid ${base.guid})`;
 };
 
-/** "usr from R1 (guid 12…) to R2 (guid 34…)" */
+/** "usr from R1 to R2"; the base's guid where its name is not known */
 export const describeStreams = ({ streams }: Manifest): string =>
   streams
-    .map((stream) => {
-      const { role, target } = stream;
-      return `${role} from ${describeBase(stream)} to ${target.snapshot} (guid ${target.guid})`;
+    .map(({ role, base, target }) => {
+      const from = base === undefined ? "nothing" : (base.snapshot ?? `guid ${base.guid}`);
+      return `${role} from ${from} to ${target.snapshot}`;
     })
     .join(", ");
+
+/** Whether sites refuse the bundle, by this machine's clock. */
+export const isExpired = ({ expires }: Manifest, now: Date): boolean =>
+  expires !== undefined && expires * 1000 < now.getTime();
 
 /** What `verify --json` and `inspect --json` have in common. formats/manifest.md has the fields of `manifest`. */
 export const summaryOf = (bundle: Bundle): object => ({

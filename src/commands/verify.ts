@@ -1,9 +1,9 @@
 import type { Command } from "commander";
 import { VerifiedBundle, type ByteSource, type Trust } from "../bundle/reader.js";
-import { formatBytes, printable, throwIfInterrupted, type Environment } from "../report.js";
+import { formatBytes, formatTime, printable, throwIfInterrupted, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
 import { readTrust } from "../system/settings.js";
-import { describeStreams, repeatable, summaryOf } from "./summary.js";
+import { describeStreams, isExpired, repeatable, summaryOf } from "./summary.js";
 
 interface VerifyOptions {
   readonly key?: readonly string[];
@@ -43,13 +43,20 @@ export async function runVerify(path: string, options: VerifyOptions, env: Envir
   const file = await openBundleFile(path);
   try {
     const bundle = await verifyWhole(file, trust, env);
-    if (env.json) return await env.write(`${JSON.stringify({ verified: true, ...summaryOf(bundle) })}\n`);
-    const { release, product } = bundle.manifest;
+    const { manifest } = bundle;
+    const { release, product, expires } = manifest;
+    const expired = isExpired(manifest, env.now());
+    if (env.json) {
+      return await env.write(`${JSON.stringify({ verified: true, expired, ...summaryOf(bundle) })}\n`);
+    }
     const signers = bundle.signers.map(({ keyId, name }) => `${keyId} (${name})`).join(", ");
     const line =
-      `OK ${path}: ${product} release ${release.name} (${release.sequence}), ${describeStreams(bundle.manifest)}, ` +
+      `OK ${path}: ${product} release ${release.name} (${release.sequence}), ${describeStreams(manifest)}, ` +
       `${formatBytes(bundle.size)}, signed by ${signers}`;
     await env.write(`${printable(line)}\n`);
+    if (expired) {
+      env.note(`it expired at ${formatTime(expires as number)}: bundle install refuses it`);
+    }
   } finally {
     env.progress.end();
     await file.close();

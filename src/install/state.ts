@@ -3,7 +3,6 @@ import { join } from "node:path";
 import { z } from "zod";
 import {
   datasetName,
-  describeIssue,
   guid,
   releaseName,
   roleName,
@@ -11,6 +10,7 @@ import {
   snapshotName,
 } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
+import { checkValue } from "../schema.js";
 import { rootPlanSchema } from "../root/plan.js";
 import { writeFileDurably } from "../system/files.js";
 import { readSmallFile } from "../system/key-files.js";
@@ -140,7 +140,7 @@ async function readVersioned<Schema extends z.ZodType>(
       },
     );
   }
-  const parsed = schema.safeParse(value);
-  if (!parsed.success) throw malformed(describeIssue(parsed.error));
-  return parsed.data;
+  const parsed = checkValue(schema, value);
+  if (parsed.fault !== undefined) throw malformed(parsed.fault);
+  return parsed.value;
 }

@@ -27,7 +27,7 @@ import { parseAccounts, type Accounts } from "./accounts.js";
 import { isSameInGit, MAX_PATCH_BYTES, packedIds, type RootSummary } from "./diff.js";
 import { differingFields, readLive, sameGit, sameState, type FileState, type Live } from "./live.js";
 import {
-  countChanges,
+  checkCounts,
   gitModeSchema,
   isExecutable,
   isSymlink,
@@ -119,18 +119,6 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
     previousRelease: site.previousRelease,
     ...disk,
   };
-}
-
-function checkCounts(metadata: RootMetadata, { counts }: RootSummary): void {
-  const found = countChanges(metadata.changes);
-  for (const kind of ["added", "modified", "deleted"] as const) {
-    if (found[kind] !== counts[kind]) {
-      throw new ZferryError(
-        "metadata-malformed",
-        `root metadata has ${found[kind]} ${kind} paths, the manifest says ${counts[kind]}`,
-      );
-    }
-  }
 }
 
 const line = (output: Buffer): string => output.toString("utf8").trim();

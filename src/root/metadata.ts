@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { canonicalJson, parseCanonicalJson } from "../canonical-json.js";
 import { ZferryError } from "../errors.js";
+import { checkValue } from "../schema.js";
 import { ancestors, showPath, type RawPath } from "../raw-path.js";
 import { ACCOUNT_NAME, MAX_ACCOUNT_ID } from "./accounts.js";
 import { directoryRefusal, fileRefusal, isPathName, pathNameSchema, pathOf } from "./paths.js";
@@ -81,6 +82,22 @@ export function countChanges(changes: RootMetadata["changes"]): RootCounts {
   return { added, modified: changes.length - added - deleted, deleted };
 }
 
+/**
+ * The manifest's counts must be those of the metadata.
+ * @throws ZferryError `metadata-malformed`
+ */
+export function checkCounts(metadata: RootMetadata, { counts }: { readonly counts: RootCounts }): void {
+  const found = countChanges(metadata.changes);
+  for (const kind of ["added", "modified", "deleted"] as const) {
+    if (found[kind] !== counts[kind]) {
+      throw new ZferryError(
+        "metadata-malformed",
+        `root metadata has ${found[kind]} ${kind} paths, the manifest says ${counts[kind]}`,
+      );
+    }
+  }
+}
+
 /** The bytes of `metadata.json`. */
 export const encodeMetadata = (metadata: RootMetadata): Buffer => Buffer.from(canonicalJson(metadata));
 
@@ -106,13 +123,10 @@ export function parseMetadata(bytes: Uint8Array): RootMetadata {
       { details: { found: version.data.format, supported: ROOT_FORMAT } },
     );
   }
-  const parsed = metadataSchema.safeParse(value);
-  if (!parsed.success) {
-    const [issue] = parsed.error.issues;
-    throw malformed(`${issue?.path.join(".") ?? ""}: ${issue?.message ?? "does not match"}`, parsed.error);
-  }
-  checkMeaning(parsed.data);
-  return parsed.data;
+  const parsed = checkValue(metadataSchema, value);
+  if (parsed.fault !== undefined) throw malformed(parsed.fault);
+  checkMeaning(parsed.value);
+  return parsed.value;
 }
 
 const malformed = (reason: string, cause?: unknown): ZferryError =>

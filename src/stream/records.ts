@@ -417,13 +417,16 @@ export class RecordReader {
     const view = this.#view;
     const refuse = this.#refuse;
     const type = TYPES[TYPE.read(view)];
+    if (this.#begin === undefined) {
+      if (type !== "BEGIN") {
+        throw refuse("is not BEGIN, so this is no zfs send stream", "stream-malformed", PLAIN_HINT);
+      }
+      this.#begin = readBegin(view, refuse);
+    } else if (type === "BEGIN") {
+      throw refuse("is a second BEGIN record");
+    }
     if (type === undefined) throw refuse(`has a type that is not 0 to ${TYPES.length - 1}`);
     if (type === "WRITE_BYREF") throw refuse("is of a deduplicated stream", "stream-unsupported", DEDUP_HINT);
-    if (type === "BEGIN") {
-      if (this.#begin !== undefined) throw refuse("is a second BEGIN record");
-      this.#begin = readBegin(view, refuse);
-    }
-    if (this.#begin === undefined) throw refuse("is where BEGIN must be");
     const toguid = LAYOUT[type].toguid.read(view);
     if (toguid !== this.#begin.toguid) throw refuse(`has toguid ${toguid}, BEGIN has ${this.#begin.toguid}`);
 
@@ -492,6 +495,7 @@ function reuseMemory(): (length: number) => Uint8Array {
 
 const COMPOUND_HINT =
   "zfs send -R, -p and -I make compound streams: send one step, with -i or without a base";
+const PLAIN_HINT = "what zfs send writes is taken as it is: a compressed one must be decompressed before";
 const DEDUP_HINT = "zfs send -D made it: send it again without, or convert it with zstream redup";
 
 function readBegin(view: DataView, refuse: Refuse): BeginRecord {
@@ -501,7 +505,11 @@ function readBegin(view: DataView, refuse: Refuse): BeginRecord {
     throw refuse("is of a big-endian host, only little-endian is supported", "stream-unsupported");
   }
   if (magic !== MAGIC) {
-    throw refuse(`is not of a zfs send stream: magic ${magic.toString(16)}, not ${MAGIC.toString(16)}`);
+    throw refuse(
+      `is not of a zfs send stream: magic ${magic.toString(16)}, not ${MAGIC.toString(16)}`,
+      "stream-malformed",
+      PLAIN_HINT,
+    );
   }
 
   const versioninfo = BEGIN.versioninfo.read(view);

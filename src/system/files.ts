@@ -27,11 +27,35 @@ export function mapSystemError(error: unknown, what: string): unknown {
     return error;
   }
   const code = error.code === "ENOSPC" || error.code === "EDQUOT" ? "no-space" : "io-failed";
-  const reason = code === "no-space" ? "no space left" : error.code;
+  const reason = REASONS[error.code] ?? error.code;
   return new ZferryError(code, `cannot ${String(error.syscall)} ${what}: ${reason}`, {
     details: { path: what, reason: error.code },
     cause: error,
   });
+}
+
+const REASONS: Record<string, string> = {
+  ENOENT: "there is no such file or folder",
+  ENOTDIR: "a folder in its path is no folder",
+  EISDIR: "it is a folder",
+  EACCES: "permission denied",
+  EPERM: "not permitted",
+  EROFS: "the file system is read-only",
+  ENAMETOOLONG: "the name is too long",
+  ENOSPC: "no space left",
+  EDQUOT: "no space left",
+  EIO: "the medium fails (EIO)",
+};
+
+/**
+ * Refuses what no file can be called before the work of making it.
+ * @throws ZferryError `usage`
+ */
+export function requireFileName(path: string, option: string): void {
+  const name = path.slice(path.lastIndexOf("/") + 1);
+  if (["", ".", ".."].includes(name)) {
+    throw new ZferryError("usage", `${option} ${JSON.stringify(path)}: is not a file's name`);
+  }
 }
 
 function guarded<T>(what: string, use: () => T): T {

@@ -26,7 +26,7 @@ export function processEnvironment(
 }
 
 /** Resolves when the reader has taken the data. A reader that went away is an error: it did not get the whole. */
-function writeOutput(data: string | Uint8Array): Promise<void> {
+export function writeOutput(data: string | Uint8Array): Promise<void> {
   return new Promise((resolve, reject) => {
     process.stdout.write(data, (error) => {
       if (error == null) return resolve();
@@ -46,10 +46,13 @@ function writeOutput(data: string | Uint8Array): Promise<void> {
 for (const stream of [process.stdout, process.stderr]) stream.on("error", () => undefined);
 
 /** Reads a line from the terminal without showing it. */
-async function askPassphrase(prompt: string): Promise<string> {
+async function askPassphrase(
+  prompt: string,
+  otherwise = "give the passphrase with --password-file",
+): Promise<string> {
   if (process.stdin.isTTY !== true) {
     throw new ZferryError("password-wrong", `${prompt}: there is no terminal to ask on`, {
-      hint: "give the passphrase with --password-file",
+      hint: otherwise,
     });
   }
   const muted = new Writable({ write: (_chunk, _encoding, done) => done() });

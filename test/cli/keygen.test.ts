@@ -113,11 +113,22 @@ describe("bundle keygen", () => {
     expect([status, readdirSync(folder.path)]).toEqual([130, []]);
   });
 
+  test.each(["", ".", "..", "folder/", "folder/.."])(
+    "refuses the name %j, and writes nothing",
+    async (name) => {
+      const { status, message } = told(
+        await run(["keygen", "-o", name, "--no-password"], { cwd: folder.path }),
+      );
+      expect([status, message]).toEqual([2, `--output ${JSON.stringify(name)}: is not a file's name`]);
+      expect(readdirSync(folder.path)).toEqual([]);
+    },
+  );
+
   test("without a terminal says how to give a passphrase", async () => {
     expect(told(await run(["keygen", "-o", "release"], { cwd: folder.path }))).toEqual({
       status: 11,
       message: "passphrase for the new secret key: there is no terminal to ask on",
-      hint: "give the passphrase with --password-file",
+      hint: "give the passphrase with --password-file, or make a key without one with --no-password",
     });
   });
 
@@ -125,7 +136,7 @@ describe("bundle keygen", () => {
     const { status, message } = told(
       await run(["keygen", "-o", "none/release", "--no-password"], { cwd: folder.path }),
     );
-    expect([status, message]).toEqual([16, "cannot open none/release.key: ENOENT"]);
+    expect([status, message]).toEqual([16, "cannot open none/release.key: there is no such file or folder"]);
   });
 
   test.skipIf(noMinisign)("makes keys that minisign signs and verifies with, bundles too", async () => {

@@ -30,7 +30,6 @@ const folder = inFolder();
 const bundle = readFileSync(EXAMPLE);
 const runHere = (...args: string[]) => run(args, { cwd: folder.path });
 const put = (bytes: Uint8Array, name = "R2.bundle"): void => writeFileSync(folder.file(name), bytes);
-const unprivileged = process.getuid?.() !== 0;
 beforeEach(() => {
   put(bundle);
   writeFileSync(folder.file("other.pub"), encodePublicKey(generateKeyPair().publicKey));
@@ -39,9 +38,12 @@ beforeEach(() => {
 describe("bundle verify", () => {
   test("says in a line what is verified, from where to where, and who signed", async () => {
     const { status, stdout, stderr } = await runHere("verify", "R2.bundle", "--key", PUBLIC);
-    expect([status, stderr]).toEqual([0, ""]);
+    expect([status, stderr]).toEqual([
+      0,
+      "it expired at 2025-09-13 15:06:40 UTC: bundle install refuses it\n",
+    ]);
     expect(stdout.toString()).toBe(
-      "OK R2.bundle: demo release R2 (2), usr from guid 99 to R2 (guid 1234605616436508552), 8.5 KiB, " +
+      "OK R2.bundle: demo release R2 (2), usr from guid 99 to R2, 8.5 KiB, " +
         `signed by 0E07B77755AB6E15 (${PUBLIC})\n`,
     );
   });
@@ -54,6 +56,7 @@ describe("bundle verify", () => {
     const { stdout } = await runHere("verify", "R2.bundle", "--key", PUBLIC, "--json");
     expect(JSON.parse(stdout.toString())).toMatchObject({
       verified: true,
+      expired: true,
       file: "R2.bundle",
       bytes: bundle.length,
       identity: "3f8e1e8f517db7d1693321409a4045e22360a30ac4e2f516218c2a622c268a11",
@@ -125,10 +128,14 @@ describe("bundle verify", () => {
     }
   });
 
-  test.runIf(unprivileged)("refuses a file that may not be read", async () => {
+  test("refuses a file that may not be read", () => {
     chmodSync(folder.file("R2.bundle"), 0);
-    const { status, message } = told(await runHere("verify", "R2.bundle", "--key", PUBLIC));
-    expect([status, message]).toEqual([16, "R2.bundle: permission denied"]);
+    // Root may read everything as long as it has these capabilities.
+    const drop = ["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"];
+    const command = [process.execPath, CLI, "verify", "R2.bundle", "--key", PUBLIC];
+    const [program = "", ...args] = process.getuid?.() === 0 ? ["setpriv", ...drop, ...command] : command;
+    const { status, stderr } = spawnSync(program, args, { cwd: folder.path, encoding: "utf8" });
+    expect([status, stderr]).toEqual([16, "bundle: R2.bundle: permission denied\n"]);
   });
 
   test("names a key file that is missing, or no key", async () => {
@@ -140,9 +147,10 @@ describe("bundle verify", () => {
   });
 
   test("says where a site's configuration and keys belong", async () => {
-    expect(told(await runHere("verify", "R2.bundle", "--config", "none.toml"))).toMatchObject({
+    expect(told(await runHere("verify", "R2.bundle", "--config", "none.toml"))).toEqual({
       status: 17,
       message: "site configuration none.toml: there is no such file",
+      hint: "write one (formats/configuration.md has an example), or name another with --config, or a public key with --key",
     });
     writeFileSync(
       folder.file("site.toml"),
@@ -168,7 +176,7 @@ describe("bundle inspect", () => {
       "product:   demo",
       "release:   R2 (sequence 2)",
       "created:   2025-06-15 15:06:40 UTC",
-      "expires:   2025-09-13 15:06:40 UTC",
+      "expires:   2025-09-13 15:06:40 UTC (expired: bundle install refuses it)",
       "notes:     New /etc/issue.",
       "file:      8.5 KiB",
       "signed by: 0E07B77755AB6E15 (not verified)",
@@ -190,7 +198,7 @@ describe("bundle inspect", () => {
       /^The signatures are verified; for the whole file use bundle verify\.\n/,
     );
     expect(stdout.toString()).toContain(
-      'signed by: 0E07B77755AB6E15 (verified), "product demo release R2 sequence 2"\n',
+      "signed by: 0E07B77755AB6E15 (verified), trusted comment: product demo release R2 sequence 2\n",
     );
     expect((await runHere("inspect", "R2.bundle", "--key", "other.pub")).status).toBe(11);
   });
@@ -342,6 +350,40 @@ describe("a hostile bundle", () => {
     const { status, message } = told(await runHere("verify", "R2.bundle", "--key", PUBLIC));
     expect(status).toBe(10);
     expect(message).not.toMatch(/[^\x20-\x7e]/);
+  });
+
+  test("whose metadata would take gigabytes when parsed is refused before", async () => {
+    const metadata = Buffer.concat([
+      Buffer.from("["),
+      Buffer.alloc(9_000_000 * 3, "[],"),
+      Buffer.from("[]]"),
+    ]);
+    put(await pack({ root: { ...rootInput(), metadata } }));
+    expect(told(await runHere("inspect", "R2.bundle"))).toMatchObject({
+      status: 10,
+      message: "root metadata is malformed: more than 8000000 values",
+    });
+  });
+
+  test("whose counts are not those of its metadata is refused by inspect", async () => {
+    const { summary, ...root } = rootInput();
+    const counts = { added: 1, modified: 1, deleted: 0 };
+    put(await pack({ root: { ...root, summary: { ...summary, counts } } }));
+    expect(told(await runHere("inspect", "R2.bundle"))).toMatchObject({
+      status: 10,
+      message: "root metadata has 0 added paths, the manifest says 1",
+    });
+  });
+
+  test("with a name of megabytes gives a message of a few lines", async () => {
+    const members = split(bundle).map((member) =>
+      member.name === "manifest.json"
+        ? { ...member, content: Buffer.from(`{"${"x".repeat(3 << 20)}":1}`) }
+        : member,
+    );
+    put(join(resign(members)));
+    const { status, message } = told(await runHere("inspect", "R2.bundle"));
+    expect([status, message.length < 3_000]).toEqual([10, true]);
   });
 
   test("that claims a huge list of hashes is refused at once", async () => {

@@ -1,8 +1,17 @@
-import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { spawnSync } from "node:child_process";
+import {
+  closeSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  writeFileSync,
+} from "node:fs";
 import { describe, expect, test } from "vitest";
 import { SITE_CONFIG_PATH } from "../../src/config.js";
 import { readPage, blocksOf } from "../formats/page.js";
-import { errorOf, EXAMPLE, inFolder, PUBLIC, run, told } from "./support.js";
+import { CLI, errorOf, EXAMPLE, inFolder, PUBLIC, run, told } from "./support.js";
 
 const folder = inFolder();
 const runHere = (...args: string[]) => run(args, { cwd: folder.path });
@@ -22,6 +31,19 @@ describe("help", () => {
     expect((await runHere("help", verb)).stdout.equals(stdout)).toBe(true);
   });
 
+  test.each([["--help"], ["--version"], ["verify", "--help"]])(
+    "%s fails where it cannot be written",
+    (...args) => {
+      const full = openSync("/dev/full", "w");
+      const { status, stderr } = spawnSync(process.execPath, [CLI, ...args], {
+        stdio: ["ignore", full, "pipe"],
+        encoding: "utf8",
+      });
+      closeSync(full);
+      expect([status, stderr]).toEqual([16, "bundle: cannot write to standard output: ENOSPC\n"]);
+    },
+  );
+
   test("tells the version", async () => {
     const { version } = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8")) as {
       version: string;
@@ -31,6 +53,15 @@ describe("help", () => {
 });
 
 describe("wrong usage", () => {
+  test("a name that is not UTF-8 is not taken for another", () => {
+    const name = Buffer.concat([Buffer.from(folder.file("b")), Buffer.from([0xff])]);
+    writeFileSync(name, "");
+    const script = `exec "$1" "$2" verify "$(printf 'b\\377')"`;
+    const args = ["-c", script, "sh", process.execPath, CLI];
+    const { status, stderr } = spawnSync("sh", args, { cwd: folder.path, encoding: "utf8" });
+    expect([status, stderr]).toEqual([2, "bundle: b\ufffd: is not UTF-8\n  give the file a name in UTF-8\n"]);
+  });
+
   test("without a command shows the help", async () => {
     const { status, stdout, stderr } = await runHere();
     expect([status, stdout.length]).toEqual([2, 0]);

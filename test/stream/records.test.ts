@@ -147,7 +147,7 @@ describe("refuses", () => {
     [
       "another first record",
       malformed,
-      "record 0 (FREE) at byte 0 is where BEGIN must be",
+      "record 0 (FREE) at byte 0 is not BEGIN, so this is no zfs send stream",
       beforeBegin(free(1n)),
     ],
     ["a second BEGIN", malformed, "record 1 (BEGIN) at byte 312 is a second BEGIN record", after(begin())],
