@@ -5,6 +5,8 @@ const limit = (milliseconds: number) => ({ testTimeout: milliseconds, hookTimeou
 
 export default defineConfig({
   test: {
+    // The tests wait for other processes most of the time.
+    maxWorkers: "100%",
     projects: [
       {
         test: {

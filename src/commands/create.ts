@@ -1,7 +1,6 @@
 import type { Command } from "commander";
 import type { ZodType } from "zod";
 import { packBundle, type PackOptions } from "../build/pack.js";
-import { releaseInputs } from "../build/release.js";
 import { MAX_LEVEL, MIN_LEVEL } from "../bundle/frame.js";
 import { productName, releaseName, releaseNotes, roleName, sequenceNumber } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
@@ -177,6 +176,8 @@ async function hostInputs(options: CreateOptions): Promise<Inputs> {
   const base = options.base === undefined ? undefined : checked(releaseName, options.base, "--base");
   const config = await readBuildConfig(options.config);
   const { create } = config;
+  // Loaded here, because what runs zfs and git takes a while to load, and a recorded stream needs neither.
+  const { releaseInputs } = await import("../build/release.js");
   return {
     ...packing(options, {
       level: create.level,

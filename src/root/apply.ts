@@ -18,6 +18,7 @@ import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ZferryError } from "../errors.js";
 import { ancestors, rawBytes, showPath, type RawPath } from "../raw-path.js";
+import { mapSystemError, syncPath } from "../system/files.js";
 import {
   BATCH,
   closeTree,
@@ -25,17 +26,15 @@ import {
   inPlace,
   inspect,
   isPresent,
-  mapSystemError,
   openTree,
   removeIfEmpty,
   removeTree,
   setAttributes,
   syncFolder,
-  syncPath,
   type Attributed,
   type FileAttributes,
   type Tree,
-} from "../system/files.js";
+} from "../system/tree.js";
 import { createBorrower, quoteAlternate, readBlobs, withWorkTree, type Git } from "../system/git.js";
 import { differingFields, readLive, sameState, type FileState, type Live } from "./live.js";
 import { isCarriedXattr, isSymlink } from "./metadata.js";

@@ -13,7 +13,7 @@ import {
   type FileAttributes,
   type Found,
   type Tree,
-} from "../system/files.js";
+} from "../system/tree.js";
 import { createBorrower, listTree, type Git, type TreeFile } from "../system/git.js";
 import { parseAccounts, type Accounts } from "./accounts.js";
 import {

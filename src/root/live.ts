@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { closeSync, constants, fstatSync, openSync, readlinkSync, readSync } from "node:fs";
 import type { RawPath } from "../raw-path.js";
-import { inPlace, inspect, type FileAttributes, type Found, type Tree } from "../system/files.js";
+import { inPlace, inspect, type FileAttributes, type Found, type Tree } from "../system/tree.js";
 import { isCarriedXattr, isExecutable, type GitMode } from "./metadata.js";
 
 /** What git keeps of a file: its mode and the id of its content. */

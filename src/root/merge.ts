@@ -12,7 +12,7 @@ import {
   readFileIn,
   type FileAttributes,
   type Tree,
-} from "../system/files.js";
+} from "../system/tree.js";
 import {
   blobSizes,
   createBorrower,

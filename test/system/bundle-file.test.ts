@@ -70,7 +70,10 @@ describe("a new bundle's file", () => {
 
   test("names the file that cannot be made", async () => {
     const { code, message } = await refusal(() => createBundleFile(join(folder, "none/R2.bundle"), never));
-    expect([code, message]).toEqual(["io-failed", `cannot open ${folder}/none/R2.bundle: ENOENT`]);
+    expect([code, message]).toEqual([
+      "io-failed",
+      `cannot open ${folder}/none/R2.bundle: there is no such file or folder`,
+    ]);
   });
 });
 

@@ -1,0 +1,385 @@
+import * as fs from "node:fs";
+import { join, resolve } from "node:path";
+import { ZferryError } from "../errors.js";
+import { ancestors, rawBytes, rawPath, showPath, type RawPath } from "../raw-path.js";
+import { guarded, mapSystemError } from "./files.js";
+import { run } from "./process.js";
+
+const { O_DIRECTORY, O_NOFOLLOW, O_RDONLY } = fs.constants;
+/** Not in node's constants; the same number on every architecture that node runs on. */
+const O_PATH = 0o10000000;
+
+/** Open files at a time: one process reads or writes the extended attributes of so many. */
+export const BATCH = 256;
+
+/** A folder that is open: what lies below it is reached by name, component by component, never through a link. */
+export interface Tree {
+  readonly fd: number;
+  /** For messages. */
+  readonly path: string;
+}
+
+/**
+ * Opens a folder by a path that is trusted. To be closed with `closeTree`.
+ * @throws ZferryError `io-failed`
+ */
+export const openTree = (path: string): Tree => ({
+  fd: guarded(path, () => fs.openSync(path, O_RDONLY | O_DIRECTORY)),
+  path: resolve(path),
+});
+
+export const closeTree = (tree: Tree): void => fs.closeSync(tree.fd);
+
+export type FileKind = "file" | "symlink" | "directory" | "other";
+
+/** Owner, group and permission bits as numbers; of the extended attributes those asked for, as base64. */
+export interface FileAttributes {
+  readonly uid: number;
+  readonly gid: number;
+  readonly permissions: number;
+  readonly xattrs: Readonly<Record<string, string>>;
+}
+
+/** What lies at a path. `blocked`: a component above, at `at`, is no directory. */
+export type Found =
+  | { readonly kind: "absent" }
+  | { readonly kind: "blocked"; readonly at: RawPath; readonly by: FileKind }
+  | { readonly kind: FileKind; readonly size: number; readonly attributes: FileAttributes };
+
+export const isPresent = (found: Found): found is Extract<Found, { kind: FileKind }> =>
+  found.kind !== "absent" && found.kind !== "blocked";
+
+const kindOf = (stat: fs.Stats): FileKind =>
+  stat.isFile() ? "file" : stat.isDirectory() ? "directory" : stat.isSymbolicLink() ? "symlink" : "other";
+
+/** Where a name in an open folder is, for calls that do not follow a link there. Needs /proc. */
+const at = (folder: number, name: RawPath): Buffer =>
+  Buffer.concat([Buffer.from(`/proc/self/fd/${folder}/`), rawBytes(name)]);
+
+const display = (tree: Tree, path: RawPath): string => join(tree.path, showPath(path));
+
+/** A way that ended early, or what it led to. */
+type Opened<T> = ({ readonly kind: "open"; readonly fd: number } & T) | Exclude<Found, { size: number }>;
+
+/** Opens the folder at `path`, which may be empty for the tree's own. */
+function openFolder(tree: Tree, path: string): Opened<unknown> {
+  let fd = guarded(tree.path, () => fs.openSync(`/proc/self/fd/${tree.fd}`, O_RDONLY | O_DIRECTORY));
+  let depth = 0;
+  try {
+    for (const name of path === "" ? [] : (path.split("/") as RawPath[])) {
+      const inner = fs.openSync(at(fd, name), O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+      fs.closeSync(fd);
+      fd = inner;
+      depth += 1;
+    }
+    return { kind: "open", fd };
+  } catch (error) {
+    const names = path.split("/") as RawPath[];
+    const reached = names.slice(0, depth + 1).join("/") as RawPath;
+    const { code } = error as NodeJS.ErrnoException;
+    try {
+      if (code === "ENOENT") return { kind: "absent" };
+      if (code !== "ENOTDIR" && code !== "ELOOP") throw mapSystemError(error, display(tree, reached));
+      const by = kindOf(fs.lstatSync(at(fd, names[depth] ?? ("" as RawPath))));
+      return { kind: "blocked", at: reached, by };
+    } finally {
+      fs.closeSync(fd);
+    }
+  }
+}
+
+const split = (path: RawPath): { folder: string; name: RawPath } => {
+  const slash = path.lastIndexOf("/");
+  return { folder: path.slice(0, Math.max(0, slash)), name: path.slice(slash + 1) as RawPath };
+};
+
+/**
+ * Runs a call on the place where `path` is: a path whose every component above the last is an open folder's.
+ * @throws ZferryError `io-failed`, `no-space`; `io-failed` too when a component above is no directory
+ */
+export function inPlace<T>(tree: Tree, path: RawPath, use: (place: Buffer, folder: number) => T): T {
+  const { folder, name } = split(path);
+  const opened = openFolder(tree, folder);
+  if (opened.kind !== "open") {
+    const what =
+      opened.kind === "absent" ? "is not there" : `is behind ${showPath(opened.at)}, a ${opened.by}`;
+    throw new ZferryError("io-failed", `${display(tree, path)} ${what}`, {
+      details: { path: display(tree, path) },
+    });
+  }
+  try {
+    return guarded(display(tree, path), () => use(at(opened.fd, name), opened.fd));
+  } finally {
+    fs.closeSync(opened.fd);
+  }
+}
+
+/**
+ * Tells what lies at each path, in the same order, with the extended attributes that `isWanted` names.
+ * Links have none: Linux allows them no `user.` attributes, and capabilities and ACLs mean nothing there.
+ * @throws ZferryError `io-failed`; `not-configured` when getfattr is missing
+ */
+export async function inspect(
+  tree: Tree,
+  paths: readonly RawPath[],
+  isWanted: (xattr: string) => boolean,
+): Promise<Found[]> {
+  const found: Found[] = [];
+  for (let start = 0; start < paths.length; start += BATCH) {
+    const opened = paths.slice(start, start + BATCH).map((path) => openLeaf(tree, path));
+    try {
+      const fds = opened.flatMap((leaf) =>
+        leaf.kind === "open" && !leaf.stat.isSymbolicLink() ? [leaf.fd] : [],
+      );
+      const xattrs = await readXattrs(fds, isWanted);
+      found.push(
+        ...opened.map((leaf): Found => {
+          if (leaf.kind !== "open") return leaf;
+          const { stat } = leaf;
+          const { uid, gid, mode, size } = stat;
+          const attributes = { uid, gid, permissions: mode & 0o7777, xattrs: xattrs.get(leaf.fd) ?? {} };
+          return { kind: kindOf(stat), size, attributes };
+        }),
+      );
+    } finally {
+      for (const leaf of opened) if (leaf.kind === "open") fs.closeSync(leaf.fd);
+    }
+  }
+  return found;
+}
+
+function openLeaf(tree: Tree, path: RawPath): Opened<{ readonly stat: fs.Stats }> {
+  const { folder, name } = split(path);
+  const opened = openFolder(tree, folder);
+  if (opened.kind !== "open") return opened;
+  try {
+    const fd = fs.openSync(at(opened.fd, name), O_PATH | O_NOFOLLOW);
+    return { kind: "open", fd, stat: fs.fstatSync(fd) };
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return { kind: "absent" };
+    throw mapSystemError(error, display(tree, path));
+  } finally {
+    fs.closeSync(opened.fd);
+  }
+}
+
+// Another program must name the file as this process has it open: its own `self` is another one.
+const descriptorPath = (fd: number): string => `/proc/${process.pid}/fd/${fd}`;
+
+const unescapeOctal = (text: string): string =>
+  text.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(parseInt(digits, 8)));
+
+async function readXattrs(
+  fds: readonly number[],
+  isWanted: (name: string) => boolean,
+): Promise<Map<number, Record<string, string>>> {
+  const found = new Map<number, Record<string, string>>();
+  if (fds.length === 0) return found;
+  const args = [
+    "--absolute-names",
+    "--dump",
+    "--match=-",
+    "--encoding=base64",
+    "--",
+    ...fds.map(descriptorPath),
+  ];
+  const result = await run("getfattr", args, { maxOutputBytes: 1 << 30 });
+  if (result.status !== 0) throw xattrFailure("read", result.stderr);
+  for (const block of result.stdout.toString("latin1").split("\n\n")) {
+    const [header = "", ...lines] = block.split("\n");
+    const xattrs = lines.flatMap((line): [string, string][] => {
+      const equals = line.indexOf("=");
+      const name = Buffer.from(unescapeOctal(line.slice(0, equals)), "latin1").toString("utf8");
+      return equals > 0 && isWanted(name) ? [[name, line.slice(equals + "=0s".length)]] : [];
+    });
+    found.set(Number(header.slice(header.lastIndexOf("/") + 1)), Object.fromEntries(xattrs));
+  }
+  return found;
+}
+
+const xattrFailure = (verb: string, stderr: string): ZferryError => {
+  const said = stderr.split("\n").at(-1) ?? "";
+  const code = /No space left|Disk quota/.test(stderr) ? "no-space" : "io-failed";
+  return new ZferryError(code, `cannot ${verb} extended attributes: ${said.replace(/^[gs]etfattr: /, "")}`, {
+    details: { stderr },
+  });
+};
+
+/** A file or folder that is open, and the attributes that it is to have. */
+export interface Attributed {
+  readonly fd: number;
+  readonly attributes: FileAttributes;
+}
+
+/**
+ * Gives open files exactly these attributes and writes them to disk with their content. At no instant may a file be
+ * read by more than before and after: owner first; then ACLs, without one inherited from the folder; permissions last.
+ * @param isWanted the extended attributes that are exact: others stay
+ * @throws ZferryError `io-failed`, `no-space`; `not-configured` when setfattr is missing
+ */
+export async function setAttributes(
+  files: readonly Attributed[],
+  isWanted: (xattr: string) => boolean,
+): Promise<void> {
+  for (let start = 0; start < files.length; start += BATCH) {
+    const batch = files.slice(start, start + BATCH);
+    const naming = <T>(fd: number, use: () => T): T => guarded(pathOfDescriptor(fd), use);
+    for (const { fd, attributes } of batch)
+      naming(fd, () => fs.fchownSync(fd, attributes.uid, attributes.gid));
+    // After chown, which takes capabilities away.
+    await setXattrs(batch, isWanted);
+    for (const { fd, attributes } of batch) {
+      naming(fd, () => {
+        fs.fchmodSync(fd, attributes.permissions);
+        fs.fsyncSync(fd);
+      });
+    }
+  }
+}
+
+function pathOfDescriptor(fd: number): string {
+  return showPath(rawPath(fs.readlinkSync(`/proc/self/fd/${fd}`, { encoding: "buffer" })));
+}
+
+async function setXattrs(files: readonly Attributed[], isWanted: (xattr: string) => boolean): Promise<void> {
+  const current = await readXattrs(
+    files.map(({ fd }) => fd),
+    isWanted,
+  );
+  const removals = new Map<string, number[]>();
+  let additions = "";
+  for (const { fd, attributes } of files) {
+    const present = current.get(fd) ?? {};
+    for (const name of Object.keys(present)) {
+      if (!(name in attributes.xattrs)) removals.set(name, [...(removals.get(name) ?? []), fd]);
+    }
+    const added = Object.entries(attributes.xattrs).filter(([name, value]) => present[name] !== value);
+    if (added.length === 0) continue;
+    const lines = added.map(([name, value]) => `${escapeOctal(name)}=0s${value}\n`);
+    additions += `# file: ${descriptorPath(fd)}\n${lines.join("")}\n`;
+  }
+  for (const [name, fds] of removals) {
+    const result = await run("setfattr", [`--remove=${name}`, "--", ...fds.map(descriptorPath)]);
+    if (result.status !== 0) throw xattrFailure("remove", result.stderr);
+  }
+  if (additions === "") return;
+  const result = await run("setfattr", ["--restore=-"], { input: additions });
+  if (result.status !== 0) throw xattrFailure("write", result.stderr);
+}
+
+const escapeOctal = (name: string): string =>
+  name.replace(/[=\\\n\r]/g, (char) => `\\${char.charCodeAt(0).toString(8).padStart(3, "0")}`);
+
+/**
+ * Reads a whole file that is small; undefined when there is none.
+ * @throws ZferryError `io-failed`, also for a link
+ */
+export function readFileIn(tree: Tree, path: RawPath): Buffer | undefined {
+  const leaf = openLeaf(tree, path);
+  if (leaf.kind === "absent") return undefined;
+  if (leaf.kind !== "open" || !leaf.stat.isFile()) {
+    if (leaf.kind === "open") fs.closeSync(leaf.fd);
+    throw new ZferryError("io-failed", `${display(tree, path)} is no file`, {
+      details: { path: display(tree, path) },
+    });
+  }
+  try {
+    return guarded(display(tree, path), () => fs.readFileSync(`/proc/self/fd/${leaf.fd}`));
+  } finally {
+    fs.closeSync(leaf.fd);
+  }
+}
+
+/**
+ * Removes what is at `path`, with everything below it; nothing when nothing is there.
+ * @throws ZferryError `io-failed`
+ */
+export function removeTree(tree: Tree, path: RawPath): void {
+  const { folder, name } = split(path);
+  const opened = openFolder(tree, folder);
+  if (opened.kind !== "open") return;
+  try {
+    guarded(display(tree, path), () => removeAt(at(opened.fd, name)));
+  } finally {
+    fs.closeSync(opened.fd);
+  }
+}
+
+/**
+ * Removes the folder at `path` if there is one, nothing is in it and nothing is mounted on it.
+ * @throws ZferryError `io-failed`
+ */
+export function removeIfEmpty(tree: Tree, path: RawPath): void {
+  const { folder, name } = split(path);
+  const opened = openFolder(tree, folder);
+  if (opened.kind !== "open") return;
+  try {
+    fs.rmdirSync(at(opened.fd, name));
+  } catch (error) {
+    const { code = "" } = error as NodeJS.ErrnoException;
+    const isExpected = ["ENOENT", "ENOTDIR", "ENOTEMPTY", "EEXIST", "EBUSY"].includes(code);
+    if (!isExpected) throw mapSystemError(error, display(tree, path));
+  } finally {
+    fs.closeSync(opened.fd);
+  }
+}
+
+function removeAt(place: Buffer): void {
+  const stat = fs.lstatSync(place, { throwIfNoEntry: false });
+  if (stat === undefined) return;
+  if (!stat.isDirectory()) return fs.unlinkSync(place);
+  const fd = fs.openSync(place, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+  try {
+    for (const name of fs.readdirSync(`/proc/self/fd/${fd}`, { encoding: "buffer" }))
+      removeAt(at(fd, rawPath(name)));
+  } finally {
+    fs.closeSync(fd);
+  }
+  fs.rmdirSync(place);
+}
+
+/** The paths of everything below a folder, folders before what is in them. */
+export function listBelow(tree: Tree, path: RawPath): RawPath[] {
+  const names = inPlace(tree, path, (place) =>
+    fs.readdirSync(place, { withFileTypes: true, encoding: "buffer" }),
+  );
+  return names.flatMap((entry) => {
+    const below = `${path}/${rawPath(entry.name)}` as RawPath;
+    return entry.isDirectory() ? [below, ...listBelow(tree, below)] : [below];
+  });
+}
+
+/** Writes the names in a folder (the empty path: the tree's own) to disk; nothing when it is not there. */
+export function syncFolder(tree: Tree, path: RawPath | ""): void {
+  const opened = openFolder(tree, path);
+  if (opened.kind !== "open") return;
+  try {
+    guarded(join(tree.path, showPath(path as RawPath)), () => fs.fsyncSync(opened.fd));
+  } finally {
+    fs.closeSync(opened.fd);
+  }
+}
+
+/** The folder that a path lies in; empty for the tree's own. */
+export const folderOf = (path: RawPath): RawPath | "" => ancestors(path).at(-1) ?? "";
+
+/**
+ * The file system that a folder (the empty path: the tree's own) lies on, and the bytes that are free there; undefined
+ * when there is no such folder.
+ */
+export function freeSpace(tree: Tree, path: RawPath | ""): { device: number; bytes: number } | undefined {
+  const opened = openFolder(tree, path);
+  if (opened.kind !== "open") return undefined;
+  try {
+    const { bavail, bsize } = fs.statfsSync(`/proc/self/fd/${opened.fd}`);
+    return { device: fs.fstatSync(opened.fd).dev, bytes: bavail * bsize };
+  } finally {
+    fs.closeSync(opened.fd);
+  }
+}
+
+/** Where something is mounted, as absolute paths. */
+export function mountPoints(): Set<string> {
+  const table = fs.readFileSync("/proc/self/mountinfo", "latin1");
+  return new Set(table.split("\n").map((line) => unescapeOctal(line.split(" ")[4] ?? "")));
+}
