@@ -1,5 +1,5 @@
-import { defaultZfs, openGuest } from "../lab/guest.js";
-import { BUILD_CONFIG, distribution, SITE_CONFIG } from "../lab/system.js";
+import { defaultZfs, usesLocalZfs } from "../lab/guest.js";
+import { distribution, openPools, RPOOL, TANK } from "../lab/system.js";
 
 // npm run demo: two releases are made on one pool, carried as files, and installed on another pool.
 
@@ -12,10 +12,11 @@ const chapter = (title: string): void =>
 
 chapter("a machine with ZFS");
 say(
-  `Everything happens in a virtual machine with OpenZFS ${defaultZfs()}; this machine's own pools are not touched.`,
+  usesLocalZfs()
+    ? `Everything happens in two pools of its own, ${TANK} and ${RPOOL}, in files; what else this machine has is not touched.`
+    : `Everything happens in a virtual machine with OpenZFS ${defaultZfs()}, which takes about 20 seconds to start.`,
 );
-say("Its image is built once, which takes about 8 minutes; starting it takes about 20 seconds.");
-const machine = await openGuest();
+const machine = await openPools();
 
 /** Shows a command, runs it, shows what it prints. */
 async function show(command: string): Promise<void> {
@@ -26,29 +27,27 @@ async function show(command: string): Promise<void> {
 
 try {
   await show("zfs version");
-  await machine.createPool("tank");
-  await machine.createPool("rpool");
-  await machine.write("/etc/zferry/build.toml", BUILD_CONFIG);
-  await machine.write("/etc/zferry/site.toml", SITE_CONFIG);
 
   chapter("the build host");
-  say("Pool tank. /build is the system's / (a git repository), /build/usr its /usr (a dataset of its own).");
+  say(
+    `Pool ${TANK}. /mnt/build is the system's / (a git repository), /mnt/build/usr its /usr (a dataset of its own).`,
+  );
   await distribution(machine, "build-host");
-  await show("bundle keygen --no-password -o /root/release");
+  await show("bundle keygen --no-password -o /etc/zferry/release");
   await show("bundle snapshot R1");
 
   chapter("the site, far away and without a network");
   say(
-    "Pool rpool. /site is its /, with changes of its own; /site/usr is its /usr, from release R1, read-only.",
+    `Pool ${RPOOL}. /mnt/site is its /, with changes of its own; /mnt/site/usr is its /usr, from release R1, read-only.`,
   );
   await distribution(machine, "site");
-  await machine.run("install -D -m 644 /root/release.pub /etc/zferry/keys/release.pub");
-  await show("git -C /site log --oneline");
-  await show("grep -n of- /site/etc/sshd_config");
+  await machine.run("install -D -m 644 /etc/zferry/release.pub /etc/zferry/keys/release.pub");
+  await show("git -C /mnt/site log --oneline");
+  await show("grep -n of- /mnt/site/etc/sshd_config");
 
   for (const number of [2, 3]) {
     const [base, target] = [`R${number - 1}`, `R${number}`];
-    const file = `/root/${target}.bundle`;
+    const file = `/tmp/${target}.bundle`;
     chapter(`release ${target}`);
     say(
       "The build host updates its packages and makes a release: a commit, a tag, snapshots of both datasets at once.",
@@ -62,19 +61,19 @@ try {
     await show(`bundle install ${file}`);
     say("/usr is, byte for byte, what the build host has:");
     await show(
-      `diff <(${machine.checkout}/test/lab/distribution.sh fingerprint /build/usr/.zfs/snapshot/${target}) ` +
-        `<(${machine.checkout}/test/lab/distribution.sh fingerprint /site/usr) && echo identical`,
+      `diff <(${machine.checkout}/test/lab/distribution.sh fingerprint /mnt/build/usr/.zfs/snapshot/${target}) ` +
+        `<(${machine.checkout}/test/lab/distribution.sh fingerprint /mnt/site/usr) && echo identical`,
     );
     say("/ has the release's changes and the site's own:");
-    await show("grep -n of- /site/etc/sshd_config");
-    await show("git -C /site log --oneline --graph -4");
+    await show("grep -n of- /mnt/site/etc/sshd_config");
+    await show("git -C /mnt/site log --oneline --graph -4");
   }
 
   chapter("where the site is now");
   await show("bundle status");
-  await show("bundle install /root/R3.bundle");
+  await show("bundle install /tmp/R3.bundle");
   chapter("done");
-  say("To look around in such a machine: npm run lab");
+  say("To look around in a virtual machine with ZFS: npm run lab");
 } finally {
   await machine.close();
 }

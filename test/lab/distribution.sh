@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # A small rolling-release distribution, for the tests and the demonstration.
-#   distribution.sh build-host          makes tank/BUILD/gentoo (/build) and tank/BUILD/gentoo/usr, as of release R1
-#   distribution.sh site                makes rpool/SYSTEM/USR/gentoo and a / of its own (/site), both from release R1
-#   distribution.sh change N            changes /build as an update to release N (2, 3 or 4) would
+#   distribution.sh build-host          makes tank/BUILD/gentoo (/mnt/build) and tank/BUILD/gentoo/usr, as of release R1
+#   distribution.sh site [NAME]         makes rpool/SYSTEM/USR/gentoo and a / of its own (/mnt/site), both from release R1;
+#                                       with a NAME, another site: rpool/NAME/USR/gentoo and /mnt/NAME
+#   distribution.sh change N            changes /mnt/build as an update to release N (2, 3 or 4) would
 #   distribution.sh fingerprint FOLDER  prints all that must be the same in two copies of a dataset
-# The pools tank and rpool are there already.
+# The pools are there already; TANK and RPOOL are their names, if they are not tank and rpool.
 set -euo pipefail
+tank=${TANK:-tank}
+rpool=${RPOOL:-rpool}
 
 # binary NAME SEED KIB: a program that no compressor makes smaller than it is, and that differs from seed to seed
 binary() {
@@ -15,9 +18,9 @@ binary() {
 }
 
 build_host() {
-  zfs create -p -o mountpoint=/build -o xattr=sa -o acltype=posixacl tank/BUILD/gentoo
-  zfs create tank/BUILD/gentoo/usr
-  cd /build
+  zfs create -p -o mountpoint=/mnt/build -o xattr=sa -o acltype=posixacl "$tank/BUILD/gentoo"
+  zfs create "$tank/BUILD/gentoo/usr"
+  cd /mnt/build
   git init --quiet .
   chmod 700 .git
   git config user.name builder
@@ -48,14 +51,15 @@ build_host() {
   git commit --quiet -m 'the first system'
 }
 
-site() {
-  zfs create -p -o readonly=on -o mountpoint=/site-usr rpool/SYSTEM/USR
-  zfs send tank/BUILD/gentoo/usr@R1 | zfs receive -u rpool/SYSTEM/USR/gentoo
-  zfs create -p -o mountpoint=/site -o canmount=on -o xattr=sa -o acltype=posixacl rpool/ROOT/site
-  (cd /build/.zfs/snapshot/R1 && tar -c --exclude=./.git --exclude=./usr --xattrs . ) | tar -C /site -x --xattrs -p
-  zfs set mountpoint=/site/usr rpool/SYSTEM/USR/gentoo
-  mountpoint -q /site/usr || zfs mount rpool/SYSTEM/USR/gentoo
-  cd /site
+site() { # [NAME]
+  local name=${1:-site} readonly_parent=$rpool/${1:-SYSTEM}/USR
+  zfs create -p -o readonly=on -o "mountpoint=/mnt/$name-usr" "$readonly_parent"
+  zfs send "$tank/BUILD/gentoo/usr@R1" | zfs receive -u "$readonly_parent/gentoo"
+  zfs create -p -o "mountpoint=/mnt/$name" -o canmount=on -o xattr=sa -o acltype=posixacl "$rpool/ROOT/$name"
+  (cd /mnt/build/.zfs/snapshot/R1 && tar -c --exclude=./.git --exclude=./usr --xattrs .) | tar -C "/mnt/$name" -x --xattrs -p
+  zfs set "mountpoint=/mnt/$name/usr" "$readonly_parent/gentoo"
+  mountpoint -q "/mnt/$name/usr" || zfs mount "$readonly_parent/gentoo"
+  cd "/mnt/$name"
   git init --quiet .
   chmod 700 .git
   git config user.name admin
@@ -72,7 +76,7 @@ site() {
 }
 
 change() {
-  cd /build
+  cd /mnt/build
   case $1 in
     2) # packages updated, one renamed, a new daemon with a user and a secret of its own
       for tool in ls sshd ping; do binary usr/bin/$tool 2 44; done

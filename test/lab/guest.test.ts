@@ -46,7 +46,7 @@ describe("a guest", () => {
   it("makes pools with the features asked for", async () => {
     const pool = await guest.createPool("plain", { args: ["-o", "feature@embedded_data=disabled"] });
     const { stdout } = await guest.run(
-      `zpool get -H -o value feature@embedded_data ${pool}; stat -fc %T /${pool}`,
+      `zpool get -H -o value feature@embedded_data ${pool}; stat -fc %T /mnt/${pool}`,
     );
     expect(stdout).toBe("disabled\nzfs\n");
   });

@@ -2,7 +2,7 @@
  * The lab: a machine with a real OpenZFS, for tests, for the demonstration and for people.
  *
  *     const machine = await openMachine({ zfs: "2.3", disks: [{ name: "tank", size: "2G" }] });
- *     const pool = await machine.createPool("fast");             // on a file in memory, mounted at /fast
+ *     const pool = await machine.createPool("fast");             // on a file, mounted at /mnt/fast
  *     const { stdout, stderr, status } = await machine.run("zpool create tank /dev/lab/tank && zpool list");
  *     await machine.close();
  *
@@ -43,6 +43,7 @@ export interface MachineOptions {
   disks?: Disk[];
   /** In MiB. */
   memory?: number;
+  /** Default: ZFERRY_LAB_CPUS, or 2. */
   cpus?: number;
   /** The host's folder to share; default: a temporary one. */
   share?: string;
@@ -89,7 +90,7 @@ export interface Machine {
   read(path: string): Promise<Buffer>;
   /** The device of one of `MachineOptions.disks`. */
   disk(name: string): string;
-  /** Makes a pool on a file, in memory where possible; returns its name. It is mounted at `/` and its name. */
+  /** Makes a pool of the name `poolName(name)` on a file; returns that name. It is mounted at `/mnt/` and its name. */
   createPool(name: string, options?: PoolOptions): Promise<string>;
   /** Ends everything and removes every temporary file. */
   close(): Promise<void>;
@@ -100,10 +101,19 @@ export interface Machine {
  * that).
  */
 export async function openMachine(options: MachineOptions = {}): Promise<Machine> {
+  return usesLocalZfs() ? LocalMachine.open(options) : openGuest(options);
+}
+
+/** Whether `openMachine` gives this machine itself. */
+export function usesLocalZfs(): boolean {
   const local = process.env["ZFERRY_LAB_LOCAL"];
   const able = existsSync("/dev/zfs") && process.getuid?.() === 0;
-  return local === "1" || (local !== "0" && able) ? new LocalMachine(options) : openGuest(options);
+  return local === "1" || (local !== "0" && able);
 }
+
+/** The name that a pool gets in `createPool`: this machine has pools of its own, a guest has not. */
+export const poolName = (name: string): string =>
+  usesLocalZfs() ? `zferry-lab-${process.pid}-${name}` : name;
 
 /** A guest, whatever this machine itself has. */
 export async function openGuest(options: MachineOptions = {}): Promise<Guest> {
@@ -162,10 +172,11 @@ abstract class JobMachine implements Machine {
   abstract readonly checkout: string;
   readonly share: { here: string; there: string };
   /** Everything temporary of this machine; the folders of the jobs are in its `jobs`. */
-  protected readonly folder = mkdtempSync(join(tmpdir(), "zferry-lab-"));
+  protected readonly folder: string;
   private jobs = 0;
 
-  constructor(share: string | undefined, there?: string) {
+  constructor(temporary: string, share: string | undefined, there?: string) {
+    this.folder = mkdtempSync(join(temporary, "zferry-lab-"));
     leftovers.add(this.undo);
     for (const name of ["jobs", "share"]) mkdirSync(join(this.folder, name));
     const here = resolve(share ?? join(this.folder, "share"));
@@ -177,8 +188,8 @@ abstract class JobMachine implements Machine {
   protected abstract kill(job: string): void;
   /** Ends all that runs; synchronous, since a process that exits calls it too. */
   protected abstract release(): void;
-  /** The name of a pool and the file for it. */
-  protected abstract place(pool: string): [string, string];
+  /** The file for a pool. */
+  protected abstract place(pool: string): string;
   abstract disk(name: string): string;
 
   async run(script: string, options: RunOptions = {}): Promise<RunResult> {
@@ -196,9 +207,10 @@ abstract class JobMachine implements Machine {
   }
 
   async createPool(name: string, { size = "256M", args = [] }: PoolOptions = {}): Promise<string> {
-    const [pool, file] = this.place(name);
-    const words = ["-o", "cachefile=none", ...args, pool, file].map(quote).join(" ");
-    await this.run(`truncate -s ${size} ${quote(file)}\nzpool create ${words}`);
+    const pool = poolName(name);
+    const file = this.place(pool);
+    const words = ["-o", "cachefile=none", "-O", `mountpoint=/mnt/${pool}`, ...args, pool, file];
+    await this.run(`truncate -s ${size} ${quote(file)}\nzpool create ${words.map(quote).join(" ")}`);
     return pool;
   }
 
@@ -264,43 +276,77 @@ function follow(path: string, to: NodeJS.WritableStream): () => void {
   };
 }
 
-/** This machine itself. Its disks and pools are files in a temporary folder. */
+/**
+ * This machine itself, with the ZFS that it has. Pools and disks are files in a temporary folder, and everything runs in
+ * a mount namespace of its own, in which what is written to /etc, /mnt, /tmp and /var/lib is not kept: nothing of the
+ * machine's own is changed.
+ */
 export class LocalMachine extends JobMachine {
   readonly zfsVersion = execFileSync("zfs", ["version"], { encoding: "utf8" }).trim();
   readonly checkout = CHECKOUT;
   private readonly running = new Map<string, ChildProcess>();
   private readonly pools: string[] = [];
+  /** Keeps the mount namespace. */
+  private readonly holder: ChildProcess;
 
-  constructor(options: MachineOptions = {}) {
-    super(options.share);
+  static async open(options: MachineOptions = {}): Promise<LocalMachine> {
+    const machine = new LocalMachine(options);
+    const [line] = (await Promise.race([
+      once(machine.holder.stdout!, "data"),
+      once(machine.holder, "exit"),
+    ])) as [unknown];
+    if (String(line).trim() === "ready") return machine;
+    await machine.close();
+    throw new Error("cannot make a mount namespace for the tests: ZFERRY_LAB_LOCAL=0 runs them in a guest");
+  }
+
+  private constructor(options: MachineOptions) {
+    // Not in /tmp, of which two views are in use here.
+    super("/var/tmp", options.share);
     const cli = `#!/bin/sh\nexec ${quote(process.execPath)} ${quote(join(CHECKOUT, "dist/cli.js"))} "$@"\n`;
-    mkdirSync(join(this.folder, "bin"));
+    for (const name of ["bin", "disks", "home", "private"]) mkdirSync(join(this.folder, name));
     for (const name of ["bundle", "zferry"])
       writeFileSync(join(this.folder, "bin", name), cli, { mode: 0o755 });
-    mkdirSync(join(this.folder, "disks"));
     for (const { name, size, path } of options.disks ?? []) {
       if (path !== undefined) symlinkSync(resolve(path), this.disk(name));
       execFileSync("truncate", ["-s", size, this.disk(name)]);
     }
+    const setUp = `
+      cd "$1/private"
+      mount -t tmpfs -o mode=755 tmpfs .
+      cd "$1/private"
+      for folder in /etc /mnt /tmp /var/lib; do
+        mkdir -p "upper$folder" "work$folder"
+        mount -t overlay -o "lowerdir=$folder,upperdir=upper$folder,workdir=work$folder" overlay "$folder"
+      done
+      echo ready
+      exec sleep infinity`;
+    const unshare = ["--mount", "--propagation", "private", "bash", "-euc", setUp, "holder", this.folder];
+    this.holder = spawn("setpriv", ["--pdeathsig", "KILL", "unshare", ...unshare], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
   }
 
   disk(name: string): string {
     return join(this.folder, "disks", name);
   }
 
-  protected place(name: string): [string, string] {
-    const pool = `lab-${process.pid}-${name}`; // this machine has pools of its own
+  protected place(pool: string): string {
     this.pools.push(pool);
-    return [pool, join(this.folder, `${name}.pool`)];
+    return join(this.folder, `${pool}.pool`);
+  }
+
+  private inside(command: readonly string[]): [string, string[]] {
+    return ["nsenter", [`--mount=/proc/${this.holder.pid}/ns/mnt`, ...command]];
   }
 
   protected async execute(job: string): Promise<number> {
     const file = (name: string, flags: string) => openSync(join(this.folder, "jobs", job, name), flags);
     const stdio = [file("stdin", "r"), file("stdout", "a"), file("stderr", "a")];
     const path = [join(this.folder, "bin"), dirname(process.execPath), process.env["PATH"]].join(":");
-    const child = spawn("bash", [join(this.folder, "jobs", job, "job")], {
+    const child = spawn(...this.inside(["bash", join(this.folder, "jobs", job, "job")]), {
       detached: true,
-      env: { ...process.env, PATH: path },
+      env: { ...process.env, HOME: join(this.folder, "home"), PATH: path },
       stdio,
     });
     stdio.forEach(closeSync);
@@ -317,7 +363,8 @@ export class LocalMachine extends JobMachine {
 
   protected release(): void {
     for (const job of this.running.keys()) this.kill(job);
-    for (const pool of this.pools) spawnSync("zpool", ["destroy", "-f", pool]);
+    for (const pool of this.pools) spawnSync(...this.inside(["zpool", "destroy", "-f", pool]));
+    this.holder.kill("SIGKILL");
   }
 }
 
@@ -333,7 +380,7 @@ export class Guest extends JobMachine {
 
   /** `image` is what `buildImage` gave. */
   constructor(image: string, options: MachineOptions = {}) {
-    super(options.share, "/host");
+    super(tmpdir(), options.share, "/host");
     this.image = image;
     this.options = options;
     this.zfsVersion = readFileSync(join(image, "zfs-version"), "utf8").trim();
@@ -416,8 +463,8 @@ export class Guest extends JobMachine {
     return `/dev/lab/${name}`;
   }
 
-  protected place(pool: string): [string, string] {
-    return [pool, `/tmp/${pool}.pool`];
+  protected place(pool: string): string {
+    return `/tmp/${pool}.pool`;
   }
 
   protected execute(job: string): Promise<number> {
@@ -460,7 +507,7 @@ export class Guest extends JobMachine {
 
   private async boot(args: string[], kernelArgs: string, stdio: StdioOptions): Promise<ChildProcess> {
     if (this.qemu !== undefined) throw new Error("the guest is on already");
-    const { memory = 3072, cpus = 2, disks = [] } = this.options;
+    const { memory = 3072, cpus = Number(process.env["ZFERRY_LAB_CPUS"] ?? 2), disks = [] } = this.options;
     const share = (tag: string, path: string, readonly: "on" | "off") => [
       ...["-fsdev", `local,id=${tag},path=${path},security_model=none,multidevs=remap,readonly=${readonly}`],
       ...["-device", `virtio-9p-pci,fsdev=${tag},mount_tag=${tag}`],

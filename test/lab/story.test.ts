@@ -1,25 +1,28 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { defaultZfs, type Machine } from "./guest.js";
+import { installByHand } from "./by-hand.js";
+import { defaultZfs, usesLocalZfs, type Machine } from "./guest.js";
 import {
+  BUILD_USR,
   distribution as runDistribution,
   makeRelease as makeReleaseOf,
   openSystem,
+  RPOOL,
+  script,
   SITE_CONFIG,
   SITE_USR,
+  TANK,
 } from "./system.js";
 
+let machine: Machine;
+beforeAll(async () => {
+  machine = await openSystem();
+});
+afterAll(() => machine?.close());
+
 describe("three releases from a build host to a site", () => {
-  let machine: Machine;
-
-  beforeAll(async () => {
-    machine = await openSystem();
-  });
-  afterAll(() => machine?.close());
-
   const distribution = (command: string) => runDistribution(machine, command);
   const makeRelease = (number: number) => makeReleaseOf(machine, number);
-  const fingerprint = async (folder: string): Promise<string> =>
-    (await distribution(`fingerprint ${folder}`)).stdout;
+  const fingerprint = (folder: string): string => script(machine, `fingerprint ${folder}`);
   const lines = async (script: string): Promise<string> => (await machine.run(script)).stdout.trim();
   /** Runs what must fail, and gives its status and what it said. */
   const refused = async (script: string): Promise<{ status: number; stderr: string }> => {
@@ -29,33 +32,35 @@ describe("three releases from a build host to a site", () => {
   const guidOf = (snapshot: string): Promise<string> => lines(`zfs get -H -p -o value guid ${snapshot}`);
 
   /** Everything of the site that an install may change. */
-  const siteState = async (): Promise<string> =>
-    [
-      await fingerprint("/site/usr"),
-      await lines(
-        `cd /site; find . -path ./.git -prune -o -path ./usr -prune -o -printf '%P %y %m %U:%G %l\\n' | sort;` +
-          `git rev-parse HEAD; git status --porcelain; git for-each-ref;` +
-          `zfs list -H -t all -o name -r rpool; zfs get -H -o value receive_resume_token ${SITE_USR};` +
-          `zfs list -H -t snapshot -o name,userrefs -r rpool; cat /var/lib/zferry/state.json /var/lib/zferry/journal.json || true`,
-      ),
-    ].join("\n");
+  const siteState = (): Promise<string> =>
+    lines(
+      `${fingerprint("/mnt/site/usr")}; cd /mnt/site;` +
+        `find . -path ./.git -prune -o -path ./usr -prune -o -printf '%P %y %m %U:%G %l\\n' | sort;` +
+        `git rev-parse HEAD; git status --porcelain; git for-each-ref;` +
+        `zfs list -H -t all -o name,userrefs -r ${RPOOL}; zfs get -H -o value receive_resume_token ${SITE_USR};` +
+        `cat /var/lib/zferry/state.json /var/lib/zferry/journal.json || true`,
+    );
 
   /** Both halves are what the release and the site make of them. */
   const expectInstalled = async (number: number): Promise<void> => {
-    expect(await fingerprint("/site/usr")).toBe(await fingerprint(`/build/usr/.zfs/snapshot/R${number}`));
-    expect(await guidOf(`${SITE_USR}@R${number}`)).toBe(await guidOf(`tank/BUILD/gentoo/usr@R${number}`));
-    expect(await lines("cd /site; git status --porcelain")).toBe("");
-    expect(await lines("git -C /site rev-parse refs/zferry/release^{tree}")).toBe(
-      await lines(`git -C /build rev-parse R${number}^{tree}`),
-    );
-    expect(await lines("zfs get -H -o value receive_resume_token " + SITE_USR)).toBe("-");
-    expect(await lines("find /site -name '.zferry-*'; ls /var/lib/zferry")).toBe("lock\nstate.json");
-    // The site's own changes.
     expect(
       await lines(
-        "cat /site/etc/conf.d/keymaps /site/etc/hosts; grep Option02 /site/etc/sshd_config; grep operator /site/etc/group",
+        `diff <(${fingerprint("/mnt/site/usr")}) <(${fingerprint(`/mnt/build/usr/.zfs/snapshot/R${number}`)}) && echo same usr;` +
+          `cd /mnt/site; git status --porcelain; zfs get -H -o value receive_resume_token ${SITE_USR};` +
+          `find . -name '.zferry-*'; ls /var/lib/zferry;` +
+          // The site's own changes.
+          "cat etc/conf.d/keymaps etc/hosts; grep -h Option02 etc/sshd_config; grep -h operator etc/group",
       ),
-    ).toBe('keymap="de"\n10.1.2.3 plc\nOption02 of-this-site\noperator:x:1000:');
+    ).toBe(
+      'same usr\n-\nlock\nstate.json\nkeymap="de"\n10.1.2.3 plc\nOption02 of-this-site\noperator:x:1000:',
+    );
+    const [guid, tree, ...built] = (
+      await lines(
+        `zfs get -H -p -o value guid ${SITE_USR}@R${number}; git -C /mnt/site rev-parse refs/zferry/release^{tree};` +
+          `zfs get -H -p -o value guid ${BUILD_USR}@R${number}; git -C /mnt/build rev-parse R${number}^{tree}`,
+      )
+    ).split("\n");
+    expect([guid, tree]).toEqual(built);
   };
 
   it("is refused when the build host's / has changes that are not committed", async () => {
@@ -63,20 +68,20 @@ describe("three releases from a build host to a site", () => {
     const { status, stderr } = await refused("bundle snapshot R2");
     expect(stderr).toContain("not committed");
     expect(status).toBe(17);
-    expect(await lines("zfs list -H -t snapshot -o name -r tank | grep R2 || true; git -C /build tag")).toBe(
-      "R1",
-    );
+    expect(
+      await lines(`zfs list -H -t snapshot -o name -r ${TANK} | grep R2 || true; git -C /mnt/build tag`),
+    ).toBe("R1");
   });
 
   it("makes a release: all snapshots in one transaction, held, and a tag", async () => {
     await machine.run('bundle snapshot R2 -m "release 2"');
-    const groups = await lines("zfs list -H -t snapshot -o createtxg -r tank | sort | uniq -c");
+    const groups = await lines(`zfs list -H -t snapshot -o createtxg -r ${TANK} | sort | uniq -c`);
     expect(groups.split("\n").map((line) => line.trim().split(" ")[0])).toEqual(["2", "2"]);
-    const destroyed = await refused("zfs destroy tank/BUILD/gentoo/usr@R2");
+    const destroyed = await refused(`zfs destroy ${BUILD_USR}@R2`);
     expect(destroyed.status).not.toBe(0);
     expect(
       await lines(
-        "git -C /build for-each-ref --format='%(contents:trailers:key=Zferry-Sequence,valueonly)' refs/tags/R2",
+        "git -C /mnt/build for-each-ref --format='%(contents:trailers:key=Zferry-Sequence,valueonly)' refs/tags/R2",
       ),
     ).toBe("2");
     expect((await refused("bundle snapshot R2")).status).toBe(17);
@@ -84,11 +89,11 @@ describe("three releases from a build host to a site", () => {
 
   it("packs it into one bundle, which is whole and from us", async () => {
     await machine.run("bundle create --base R1 --target R2 -o /tmp/R2.bundle");
-    const verified = await lines("bundle verify /tmp/R2.bundle --key /root/release.pub");
-    expect(verified).toContain(await guidOf("tank/BUILD/gentoo/usr@R1"));
-    expect(verified).toContain(await guidOf("tank/BUILD/gentoo/usr@R2"));
-    expect(verified).toMatch(/^OK .*gentoo release R2 \(2\).*signed by [0-9A-F]{16}/);
+    const verified = await lines("bundle verify /tmp/R2.bundle --key /etc/zferry/release.pub");
+    expect(verified).toMatch(/^OK .*gentoo release R2 \(2\), usr from R1 to R2, .*signed by [0-9A-F]{16}/);
     const inspected = await lines("bundle inspect /tmp/R2.bundle");
+    expect(inspected).toContain(`R1 (guid ${await guidOf(`${BUILD_USR}@R1`)})`);
+    expect(inspected).toContain(`R2 (guid ${await guidOf(`${BUILD_USR}@R2`)})`);
     expect(inspected).toContain("A etc/newd/secret");
     expect(inspected).toContain("D etc/oldd.conf");
     expect(inspected).toContain("M etc/sshd_config");
@@ -96,7 +101,7 @@ describe("three releases from a build host to a site", () => {
 
   it("makes the same bytes again, also from a repacked repository", async () => {
     await machine.run(
-      "git -C /build gc --quiet --aggressive; bundle create --base R1 --target R2 -o /tmp/again.bundle",
+      "git -C /mnt/build gc --quiet --aggressive; bundle create --base R1 --target R2 -o /tmp/again.bundle",
     );
     await machine.run("cmp /tmp/R2.bundle /tmp/again.bundle; rm /tmp/again.bundle");
   });
@@ -112,12 +117,12 @@ describe("three releases from a build host to a site", () => {
     await expectInstalled(2);
     expect(
       await lines(
-        "grep -c 'Option28 of-release-2' /site/etc/sshd_config; stat -c '%a %u:%g' /site/etc/newd/secret /site/etc/newd",
+        "grep -c 'Option28 of-release-2' /mnt/site/etc/sshd_config; stat -c '%a %u:%g' /mnt/site/etc/newd/secret /mnt/site/etc/newd",
       ),
     ).toBe("1\n600 77:77\n750 0:77");
     expect(
       await lines(
-        "getfattr --only-values -n user.origin /site/etc/newd/secret; ls /site/etc/oldd.conf 2>/dev/null || true",
+        "getfattr --only-values -n user.origin /mnt/site/etc/newd/secret; ls /mnt/site/etc/oldd.conf 2>/dev/null || true",
       ),
     ).toBe("release-2");
     expect(await lines("bundle status")).toContain("installed: release R2 (2)");
@@ -134,62 +139,64 @@ describe("three releases from a build host to a site", () => {
     const file = await makeRelease(4);
     const before = await siteState();
     const { status, stderr } = await refused(`bundle install ${file}`);
-    expect(stderr).toContain(await guidOf("tank/BUILD/gentoo/usr@R3"));
+    expect(stderr).toContain(await guidOf(`${BUILD_USR}@R3`));
     expect(stderr).toContain(await guidOf(`${SITE_USR}@R2`));
     expect(status).toBe(13);
     expect(await siteState()).toBe(before);
   });
 
   it("refuses a base that was modified, naming both guids", async () => {
-    await machine.run(`zfs set readonly=off ${SITE_USR}; echo changed >/site/usr/bin/ls; zpool sync rpool`);
+    await machine.run(
+      `zfs set readonly=off ${SITE_USR}; echo changed >/mnt/site/usr/bin/ls; zpool sync ${RPOOL}`,
+    );
     const { status, stderr } = await refused("bundle install /tmp/R3.bundle");
     expect(stderr).toContain("modified");
     expect(stderr).toContain(await guidOf(`${SITE_USR}@R2`));
-    expect(stderr).toContain(await guidOf("tank/BUILD/gentoo/usr@R3"));
+    expect(stderr).toContain(await guidOf(`${BUILD_USR}@R3`));
     expect(status).toBe(13);
     await machine.run(`zfs rollback ${SITE_USR}@R2; zfs inherit readonly ${SITE_USR}`);
   });
 
   it("refuses while a process runs from the dataset", async () => {
     // A program that lies on the dataset can only be put there as a release would: into another dataset.
-    const own = "rpool/SYSTEM/USR/busy";
+    const own = `${RPOOL}/SYSTEM/USR/busy`;
     await machine.run(
-      `zfs send ${SITE_USR}@R2 | zfs receive -u ${own}; zfs set mountpoint=/busy readonly=off ${own}; mountpoint -q /busy || zfs mount ${own}; cp /usr/bin/sleep /busy/bin/sleep; zfs snapshot ${own}@more`,
+      `zfs send ${SITE_USR}@R2 | zfs receive -u ${own}; zfs set mountpoint=/mnt/busy readonly=off ${own}; mountpoint -q /mnt/busy || zfs mount ${own}; cp /usr/bin/sleep /mnt/busy/bin/sleep; zfs snapshot ${own}@more`,
     );
     await machine.run(`sed 's,${SITE_USR},${own},' /etc/zferry/site.toml >/tmp/busy.toml`);
-    await machine.run("(/busy/bin/sleep 1000 </dev/null >/dev/null 2>&1 & echo $! >/tmp/sleep.pid)");
+    await machine.run("(/mnt/busy/bin/sleep 1000 </dev/null >/dev/null 2>&1 & echo $! >/tmp/sleep.pid)");
     await machine.run(
       `zfs send -i @R2 ${own}@more >/tmp/more; zfs rollback -r ${own}@R2 2>/dev/null || true`,
     );
     const stream =
-      "bundle create --stream usr=/tmp/more --product gentoo --release more --sequence 9 --key /root/release.key -o /tmp/more.bundle";
+      "bundle create --stream usr=/tmp/more --product gentoo --release more --sequence 9 --key /etc/zferry/release.key -o /tmp/more.bundle";
     await machine.run(stream);
     const { status, stderr } = await refused("bundle install --config /tmp/busy.toml /tmp/more.bundle");
     await machine.run(`kill $(cat /tmp/sleep.pid)`);
-    expect(stderr).toMatch(/run from rpool\/SYSTEM\/USR\/busy: sleep/);
+    expect(stderr).toContain("run from " + own + ": sleep");
     expect(status).toBe(17);
   });
 
   it("stops at a conflict before anything is changed, naming the paths", async () => {
     await machine.run(
-      `cd /site; sed -i 's/^Option15 .*/Option15 of-the-site/' etc/sshd_config; git commit -qam 'a change where the release has one'`,
+      `cd /mnt/site; sed -i 's/^Option15 .*/Option15 of-the-site/' etc/sshd_config; git commit -qam 'a change where the release has one'`,
     );
     const before = await siteState();
     const { status, stderr } = await refused("bundle install /tmp/R3.bundle");
     expect(stderr).toContain("etc/sshd_config");
     expect(status).toBe(15);
     expect(await siteState()).toBe(before);
-    await machine.run("cd /site; git revert --no-edit HEAD");
+    await machine.run("cd /mnt/site; git revert --no-edit HEAD");
   });
 
   it("refuses changes of the site that are not committed", async () => {
-    await machine.run("echo more >>/site/etc/hosts");
+    await machine.run("echo more >>/mnt/site/etc/hosts");
     const before = await siteState();
     const { status, stderr } = await refused("bundle install /tmp/R3.bundle");
     expect(stderr).toContain("etc/hosts");
     expect(status).toBe(17);
     expect(await siteState()).toBe(before);
-    await machine.run("cd /site; git checkout -q etc/hosts");
+    await machine.run("cd /mnt/site; git checkout -q etc/hosts");
   });
 
   it("refuses what is damaged or from somebody else, and changes nothing", async () => {
@@ -212,15 +219,19 @@ describe("three releases from a build host to a site", () => {
     );
     expect(await lines("bundle status")).toContain("under way: release R3");
     expect((await refused("bundle install /tmp/R2.bundle")).status).toBe(17);
-    // Also when the bundle expired in the meantime; what is not under way is then refused.
-    await machine.run("date -s '60 days'");
+    // Also when the bundle expired in the meantime, by the site's time; what is not under way is then refused.
+    await machine.run(
+      `sed -i 's/"created": [0-9]*/"created": '$(($(date +%s) + 60 * 86400))/ /var/lib/zferry/state.json`,
+    );
     expect(await lines("bundle install /tmp/R3.bundle")).toContain("installed gentoo release R3 (3)");
     expect((await refused("bundle install /tmp/R4.bundle")).status).toBe(11);
-    await machine.run("date -s '60 days ago'");
+    await machine.run(
+      `now=$(date +%s); sed -i "s/\\"created\\": [0-9]*/\\"created\\": $now/" /var/lib/zferry/state.json`,
+    );
     await expectInstalled(3);
     expect(
       await lines(
-        "readlink /site/etc/localtime; stat -c %a /site/etc/init.d/net; getfacl -cn /site/etc/conf.d/hwclock | grep user:77",
+        "readlink /mnt/site/etc/localtime; stat -c %a /mnt/site/etc/init.d/net; getfacl -cn /mnt/site/etc/conf.d/hwclock | grep user:77",
       ),
     ).toBe("../usr/share/zoneinfo/CET\n644\nuser:77:r--");
   });
@@ -230,7 +241,7 @@ describe("three releases from a build host to a site", () => {
     await expectInstalled(4);
     expect(
       await lines(
-        "cat /site/etc/newd/secret /site/etc/localtime; stat -c '%a %u:%g' /site/etc/newd/secret; readlink /site/etc/conf.d/hwclock",
+        "cat /mnt/site/etc/newd/secret /mnt/site/etc/localtime; stat -c '%a %u:%g' /mnt/site/etc/newd/secret; readlink /mnt/site/etc/conf.d/hwclock",
       ),
     ).toBe('token = "changed"\nTZif\n640 0:0\nkeymaps');
     expect(await lines(`zfs holds -H ${SITE_USR}@R1 ${SITE_USR}@R2 ${SITE_USR}@R3 | cut -f 1,2`)).toBe(
@@ -242,41 +253,48 @@ describe("three releases from a build host to a site", () => {
   it("starts a new site with a full bundle", async () => {
     await machine.run("bundle create --target R4 -o /tmp/full.bundle");
     await machine.run(
-      `zfs create -p rpool/NEW; zfs create -o mountpoint=/new -o xattr=sa -o acltype=posixacl rpool/NEW/root; cd /new; git init -q .; git -c user.name=a -c user.email=a@b commit -q --allow-empty -m empty; printf '/usr\\n' >.git/info/exclude`,
+      `zfs create -p ${RPOOL}/NEW; zfs create -o mountpoint=/mnt/new -o xattr=sa -o acltype=posixacl ${RPOOL}/NEW/root; cd /mnt/new; git init -q .; git -c user.name=a -c user.email=a@b commit -q --allow-empty -m empty; printf '/usr\\n' >.git/info/exclude`,
     );
-    const config = SITE_CONFIG.replace(SITE_USR, "rpool/NEW/usr").replace('"/site"', '"/new"');
+    const config = SITE_CONFIG.replace(SITE_USR, `${RPOOL}/NEW/usr`).replace('"/mnt/site"', '"/mnt/new"');
     await machine.write("/tmp/new.toml", `state = "/var/lib/zferry-new"\n${config}`);
     await machine.run("bundle install --config /tmp/new.toml /tmp/full.bundle");
-    expect(await guidOf("rpool/NEW/usr@R4")).toBe(await guidOf("tank/BUILD/gentoo/usr@R4"));
-    await machine.run("zfs mount rpool/NEW/usr");
-    expect(await fingerprint("/rpool/NEW/usr")).toBe(await fingerprint("/build/usr/.zfs/snapshot/R4"));
-    expect(await lines("git -C /new rev-parse HEAD^{tree}")).toBe(
-      await lines("git -C /build rev-parse R4^{tree}"),
+    expect(await guidOf(`${RPOOL}/NEW/usr@R4`)).toBe(await guidOf(`${BUILD_USR}@R4`));
+    await machine.run(`zfs mount ${RPOOL}/NEW/usr`);
+    expect(
+      await lines(
+        `diff <(${fingerprint(`/mnt/${RPOOL}/NEW/usr`)}) <(${fingerprint("/mnt/build/usr/.zfs/snapshot/R4")}) && echo same`,
+      ),
+    ).toBe("same");
+    expect(await lines("git -C /mnt/new rev-parse HEAD^{tree}")).toBe(
+      await lines("git -C /mnt/build rev-parse R4^{tree}"),
     );
   });
 
+  const panicking = async (): Promise<void> => {
+    const stream = (name: string) => `zstd -dc ${machine.checkout}/fixtures/streams/2.3-microzap-${name}.zst`;
+    await machine.run(
+      `${stream("full")} | zfs receive -u ${RPOOL}/microzap; ${stream("incr")} | bundle create --stream usr=- --product gentoo --release microzap --sequence 1 --key /etc/zferry/release.key -o /tmp/microzap.bundle`,
+    );
+    const config = SITE_CONFIG.replace(SITE_USR, `${RPOOL}/microzap`);
+    await machine.write("/tmp/microzap.toml", `state = "/var/lib/zferry-microzap"\n${config}`);
+    const { status, stderr } = await refused(
+      "bundle install --config /tmp/microzap.toml /tmp/microzap.bundle",
+    );
+    expect(stderr).toContain("large_microzap");
+    expect(status).toBe(17);
+  };
   // 2.1 has no such streams.
-  if (defaultZfs() === "2.3") {
-    it("refuses in place a stream that makes ZFS panic", async () => {
-      const stream = (name: string) =>
-        `zstd -dc ${machine.checkout}/fixtures/streams/2.3-microzap-${name}.zst`;
-      await machine.run(
-        `${stream("full")} | zfs receive -u rpool/microzap; ${stream("incr")} | bundle create --stream usr=- --product gentoo --release microzap --sequence 1 --key /root/release.key -o /tmp/microzap.bundle`,
-      );
-      const config = SITE_CONFIG.replace(SITE_USR, "rpool/microzap");
-      await machine.write("/tmp/microzap.toml", `state = "/var/lib/zferry-microzap"\n${config}`);
-      const { status, stderr } = await refused(
-        "bundle install --config /tmp/microzap.toml /tmp/microzap.bundle",
-      );
-      expect(stderr).toContain("large_microzap");
-      expect(status).toBe(17);
-    });
+  if (!usesLocalZfs() && defaultZfs() === "2.3") {
+    it("refuses in place a stream that makes ZFS panic", panicking);
   }
 
   it("sends a verified stream for zfs receive", async () => {
     await machine.run(
-      `zfs send tank/BUILD/gentoo/usr@R1 | zfs receive -u rpool/by-stream; bundle send /tmp/R2.bundle --key /root/release.pub --stream usr | zfs receive -u rpool/by-stream`,
+      `zfs send ${BUILD_USR}@R1 | zfs receive -u ${RPOOL}/by-stream; bundle send /tmp/R2.bundle --key /etc/zferry/release.pub --stream usr | zfs receive -u ${RPOOL}/by-stream`,
     );
-    expect(await guidOf("rpool/by-stream@R2")).toBe(await guidOf("tank/BUILD/gentoo/usr@R2"));
+    expect(await guidOf(`${RPOOL}/by-stream@R2`)).toBe(await guidOf(`${BUILD_USR}@R2`));
   });
 });
+
+describe("a release installed by hand, with stock tools alone", () =>
+  installByHand(() => machine, "/tmp/R2.bundle"));

@@ -7,7 +7,9 @@ install_modules
 install_tools
 
 npm run --silent build
-npm run --silent types
+npm run --silent types &
+types=$!
 npm run --silent lint
+wait "$types"
 run_vitest node-"$(node -p 'process.versions.node')" --project unit --project cli "$@"
 echo "Left out: the tests on real ZFS. They need a virtual machine, which takes some minutes to build: npm run test:lab"
