@@ -7,6 +7,7 @@ export default defineConfig({
   test: {
     // The tests wait for other processes most of the time.
     maxWorkers: "100%",
+    slowTestThreshold: 60_000,
     projects: [
       {
         test: {

@@ -1,4 +1,4 @@
-import { defaultZfs, usesLocalZfs } from "../lab/guest.js";
+import { defaultZfs, MNT, usesLocalZfs } from "../lab/guest.js";
 import { distribution, openPools, RPOOL, TANK } from "../lab/system.js";
 
 // npm run demo: two releases are made on one pool, carried as files, and installed on another pool.
@@ -30,7 +30,7 @@ try {
 
   chapter("the build host");
   say(
-    `Pool ${TANK}. /mnt/build is the system's / (a git repository), /mnt/build/usr its /usr (a dataset of its own).`,
+    `Pool ${TANK}. ${MNT}/build is the system's / (a git repository), ${MNT}/build/usr its /usr (a dataset of its own).`,
   );
   await distribution(machine, "build-host");
   await show("bundle keygen --no-password -o /etc/zferry/release");
@@ -38,12 +38,12 @@ try {
 
   chapter("the site, far away and without a network");
   say(
-    `Pool ${RPOOL}. /mnt/site is its /, with changes of its own; /mnt/site/usr is its /usr, from release R1, read-only.`,
+    `Pool ${RPOOL}. ${MNT}/site is its /, with changes of its own; ${MNT}/site/usr is its /usr, from release R1, read-only.`,
   );
   await distribution(machine, "site");
   await machine.run("install -D -m 644 /etc/zferry/release.pub /etc/zferry/keys/release.pub");
-  await show("git -C /mnt/site log --oneline");
-  await show("grep -n of- /mnt/site/etc/sshd_config");
+  await show(`git -C ${MNT}/site log --oneline`);
+  await show(`grep -n of- ${MNT}/site/etc/sshd_config`);
 
   for (const number of [2, 3]) {
     const [base, target] = [`R${number - 1}`, `R${number}`];
@@ -61,12 +61,12 @@ try {
     await show(`bundle install ${file}`);
     say("/usr is, byte for byte, what the build host has:");
     await show(
-      `diff <(${machine.checkout}/test/lab/distribution.sh fingerprint /mnt/build/usr/.zfs/snapshot/${target}) ` +
-        `<(${machine.checkout}/test/lab/distribution.sh fingerprint /mnt/site/usr) && echo identical`,
+      `diff <(${machine.checkout}/test/lab/distribution.sh fingerprint ${MNT}/build/usr/.zfs/snapshot/${target}) ` +
+        `<(${machine.checkout}/test/lab/distribution.sh fingerprint ${MNT}/site/usr) && echo identical`,
     );
     say("/ has the release's changes and the site's own:");
-    await show("grep -n of- /mnt/site/etc/sshd_config");
-    await show("git -C /mnt/site log --oneline --graph -4");
+    await show(`grep -n of- ${MNT}/site/etc/sshd_config`);
+    await show(`git -C ${MNT}/site log --oneline --graph -4`);
   }
 
   chapter("where the site is now");

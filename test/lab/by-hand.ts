@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
 import { beforeAll, expect, it } from "vitest";
-import type { Machine, RunOptions } from "./guest.js";
+import { MNT, type Machine, type RunOptions } from "./guest.js";
 import { distribution, RPOOL, TANK } from "./system.js";
 
 /** The blocks of the page of one kind, in a row: what a reader would type. */
@@ -11,7 +11,7 @@ const blocks = (kind: string): string =>
 /** Tests of the page, with the bundle of release R2 and a site of its own. */
 export function installByHand(open: () => Machine, r2: string): void {
   const variables = (bundle: string): string =>
-    `BUNDLE=${bundle} KEY=/etc/zferry/keys/release.pub DATASET=${RPOOL}/hand/USR/gentoo SITE=/mnt/hand WORK=/mnt/work/by-hand\n`;
+    `BUNDLE=${bundle} KEY=/etc/zferry/keys/release.pub DATASET=${RPOOL}/hand/USR/gentoo SITE=${MNT}/hand WORK=${MNT}/work/by-hand\n`;
   // Whatever these blocks do, zferry does none of it.
   const env = { PATH: "/usr/sbin:/usr/bin:/sbin:/bin" };
   const run = (script: string, options: RunOptions = {}) => open().run(script, { env, ...options });
@@ -20,7 +20,7 @@ export function installByHand(open: () => Machine, r2: string): void {
     await distribution(open(), "site hand");
     // A folder where a user may work, on a file system that keeps extended attributes.
     await run(
-      `zfs create -o mountpoint=/mnt/work -o xattr=sa -o acltype=posixacl ${TANK}/work; chmod 1777 /mnt/work; cp ${r2} /tmp/by-hand.bundle; ! command -v bundle zferry`,
+      `zfs create -o mountpoint=${MNT}/work -o xattr=sa -o acltype=posixacl ${TANK}/work; chmod 1777 ${MNT}/work; cp ${r2} /tmp/by-hand.bundle; ! command -v bundle zferry`,
     );
   });
 
@@ -28,7 +28,7 @@ export function installByHand(open: () => Machine, r2: string): void {
   const check = async (bundle: string) => {
     await open().write("/tmp/check", variables(bundle) + blocks("check"));
     return run(
-      `rm -rf /mnt/work/by-hand; chmod 644 ${bundle}; setpriv --reuid=1000 --regid=1000 --clear-groups bash -euo pipefail /tmp/check`,
+      `rm -rf ${MNT}/work/by-hand; chmod 644 ${bundle}; setpriv --reuid=1000 --regid=1000 --clear-groups bash -euo pipefail /tmp/check`,
       { check: false },
     );
   };
@@ -38,7 +38,7 @@ export function installByHand(open: () => Machine, r2: string): void {
       `cd /tmp; cp by-hand.bundle added.bundle; mkdir -p added/streams/usr; cp /tmp/by-hand.bundle added/streams/usr/00000099.zst; cp by-hand.bundle plain.tar; tar -rf plain.tar -C added streams/usr/00000099.zst; mv plain.tar added.bundle`,
     );
     const { status, stdout, stderr } = await check("/tmp/added.bundle");
-    expect(stdout + stderr).toContain("cmp: EOF on /mnt/work/by-hand/listed");
+    expect(stdout + stderr).toContain(`cmp: EOF on ${MNT}/work/by-hand/listed`);
     expect(status).not.toBe(0);
   });
 
@@ -69,8 +69,8 @@ export function installByHand(open: () => Machine, r2: string): void {
     await run(variables("/tmp/by-hand.bundle") + script);
 
     const { stdout } = await run(
-      `diff <(${open().checkout}/test/lab/distribution.sh fingerprint /mnt/hand/usr) <(${open().checkout}/test/lab/distribution.sh fingerprint /mnt/build/usr/.zfs/snapshot/R2) && echo same usr
-cd /mnt/hand; git status --porcelain; grep -E 'Option(02|28)' etc/sshd_config; stat -c '%a %u:%g %n' etc/newd etc/newd/secret etc/passwd
+      `diff <(${open().checkout}/test/lab/distribution.sh fingerprint ${MNT}/hand/usr) <(${open().checkout}/test/lab/distribution.sh fingerprint ${MNT}/build/usr/.zfs/snapshot/R2) && echo same usr
+cd ${MNT}/hand; git status --porcelain; grep -E 'Option(02|28)' etc/sshd_config; stat -c '%a %u:%g %n' etc/newd etc/newd/secret etc/passwd
 getfattr --only-values -n user.origin etc/newd/secret; echo; ls etc/oldd.conf 2>/dev/null || echo no oldd`,
     );
     expect(stdout).toBe(`same usr

@@ -5,10 +5,11 @@
 #                                       with a NAME, another site: rpool/NAME/USR/gentoo and /mnt/NAME
 #   distribution.sh change N            changes /mnt/build as an update to release N (2, 3 or 4) would
 #   distribution.sh fingerprint FOLDER  prints all that must be the same in two copies of a dataset
-# The pools are there already; TANK and RPOOL are their names, if they are not tank and rpool.
+# The pools are there already; TANK and RPOOL are their names, if they are not tank and rpool, and MNT is instead of /mnt.
 set -euo pipefail
 tank=${TANK:-tank}
 rpool=${RPOOL:-rpool}
+mnt=${MNT:-/mnt}
 
 # binary NAME SEED KIB: a program that no compressor makes smaller than it is, and that differs from seed to seed
 binary() {
@@ -18,9 +19,9 @@ binary() {
 }
 
 build_host() {
-  zfs create -p -o mountpoint=/mnt/build -o xattr=sa -o acltype=posixacl "$tank/BUILD/gentoo"
+  zfs create -p -o "mountpoint=$mnt/build" -o xattr=sa -o acltype=posixacl "$tank/BUILD/gentoo"
   zfs create "$tank/BUILD/gentoo/usr"
-  cd /mnt/build
+  cd "$mnt/build"
   git init --quiet .
   chmod 700 .git
   git config user.name builder
@@ -53,13 +54,13 @@ build_host() {
 
 site() { # [NAME]
   local name=${1:-site} readonly_parent=$rpool/${1:-SYSTEM}/USR
-  zfs create -p -o readonly=on -o "mountpoint=/mnt/$name-usr" "$readonly_parent"
+  zfs create -p -o readonly=on -o "mountpoint=$mnt/$name-usr" "$readonly_parent"
   zfs send "$tank/BUILD/gentoo/usr@R1" | zfs receive -u "$readonly_parent/gentoo"
-  zfs create -p -o "mountpoint=/mnt/$name" -o canmount=on -o xattr=sa -o acltype=posixacl "$rpool/ROOT/$name"
-  (cd /mnt/build/.zfs/snapshot/R1 && tar -c --exclude=./.git --exclude=./usr --xattrs .) | tar -C "/mnt/$name" -x --xattrs -p
-  zfs set "mountpoint=/mnt/$name/usr" "$readonly_parent/gentoo"
-  mountpoint -q "/mnt/$name/usr" || zfs mount "$readonly_parent/gentoo"
-  cd "/mnt/$name"
+  zfs create -p -o "mountpoint=$mnt/$name" -o canmount=on -o xattr=sa -o acltype=posixacl "$rpool/ROOT/$name"
+  (cd "$mnt/build/.zfs/snapshot/R1" && tar -c --exclude=./.git --exclude=./usr --xattrs .) | tar -C "$mnt/$name" -x --xattrs -p
+  zfs set "mountpoint=$mnt/$name/usr" "$readonly_parent/gentoo"
+  mountpoint -q "$mnt/$name/usr" || zfs mount "$readonly_parent/gentoo"
+  cd "$mnt/$name"
   git init --quiet .
   chmod 700 .git
   git config user.name admin
@@ -76,7 +77,7 @@ site() { # [NAME]
 }
 
 change() {
-  cd /mnt/build
+  cd "$mnt/build"
   case $1 in
     2) # packages updated, one renamed, a new daemon with a user and a secret of its own
       for tool in ls sshd ping; do binary usr/bin/$tool 2 44; done

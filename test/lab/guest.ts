@@ -90,7 +90,7 @@ export interface Machine {
   read(path: string): Promise<Buffer>;
   /** The device of one of `MachineOptions.disks`. */
   disk(name: string): string;
-  /** Makes a pool of the name `poolName(name)` on a file; returns that name. It is mounted at `/mnt/` and its name. */
+  /** Makes a pool of the name `poolName(name)` on a file; returns that name. It is mounted below `MNT`. */
   createPool(name: string, options?: PoolOptions): Promise<string>;
   /** Ends everything and removes every temporary file. */
   close(): Promise<void>;
@@ -114,6 +114,9 @@ export function usesLocalZfs(): boolean {
 /** The name that a pool gets in `createPool`: this machine has pools of its own, a guest has not. */
 export const poolName = (name: string): string =>
   usesLocalZfs() ? `zferry-lab-${process.pid}-${name}` : name;
+
+/** Where file systems are to be mounted. */
+export const MNT = usesLocalZfs() ? `/var/tmp/zferry-lab-mnt-${process.pid}` : "/mnt";
 
 /** A guest, whatever this machine itself has. */
 export async function openGuest(options: MachineOptions = {}): Promise<Guest> {
@@ -209,7 +212,7 @@ abstract class JobMachine implements Machine {
   async createPool(name: string, { size = "256M", args = [] }: PoolOptions = {}): Promise<string> {
     const pool = poolName(name);
     const file = this.place(pool);
-    const words = ["-o", "cachefile=none", "-O", `mountpoint=/mnt/${pool}`, ...args, pool, file];
+    const words = ["-o", "cachefile=none", "-O", `mountpoint=${MNT}/${pool}`, ...args, pool, file];
     await this.run(`truncate -s ${size} ${quote(file)}\nzpool create ${words.map(quote).join(" ")}`);
     return pool;
   }
@@ -278,8 +281,8 @@ function follow(path: string, to: NodeJS.WritableStream): () => void {
 
 /**
  * This machine itself, with the ZFS that it has. Pools and disks are files in a temporary folder, and everything runs in
- * a mount namespace of its own, in which what is written to /etc, /mnt, /tmp and /var/lib is not kept: nothing of the
- * machine's own is changed.
+ * a mount namespace of its own, in which what is written to /etc, /tmp and /var/lib is not kept: nothing of the machine's
+ * own is changed. What is mounted below `MNT` is seen outside as well, since there the kernel mounts .zfs/snapshot.
  */
 export class LocalMachine extends JobMachine {
   readonly zfsVersion = execFileSync("zfs", ["version"], { encoding: "utf8" }).trim();
@@ -312,17 +315,24 @@ export class LocalMachine extends JobMachine {
       execFileSync("truncate", ["-s", size, this.disk(name)]);
     }
     const setUp = `
+      mkdir "$2"
+      mount --bind "$2" "$2"
+      mount --make-shared "$2"
+      exec unshare --mount --propagation unchanged bash -euc "$3" holder "$1"`;
+    const isolate = `
+      # What is mounted from here on is not to be seen outside.
+      for folder in "$1" /etc /tmp /var/lib; do mount --make-private "$(findmnt -n -o TARGET --target "$folder")"; done
       cd "$1/private"
       mount -t tmpfs -o mode=755 tmpfs .
       cd "$1/private"
-      for folder in /etc /mnt /tmp /var/lib; do
+      for folder in /etc /tmp /var/lib; do
         mkdir -p "upper$folder" "work$folder"
         mount -t overlay -o "lowerdir=$folder,upperdir=upper$folder,workdir=work$folder" overlay "$folder"
       done
       echo ready
       exec sleep infinity`;
-    const unshare = ["--mount", "--propagation", "private", "bash", "-euc", setUp, "holder", this.folder];
-    this.holder = spawn("setpriv", ["--pdeathsig", "KILL", "unshare", ...unshare], {
+    const bash = ["bash", "-euc", setUp, "holder", this.folder, MNT, isolate];
+    this.holder = spawn("setpriv", ["--pdeathsig", "KILL", ...bash], {
       stdio: ["ignore", "pipe", "inherit"],
     });
   }
@@ -365,6 +375,8 @@ export class LocalMachine extends JobMachine {
     for (const job of this.running.keys()) this.kill(job);
     for (const pool of this.pools) spawnSync(...this.inside(["zpool", "destroy", "-f", pool]));
     this.holder.kill("SIGKILL");
+    spawnSync("umount", [MNT]);
+    spawnSync("find", [MNT, "-xdev", "-depth", "-type", "d", "-empty", "-delete"]);
   }
 }
 

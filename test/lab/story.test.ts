@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { installByHand } from "./by-hand.js";
-import { defaultZfs, usesLocalZfs, type Machine } from "./guest.js";
+import { defaultZfs, MNT, usesLocalZfs, type Machine } from "./guest.js";
 import {
   BUILD_USR,
   distribution as runDistribution,
@@ -34,7 +34,7 @@ describe("three releases from a build host to a site", () => {
   /** Everything of the site that an install may change. */
   const siteState = (): Promise<string> =>
     lines(
-      `${fingerprint("/mnt/site/usr")}; cd /mnt/site;` +
+      `${fingerprint(`${MNT}/site/usr`)}; cd ${MNT}/site;` +
         `find . -path ./.git -prune -o -path ./usr -prune -o -printf '%P %y %m %U:%G %l\\n' | sort;` +
         `git rev-parse HEAD; git status --porcelain; git for-each-ref;` +
         `zfs list -H -t all -o name,userrefs -r ${RPOOL}; zfs get -H -o value receive_resume_token ${SITE_USR};` +
@@ -45,8 +45,8 @@ describe("three releases from a build host to a site", () => {
   const expectInstalled = async (number: number): Promise<void> => {
     expect(
       await lines(
-        `diff <(${fingerprint("/mnt/site/usr")}) <(${fingerprint(`/mnt/build/usr/.zfs/snapshot/R${number}`)}) && echo same usr;` +
-          `cd /mnt/site; git status --porcelain; zfs get -H -o value receive_resume_token ${SITE_USR};` +
+        `diff <(${fingerprint(`${MNT}/site/usr`)}) <(${fingerprint(`${MNT}/build/usr/.zfs/snapshot/R${number}`)}) && echo same usr;` +
+          `cd ${MNT}/site; git status --porcelain; zfs get -H -o value receive_resume_token ${SITE_USR};` +
           `find . -name '.zferry-*'; ls /var/lib/zferry;` +
           // The site's own changes.
           "cat etc/conf.d/keymaps etc/hosts; grep -h Option02 etc/sshd_config; grep -h operator etc/group",
@@ -56,8 +56,8 @@ describe("three releases from a build host to a site", () => {
     );
     const [guid, tree, ...built] = (
       await lines(
-        `zfs get -H -p -o value guid ${SITE_USR}@R${number}; git -C /mnt/site rev-parse refs/zferry/release^{tree};` +
-          `zfs get -H -p -o value guid ${BUILD_USR}@R${number}; git -C /mnt/build rev-parse R${number}^{tree}`,
+        `zfs get -H -p -o value guid ${SITE_USR}@R${number}; git -C ${MNT}/site rev-parse refs/zferry/release^{tree};` +
+          `zfs get -H -p -o value guid ${BUILD_USR}@R${number}; git -C ${MNT}/build rev-parse R${number}^{tree}`,
       )
     ).split("\n");
     expect([guid, tree]).toEqual(built);
@@ -69,7 +69,7 @@ describe("three releases from a build host to a site", () => {
     expect(stderr).toContain("not committed");
     expect(status).toBe(17);
     expect(
-      await lines(`zfs list -H -t snapshot -o name -r ${TANK} | grep R2 || true; git -C /mnt/build tag`),
+      await lines(`zfs list -H -t snapshot -o name -r ${TANK} | grep R2 || true; git -C ${MNT}/build tag`),
     ).toBe("R1");
   });
 
@@ -81,7 +81,7 @@ describe("three releases from a build host to a site", () => {
     expect(destroyed.status).not.toBe(0);
     expect(
       await lines(
-        "git -C /mnt/build for-each-ref --format='%(contents:trailers:key=Zferry-Sequence,valueonly)' refs/tags/R2",
+        `git -C ${MNT}/build for-each-ref --format='%(contents:trailers:key=Zferry-Sequence,valueonly)' refs/tags/R2`,
       ),
     ).toBe("2");
     expect((await refused("bundle snapshot R2")).status).toBe(17);
@@ -101,7 +101,7 @@ describe("three releases from a build host to a site", () => {
 
   it("makes the same bytes again, also from a repacked repository", async () => {
     await machine.run(
-      "git -C /mnt/build gc --quiet --aggressive; bundle create --base R1 --target R2 -o /tmp/again.bundle",
+      `git -C ${MNT}/build gc --quiet --aggressive; bundle create --base R1 --target R2 -o /tmp/again.bundle`,
     );
     await machine.run("cmp /tmp/R2.bundle /tmp/again.bundle; rm /tmp/again.bundle");
   });
@@ -117,12 +117,12 @@ describe("three releases from a build host to a site", () => {
     await expectInstalled(2);
     expect(
       await lines(
-        "grep -c 'Option28 of-release-2' /mnt/site/etc/sshd_config; stat -c '%a %u:%g' /mnt/site/etc/newd/secret /mnt/site/etc/newd",
+        `grep -c 'Option28 of-release-2' ${MNT}/site/etc/sshd_config; stat -c '%a %u:%g' ${MNT}/site/etc/newd/secret ${MNT}/site/etc/newd`,
       ),
     ).toBe("1\n600 77:77\n750 0:77");
     expect(
       await lines(
-        "getfattr --only-values -n user.origin /mnt/site/etc/newd/secret; ls /mnt/site/etc/oldd.conf 2>/dev/null || true",
+        `getfattr --only-values -n user.origin ${MNT}/site/etc/newd/secret; ls ${MNT}/site/etc/oldd.conf 2>/dev/null || true`,
       ),
     ).toBe("release-2");
     expect(await lines("bundle status")).toContain("installed: release R2 (2)");
@@ -147,7 +147,7 @@ describe("three releases from a build host to a site", () => {
 
   it("refuses a base that was modified, naming both guids", async () => {
     await machine.run(
-      `zfs set readonly=off ${SITE_USR}; echo changed >/mnt/site/usr/bin/ls; zpool sync ${RPOOL}`,
+      `zfs set readonly=off ${SITE_USR}; echo changed >${MNT}/site/usr/bin/ls; zpool sync ${RPOOL}`,
     );
     const { status, stderr } = await refused("bundle install /tmp/R3.bundle");
     expect(stderr).toContain("modified");
@@ -161,10 +161,10 @@ describe("three releases from a build host to a site", () => {
     // A program that lies on the dataset can only be put there as a release would: into another dataset.
     const own = `${RPOOL}/SYSTEM/USR/busy`;
     await machine.run(
-      `zfs send ${SITE_USR}@R2 | zfs receive -u ${own}; zfs set mountpoint=/mnt/busy readonly=off ${own}; mountpoint -q /mnt/busy || zfs mount ${own}; cp /usr/bin/sleep /mnt/busy/bin/sleep; zfs snapshot ${own}@more`,
+      `zfs send ${SITE_USR}@R2 | zfs receive -u ${own}; zfs set mountpoint=${MNT}/busy readonly=off ${own}; mountpoint -q ${MNT}/busy || zfs mount ${own}; cp /usr/bin/sleep ${MNT}/busy/bin/sleep; zfs snapshot ${own}@more`,
     );
     await machine.run(`sed 's,${SITE_USR},${own},' /etc/zferry/site.toml >/tmp/busy.toml`);
-    await machine.run("(/mnt/busy/bin/sleep 1000 </dev/null >/dev/null 2>&1 & echo $! >/tmp/sleep.pid)");
+    await machine.run(`(${MNT}/busy/bin/sleep 1000 </dev/null >/dev/null 2>&1 & echo $! >/tmp/sleep.pid)`);
     await machine.run(
       `zfs send -i @R2 ${own}@more >/tmp/more; zfs rollback -r ${own}@R2 2>/dev/null || true`,
     );
@@ -179,24 +179,24 @@ describe("three releases from a build host to a site", () => {
 
   it("stops at a conflict before anything is changed, naming the paths", async () => {
     await machine.run(
-      `cd /mnt/site; sed -i 's/^Option15 .*/Option15 of-the-site/' etc/sshd_config; git commit -qam 'a change where the release has one'`,
+      `cd ${MNT}/site; sed -i 's/^Option15 .*/Option15 of-the-site/' etc/sshd_config; git commit -qam 'a change where the release has one'`,
     );
     const before = await siteState();
     const { status, stderr } = await refused("bundle install /tmp/R3.bundle");
     expect(stderr).toContain("etc/sshd_config");
     expect(status).toBe(15);
     expect(await siteState()).toBe(before);
-    await machine.run("cd /mnt/site; git revert --no-edit HEAD");
+    await machine.run(`cd ${MNT}/site; git revert --no-edit HEAD`);
   });
 
   it("refuses changes of the site that are not committed", async () => {
-    await machine.run("echo more >>/mnt/site/etc/hosts");
+    await machine.run(`echo more >>${MNT}/site/etc/hosts`);
     const before = await siteState();
     const { status, stderr } = await refused("bundle install /tmp/R3.bundle");
     expect(stderr).toContain("etc/hosts");
     expect(status).toBe(17);
     expect(await siteState()).toBe(before);
-    await machine.run("cd /mnt/site; git checkout -q etc/hosts");
+    await machine.run(`cd ${MNT}/site; git checkout -q etc/hosts`);
   });
 
   it("refuses what is damaged or from somebody else, and changes nothing", async () => {
@@ -231,7 +231,7 @@ describe("three releases from a build host to a site", () => {
     await expectInstalled(3);
     expect(
       await lines(
-        "readlink /mnt/site/etc/localtime; stat -c %a /mnt/site/etc/init.d/net; getfacl -cn /mnt/site/etc/conf.d/hwclock | grep user:77",
+        `readlink ${MNT}/site/etc/localtime; stat -c %a ${MNT}/site/etc/init.d/net; getfacl -cn ${MNT}/site/etc/conf.d/hwclock | grep user:77`,
       ),
     ).toBe("../usr/share/zoneinfo/CET\n644\nuser:77:r--");
   });
@@ -241,7 +241,7 @@ describe("three releases from a build host to a site", () => {
     await expectInstalled(4);
     expect(
       await lines(
-        "cat /mnt/site/etc/newd/secret /mnt/site/etc/localtime; stat -c '%a %u:%g' /mnt/site/etc/newd/secret; readlink /mnt/site/etc/conf.d/hwclock",
+        `cat ${MNT}/site/etc/newd/secret ${MNT}/site/etc/localtime; stat -c '%a %u:%g' ${MNT}/site/etc/newd/secret; readlink ${MNT}/site/etc/conf.d/hwclock`,
       ),
     ).toBe('token = "changed"\nTZif\n640 0:0\nkeymaps');
     expect(await lines(`zfs holds -H ${SITE_USR}@R1 ${SITE_USR}@R2 ${SITE_USR}@R3 | cut -f 1,2`)).toBe(
@@ -253,20 +253,20 @@ describe("three releases from a build host to a site", () => {
   it("starts a new site with a full bundle", async () => {
     await machine.run("bundle create --target R4 -o /tmp/full.bundle");
     await machine.run(
-      `zfs create -p ${RPOOL}/NEW; zfs create -o mountpoint=/mnt/new -o xattr=sa -o acltype=posixacl ${RPOOL}/NEW/root; cd /mnt/new; git init -q .; git -c user.name=a -c user.email=a@b commit -q --allow-empty -m empty; printf '/usr\\n' >.git/info/exclude`,
+      `zfs create -p ${RPOOL}/NEW; zfs create -o mountpoint=${MNT}/new -o xattr=sa -o acltype=posixacl ${RPOOL}/NEW/root; cd ${MNT}/new; git init -q .; git -c user.name=a -c user.email=a@b commit -q --allow-empty -m empty; printf '/usr\\n' >.git/info/exclude`,
     );
-    const config = SITE_CONFIG.replace(SITE_USR, `${RPOOL}/NEW/usr`).replace('"/mnt/site"', '"/mnt/new"');
+    const config = SITE_CONFIG.replace(SITE_USR, `${RPOOL}/NEW/usr`).replace(`${MNT}/site`, `${MNT}/new`);
     await machine.write("/tmp/new.toml", `state = "/var/lib/zferry-new"\n${config}`);
     await machine.run("bundle install --config /tmp/new.toml /tmp/full.bundle");
     expect(await guidOf(`${RPOOL}/NEW/usr@R4`)).toBe(await guidOf(`${BUILD_USR}@R4`));
     await machine.run(`zfs mount ${RPOOL}/NEW/usr`);
     expect(
       await lines(
-        `diff <(${fingerprint(`/mnt/${RPOOL}/NEW/usr`)}) <(${fingerprint("/mnt/build/usr/.zfs/snapshot/R4")}) && echo same`,
+        `diff <(${fingerprint(`${MNT}/${RPOOL}/NEW/usr`)}) <(${fingerprint(`${MNT}/build/usr/.zfs/snapshot/R4`)}) && echo same`,
       ),
     ).toBe("same");
-    expect(await lines("git -C /mnt/new rev-parse HEAD^{tree}")).toBe(
-      await lines("git -C /mnt/build rev-parse R4^{tree}"),
+    expect(await lines(`git -C ${MNT}/new rev-parse HEAD^{tree}`)).toBe(
+      await lines(`git -C ${MNT}/build rev-parse R4^{tree}`),
     );
   });
 

@@ -1,4 +1,4 @@
-import { openMachine, poolName, type Machine } from "./guest.js";
+import { MNT, openMachine, poolName, type Machine } from "./guest.js";
 
 // A build host and a site on one machine, as distribution.sh makes them, at release R1.
 
@@ -11,7 +11,7 @@ const BUILD_CONFIG = `product = "gentoo"
 [streams]
 usr = "${BUILD_USR}"
 [root]
-path = "/mnt/build"
+path = "${MNT}/build"
 dataset = "${TANK}/BUILD/gentoo"
 [create]
 key = "/etc/zferry/release.key"
@@ -22,11 +22,11 @@ export const SITE_CONFIG = `product = "gentoo"
 [streams]
 usr = "${SITE_USR}"
 [root]
-path = "/mnt/site"
+path = "${MNT}/site"
 `;
 
 export const script = (machine: Machine, command: string): string =>
-  `TANK=${TANK} RPOOL=${RPOOL} ${machine.checkout}/test/lab/distribution.sh ${command}`;
+  `MNT=${MNT} TANK=${TANK} RPOOL=${RPOOL} ${machine.checkout}/test/lab/distribution.sh ${command}`;
 
 export const distribution = (machine: Machine, command: string) => machine.run(script(machine, command));
 
