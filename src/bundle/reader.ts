@@ -221,7 +221,9 @@ function requireHash(source: ByteSource, name: string, found: string, expected: 
  */
 export class Bundle {
   readonly manifest: Manifest;
-  /** SHA-256 of `SHA256SUMS`: the identity of what is signed. */
+  /** The exact bytes of `SHA256SUMS`: what is signed. */
+  readonly sums: Uint8Array;
+  /** Their SHA-256. */
   readonly identity: string;
   readonly signatures: readonly Signature[];
   readonly name: string;
@@ -234,6 +236,7 @@ export class Bundle {
   protected constructor(source: ByteSource, head: Head) {
     const { manifest, members, end } = locateMembers(source, head);
     this.manifest = manifest;
+    this.sums = head.sums;
     this.identity = sha256(head.sums);
     this.signatures = head.signatures;
     this.name = source.name;
@@ -270,6 +273,13 @@ export class Bundle {
     for (const [index, { rawBytes }] of stream.chunks.entries()) {
       const name = chunkName(stream.role, index);
       yield decodeFrame(await this.#read(name), rawBytes, name);
+    }
+  }
+
+  /** Every member after the signatures and the manifest, as it is stored, in archive order. */
+  async *contents(): AsyncGenerator<{ name: string; bytes: Uint8Array }, void, void> {
+    for (const name of this.#members.keys()) {
+      if (name !== MANIFEST_NAME) yield { name, bytes: await this.#read(name) };
     }
   }
 

@@ -1,8 +1,8 @@
 import type { Command } from "commander";
-import { VerifiedBundle, type ByteSource, type Trust } from "../bundle/reader.js";
+import { VerifiedBundle, type Bundle, type ByteSource, type Trust } from "../bundle/reader.js";
 import { formatBytes, formatTime, printable, throwIfInterrupted, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
-import { readTrust } from "../system/settings.js";
+import { readTrust } from "../install/trust.js";
 import { describeStreams, isExpired, repeatable, summaryOf } from "./summary.js";
 
 interface VerifyOptions {
@@ -29,12 +29,17 @@ export async function verifyWhole(
   env: Environment,
 ): Promise<VerifiedBundle> {
   const bundle = await VerifiedBundle.verify(source, trust);
+  await checkWhole(bundle, env);
+  return bundle;
+}
+
+/** Checks every byte against the list of hashes, telling how far it is. */
+export async function checkWhole(bundle: Bundle, env: Environment): Promise<void> {
   await bundle.checkContents((done, total) => {
     throwIfInterrupted(env.signal);
     env.progress.update("verifying", done, total);
   });
   env.progress.end();
-  return bundle;
 }
 
 /** Checks a whole bundle: signatures, then every byte. */

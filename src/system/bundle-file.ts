@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { constants } from "node:fs";
+import { constants, type Stats } from "node:fs";
 import { lstat, open, rename, rm, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import type { ByteSource } from "../bundle/reader.js";
@@ -9,6 +9,8 @@ import { mapSystemError, syncPath } from "./files.js";
 
 /** A bundle's file, open for reading. */
 export interface OpenedFile extends ByteSource {
+  /** Whether it is a block device. */
+  readonly device: boolean;
   close(): Promise<void>;
 }
 
@@ -34,7 +36,8 @@ export async function openBundleFile(path: string): Promise<OpenedFile> {
       ...(code === "ELOOP" ? { hint: "give the path of the file that it leads to" } : {}),
     });
   }
-  const size = await readableSize(handle);
+  const stat = await handle.stat();
+  const size = await readableSize(handle, stat);
   if (size === undefined) {
     await handle.close();
     throw new ZferryError("io-failed", `${path}: is not a regular file or block device`, {
@@ -44,6 +47,7 @@ export async function openBundleFile(path: string): Promise<OpenedFile> {
   return {
     name: path,
     size,
+    device: stat.isBlockDevice(),
     async read(offset, length) {
       const bytes = Buffer.allocUnsafe(length);
       for (let done = 0; done < length;) {
@@ -82,8 +86,7 @@ async function readAt(handle: FileHandle, path: string, bytes: Buffer, at: numbe
   }
 }
 
-async function readableSize(handle: FileHandle): Promise<number | undefined> {
-  const stat = await handle.stat();
+async function readableSize(handle: FileHandle, stat: Stats): Promise<number | undefined> {
   if (stat.isFile()) return stat.size;
   if (!stat.isBlockDevice()) return undefined;
   // A device has no size to stat: look for the last byte that can be read.
@@ -117,8 +120,7 @@ const PIECE_BYTES = 4 << 20;
  */
 export async function createBundleFile(path: string, signal: AbortSignal): Promise<NewBundleFile> {
   await refuseExisting(path);
-  const folder = dirname(path);
-  const temporary = join(folder, `.${basename(path)}.${randomBytes(6).toString("hex")}`);
+  const temporary = temporaryBeside(path);
   const spool = await writing(path, async () => {
     const file = await open(temporary, "wx+", 0o600);
     await rm(temporary);
@@ -130,27 +132,16 @@ export async function createBundleFile(path: string, signal: AbortSignal): Promi
     if (!closed) await spool.close();
     closed = true;
   };
-  const writePart = async (head: Uint8Array): Promise<void> => {
-    const part = await open(temporary, "wx", 0o644);
-    try {
-      await writeAll(part, head, 0);
-      const piece = Buffer.allocUnsafe(PIECE_BYTES);
-      for (let at = 0; at < spooled;) {
-        throwIfInterrupted(signal);
-        const { bytesRead } = await spool.read(piece, 0, Math.min(piece.length, spooled - at), at);
-        if (bytesRead === 0)
-          throw new ZferryError("io-failed", `${path}: ${spooled - at} bytes of its temporary file are gone`);
-        await writeAll(part, piece.subarray(0, bytesRead), head.length + at);
-        at += bytesRead;
-      }
-      await part.sync();
-    } finally {
-      await part.close();
+  async function* spooledPieces(): AsyncGenerator<Uint8Array, void> {
+    const piece = Buffer.allocUnsafe(PIECE_BYTES);
+    for (let at = 0; at < spooled;) {
+      const { bytesRead } = await spool.read(piece, 0, Math.min(piece.length, spooled - at), at);
+      if (bytesRead === 0)
+        throw new ZferryError("io-failed", `${path}: ${spooled - at} bytes of its temporary file are gone`);
+      yield piece.subarray(0, bytesRead);
+      at += bytesRead;
     }
-    await refuseExisting(path);
-    await rename(temporary, path);
-    syncPath(folder);
-  };
+  }
   return {
     append: (bytes) =>
       writing(path, async () => {
@@ -158,16 +149,56 @@ export async function createBundleFile(path: string, signal: AbortSignal): Promi
         spooled += bytes.length;
       }),
     async finish(head) {
-      await writing(path, () => writePart(head));
+      async function* parts(): AsyncGenerator<Uint8Array, void> {
+        yield head;
+        yield* spooledPieces();
+      }
+      const bytes = await writeBundleFile(path, parts(), signal);
       await close();
-      return { bytes: head.length + spooled };
+      return { bytes };
     },
-    async discard() {
-      await close();
-      await rm(temporary, { force: true });
-    },
+    discard: close,
   };
 }
+
+/**
+ * Writes a bundle's file, so that there is the whole of it or nothing: under a temporary name, which it loses at the end.
+ * @param options.replace whether there may be such a file, which is then replaced
+ * @returns the number of bytes
+ * @throws ZferryError `output-exists`, `io-failed`, `no-space`, `interrupted`
+ */
+export async function writeBundleFile(
+  path: string,
+  parts: AsyncIterable<Uint8Array>,
+  signal: AbortSignal,
+  { replace = false } = {},
+): Promise<number> {
+  const temporary = temporaryBeside(path);
+  let bytes = 0;
+  try {
+    const part = await writing(path, () => open(temporary, "wx", 0o644));
+    try {
+      for await (const piece of parts) {
+        throwIfInterrupted(signal);
+        await writing(path, () => writeAll(part, piece, bytes));
+        bytes += piece.length;
+      }
+      await writing(path, () => part.sync());
+    } finally {
+      await part.close();
+    }
+    if (!replace) await refuseExisting(path);
+    await writing(path, () => rename(temporary, path));
+  } catch (error) {
+    await rm(temporary, { force: true });
+    throw error;
+  }
+  syncPath(dirname(path));
+  return bytes;
+}
+
+const temporaryBeside = (path: string): string =>
+  join(dirname(path), `.${basename(path)}.${randomBytes(6).toString("hex")}`);
 
 /** What fails is told of the file that is wanted, not of the temporary one. */
 async function writing<Value>(path: string, work: () => Promise<Value>): Promise<Value> {

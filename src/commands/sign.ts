@@ -1,0 +1,84 @@
+import type { Command } from "commander";
+import { readDetached, signBundle, withSignature } from "../build/sign.js";
+import { Bundle, type Signature } from "../bundle/reader.js";
+import { ZferryError } from "../errors.js";
+import { printable, type Environment } from "../report.js";
+import { openBundleFile, writeBundleFile } from "../system/bundle-file.js";
+import { requireFileName } from "../system/files.js";
+import { readPublicKey, readSecretKey, readSmallFile } from "../system/key-files.js";
+import { checkWhole } from "./verify.js";
+
+interface SignOptions {
+  readonly key?: string;
+  readonly passwordFile?: string;
+  readonly attach?: string;
+  readonly output?: string;
+}
+
+export function define(command: Command, environment: () => Environment): void {
+  command
+    .argument("<file>", "the bundle")
+    .option(
+      "-k, --key <file>",
+      "the secret key that signs; with --attach: the public key to check the signature with",
+    )
+    .option("--password-file <file>", "take the key's passphrase from the first line of a file")
+    .option("--attach <file>", "add a signature of what bundle sums prints, made by minisign elsewhere")
+    .option("-o, --output <file>", "write to another file (default: replace the bundle)")
+    .addHelpText(
+      "after",
+      "\nExamples:\n  bundle sign R2.bundle --key second.key" +
+        "\n  bundle sign R2.bundle --attach SHA256SUMS.minisig --key second.pub",
+    )
+    .action((file: string, options: SignOptions) => runSign(file, options, environment()));
+}
+
+/** Adds a signature to a bundle, after every byte of it was checked. */
+export async function runSign(path: string, options: SignOptions, env: Environment): Promise<void> {
+  if (options.attach === undefined && options.key === undefined) {
+    throw new ZferryError("usage", "--key or --attach is missing", { hint: "bundle sign --help shows how" });
+  }
+  if (options.attach !== undefined && options.passwordFile !== undefined) {
+    throw new ZferryError("usage", "--attach needs no secret key, so no --password-file either");
+  }
+  const output = options.output ?? path;
+  requireFileName(output, "--output");
+  const file = await openBundleFile(path);
+  try {
+    if (file.device && options.output === undefined) {
+      throw new ZferryError("usage", `${path} is a device, which cannot be replaced`, {
+        hint: "name a file with --output",
+      });
+    }
+    const bundle = await Bundle.readUnverified(file);
+    await checkWhole(bundle, env);
+    const signature = await makeSignature(bundle, options, env);
+    const parts = withSignature(bundle, signature);
+    const bytes = await writeBundleFile(output, parts, env.signal, { replace: options.output === undefined });
+    const signatures = bundle.signatures.length + 1;
+    await env.write(
+      env.json
+        ? `${JSON.stringify({ file: output, bytes, keyId: signature.keyId, signatures })}\n`
+        : `${printable(`${output}: signed by ${signature.keyId}, signature ${signatures} of it`)}\n`,
+    );
+  } finally {
+    env.progress.end();
+    await file.close();
+  }
+}
+
+async function makeSignature(bundle: Bundle, options: SignOptions, env: Environment): Promise<Signature> {
+  const { key, attach, passwordFile } = options;
+  if (attach === undefined) {
+    const secret = await readSecretKey(key as string, passwordFile, (prompt) => env.askPassphrase(prompt));
+    return signBundle(bundle, secret);
+  }
+  const publicKey = key === undefined ? undefined : await readPublicKey(key);
+  const signature = await readDetached(bundle, await readSmallFile(attach, "signature"), attach, publicKey);
+  if (publicKey === undefined) {
+    env.note(
+      `the signature was not checked: --key names the public key of ${signature.keyId} to check it with`,
+    );
+  }
+  return signature;
+}
