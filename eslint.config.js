@@ -16,7 +16,7 @@ const LAYERS = {
     "schema",
   ],
   build: ["root", "bundle", "trust", "stream", "system", "config", "errors", "report"],
-  install: ["root", "bundle", "system", "config", "errors", "report", "schema"],
+  install: ["root", "bundle", "trust", "system", "config", "errors", "raw-path", "report", "schema"],
   root: ["system", "canonical-json", "errors", "raw-path", "schema"],
   bundle: ["trust", "canonical-json", "errors", "schema"],
   stream: ["errors"],

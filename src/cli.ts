@@ -25,12 +25,27 @@ const VERBS: readonly Verb[] = [
   },
   { name: "create", summary: "write a release's bundle", load: () => import("./commands/create.js") },
   {
+    name: "sign",
+    summary: "add a signature to a bundle",
+    load: () => import("./commands/sign.js"),
+  },
+  {
+    name: "sums",
+    summary: "print what the signatures of a bundle sign",
+    load: () => import("./commands/sums.js"),
+  },
+  {
     name: "verify",
     summary: "say whether a bundle is whole and from us",
     load: () => import("./commands/verify.js"),
   },
   { name: "inspect", summary: "show what is in a bundle", load: () => import("./commands/inspect.js") },
   { name: "install", summary: "install a bundle on this site", load: () => import("./commands/install.js") },
+  {
+    name: "trust",
+    summary: "show or change whose signatures this site believes",
+    load: () => import("./commands/trust.js"),
+  },
   {
     name: "status",
     summary: "show what is installed and what is under way",

@@ -1,6 +1,6 @@
 import { parse, TomlError } from "smol-toml";
 import { z } from "zod";
-import { datasetName, productName, roleName } from "./bundle/manifest.js";
+import { datasetName, productName, roleName, sequenceNumber } from "./bundle/manifest.js";
 import { ZferryError } from "./errors.js";
 import { checkValue } from "./schema.js";
 
@@ -59,6 +59,17 @@ export const buildSchema = z.strictObject({
       raw: z.boolean().default(false).describe("zfs send -w."),
     })
     .prefault({}),
+  keys: z
+    .strictObject({
+      counter: sequenceNumber.describe("Must rise with every change of the two lists."),
+      add: z.array(absolutePath).default([]).describe("Files of public keys that sites trust from now on."),
+      revoke: z
+        .array(absolutePath)
+        .default([])
+        .describe("Files of public keys that sites never trust again."),
+    })
+    .optional()
+    .describe("A change of the sites' trusted keys, which every bundle carries."),
   create: z
     .strictObject({
       key: absolutePath.optional().describe("The secret key that signs."),

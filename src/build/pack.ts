@@ -22,6 +22,7 @@ import { throwIfInterrupted, type ProgressReport } from "../report.js";
 import { chunkStream, type StreamChunk } from "../stream/chunker.js";
 import type { BeginRecord, Feature } from "../stream/records.js";
 import type { NewBundleFile } from "../system/bundle-file.js";
+import type { KeyChange } from "../trust/keys.js";
 import { encodeSignature, sign, type SecretKey } from "../trust/minisign.js";
 
 /** One stream to be packed, and what it must turn out to be. */
@@ -57,6 +58,8 @@ export interface PackOptions {
   readonly chunkBytes: number;
   readonly streams: readonly StreamInput[];
   readonly root: RootInput | undefined;
+  /** A change of the sites' trusted keys. */
+  readonly keys?: KeyChange | undefined;
   readonly key: SecretKey;
 }
 
@@ -143,6 +146,7 @@ export async function packBundle(
     ...(options.notes === undefined ? {} : { notes: options.notes }),
     streams,
     ...(root === undefined ? {} : { root }),
+    ...(options.keys === undefined ? {} : { keys: options.keys }),
     requires: {
       poolFeatures: [...new Set(streams.flatMap(({ features }) => features.map(poolFeatureOf)))]
         .filter((feature) => feature !== undefined)
@@ -157,7 +161,7 @@ export async function packBundle(
   requireWithin(LIMITS.manifestBytes, encoded.length, `bytes of ${MANIFEST_NAME}`);
   requireWithin(LIMITS.sumsBytes, signed.length, `bytes of ${SUMS_NAME}`);
   const signature = sign(options.key, signed, {
-    trustedComment: `product ${options.product} release ${options.release.name} sequence ${options.release.sequence}`,
+    trustedComment: trustedCommentOf(manifest),
   });
   const head = encodeHead(manifest, signed, [
     { keyId: options.key.keyId, bytes: encodeSignature(signature) },
@@ -184,6 +188,10 @@ async function* checkedChunks(
     });
   }
 }
+
+/** What zferry's own signatures say beside what they sign. Decisions use the manifest alone. */
+export const trustedCommentOf = ({ product, release }: Manifest): string =>
+  `product ${product} release ${release.name} sequence ${release.sequence}`;
 
 const poolFeatureOf = (feature: string): string | undefined => POOL_FEATURES[feature as Feature];
 

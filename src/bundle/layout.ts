@@ -21,6 +21,7 @@ export const LIMITS = {
   manifestBytes: 32 << 20,
   manifestMarks: 2_000_000,
   streams: 64,
+  keysChanged: 64,
   chunksPerStream: 131_072,
   chunkRawBytes: 32 << 20,
   chunkStoredBytes: (32 << 20) + (256 << 10),

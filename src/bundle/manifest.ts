@@ -2,6 +2,7 @@ import { z } from "zod";
 import { canonicalJson, parseCanonicalJson } from "../canonical-json.js";
 import { ZferryError } from "../errors.js";
 import { checkValue } from "../schema.js";
+import { keyChangeFault } from "../trust/keys.js";
 import { LIMITS, MANIFEST_NAME, ROOT_MEMBERS, chunkName } from "./layout.js";
 
 // formats/manifest.md. The JSON Schema beside it is generated from these schemas and tested to be the same.
@@ -72,6 +73,15 @@ const root = z.strictObject({
   metadata: rootMetadata,
 });
 
+/** The second line of a public key file: base64 of 42 bytes that begin with `Ed`. */
+export const publicKeyText = z.string().regex(/^RW[A-Za-z0-9+/]{54}$/, "is not a public key");
+
+const keyChange = z.strictObject({
+  counter: sequenceNumber.describe("Higher than that of every change before."),
+  add: z.array(publicKeyText).max(LIMITS.keysChanged).describe("Public keys, sorted."),
+  revoke: z.array(publicKeyText).max(LIMITS.keysChanged).describe("Public keys, sorted."),
+});
+
 export const manifestSchema = z.strictObject({
   format: z.literal(FORMAT_VERSION),
   product: productName,
@@ -83,6 +93,7 @@ export const manifestSchema = z.strictObject({
   notes: releaseNotes.optional(),
   streams: z.array(stream).min(1).max(LIMITS.streams).describe("Sorted by role."),
   root: root.optional().describe("Absent where / does not change."),
+  keys: keyChange.optional().describe("A change of the site's trusted keys."),
   requires: z.strictObject({
     poolFeatures: z
       .array(featureName)
@@ -136,6 +147,8 @@ const sortedBytewise = (names: readonly string[]): boolean =>
 function inconsistency(manifest: Manifest): string | undefined {
   if (!sortedBytewise(manifest.streams.map(({ role }) => role))) return "streams: the roles are not sorted";
   if (!sortedBytewise(manifest.requires.poolFeatures)) return "requires.poolFeatures: is not sorted";
+  const keys = manifest.keys && keyChangeFault(manifest.keys);
+  if (keys !== undefined) return `keys.${keys}`;
   for (const { role, rawBytes, chunks, features, base, target } of manifest.streams) {
     const total = chunks.reduce((sum, each) => sum + each.rawBytes, 0);
     if (total !== rawBytes) return `stream ${role}: the chunks hold ${total} bytes, rawBytes is ${rawBytes}`;

@@ -9,9 +9,9 @@ import { formatBytes, printable, type Environment } from "../report.js";
 import { createBundleFile } from "../system/bundle-file.js";
 import { requireFileName } from "../system/files.js";
 import { readSecretKey } from "../system/key-files.js";
-import { readBuildConfig } from "../system/settings.js";
+import { readBuildConfig, readKeyChange } from "../system/settings.js";
 import { readStreamFile, untilAborted } from "../system/stream-file.js";
-import { describeStreams, repeatable } from "./summary.js";
+import { describeStreams, repeatable, wholeNumber } from "./summary.js";
 
 interface CreateOptions {
   readonly base?: string;
@@ -103,18 +103,6 @@ function checked<Value>(schema: ZodType<Value>, value: unknown, option: string):
   throw new ZferryError("usage", `${option} ${JSON.stringify(value)}: ${parsed.fault}`);
 }
 
-function wholeNumber(
-  value: string | undefined,
-  option: string,
-  least: number,
-  most: number,
-): number | undefined {
-  if (value === undefined) return undefined;
-  const number = /^[0-9]{1,16}$/.test(value) ? Number(value) : NaN;
-  if (number >= least && number <= most) return number;
-  throw new ZferryError("usage", `${option}: ${value} is not a whole number from ${least} to ${most}`);
-}
-
 const packing = (
   options: CreateOptions,
   defaults: { level: number; chunkMib: number; expiresDays?: number | undefined },
@@ -187,6 +175,7 @@ async function hostInputs(options: CreateOptions): Promise<Inputs> {
     passwordFile: options.passwordFile ?? create.password_file,
     keyPath: needed(options.key ?? create.key, "--key, or key in [create] of the configuration,"),
     product: config.product,
+    keys: await readKeyChange(config),
     ...(await releaseInputs(config, base, target)),
   };
 }

@@ -6,9 +6,9 @@ import { showPath } from "../raw-path.js";
 import { checkCounts, parseMetadata, type RootMetadata } from "../root/metadata.js";
 import { pathOf } from "../root/paths.js";
 import { openBundleFile } from "../system/bundle-file.js";
-import { readTrust } from "../system/settings.js";
+import { readTrust } from "../install/trust.js";
 import { parseSignature } from "../trust/minisign.js";
-import { describeBase, isExpired, repeatable, summaryOf } from "./summary.js";
+import { describeBase, describeKeyChange, isExpired, repeatable, summaryOf } from "./summary.js";
 
 interface InspectOptions {
   readonly key?: readonly string[];
@@ -77,7 +77,7 @@ const printableLines = (bytes: Uint8Array): string =>
     .join("\n");
 
 function asText(bundle: Bundle, changes: RootMetadata["changes"] | undefined, expired: boolean): string {
-  const { product, release, created, expires, notes, streams, root, requires } = bundle.manifest;
+  const { product, release, created, expires, notes, streams, root, keys, requires } = bundle.manifest;
   const lines = [
     bundle instanceof VerifiedBundle
       ? "The signatures are verified; for the whole file use bundle verify."
@@ -107,6 +107,7 @@ function asText(bundle: Bundle, changes: RootMetadata["changes"] | undefined, ex
       : [`needs:     pool features ${requires.poolFeatures.join(", ")}`]),
     `needs:     ${formatBytes(requires.freeBytes)} free in the pool at most`,
   ];
+  if (keys !== undefined) lines.push(`keys:      ${describeKeyChange(keys)}`);
   if (root === undefined) return `${[...lines, "root:      no change of /"].map(printable).join("\n")}\n`;
   const { added, modified, deleted } = root.counts;
   lines.push(

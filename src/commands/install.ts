@@ -4,11 +4,16 @@ import { installBundle, planInstall, type InstallOptions, type Plan } from "../i
 import { fullName } from "../system/zfs.js";
 import { printable, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
-import { readSiteConfig, siteTrust } from "../system/settings.js";
+import { readSiteTrust } from "../install/trust.js";
+import { readSiteConfig } from "../system/settings.js";
+import { describeKeyChange, wholeNumber } from "./summary.js";
 import { verifyWhole } from "./verify.js";
 
 interface CommandOptions {
   readonly dryRun?: boolean;
+  readonly allowDowngrade?: string;
+  readonly allowExpired?: string;
+  readonly acceptTime?: boolean;
   readonly config?: string;
 }
 
@@ -16,6 +21,15 @@ export function define(command: Command, environment: () => Environment): void {
   command
     .argument("<file>", "the bundle")
     .option("-n, --dry-run", "do everything that changes nothing")
+    .option(
+      "--allow-downgrade <sequence>",
+      "take the release of this number, though this site has had a newer one",
+    )
+    .option("--allow-expired <sequence>", "take the release of this number, though it expired")
+    .option(
+      "--accept-time",
+      "take a release that was made after what the clock says, and its time for this site's",
+    )
     .option("--config <file>", "the site's configuration (default: /etc/zferry/site.toml)")
     .addHelpText(
       "after",
@@ -28,7 +42,12 @@ export function define(command: Command, environment: () => Environment): void {
 /** Verifies a bundle whole, then installs it in place. */
 export async function runInstall(path: string, options: CommandOptions, env: Environment): Promise<void> {
   const site = await readSiteConfig(options.config);
-  const trust = await siteTrust(site);
+  const exceptions = {
+    allowDowngrade: wholeNumber(options.allowDowngrade, "--allow-downgrade", 1, Number.MAX_SAFE_INTEGER),
+    allowExpired: wholeNumber(options.allowExpired, "--allow-expired", 1, Number.MAX_SAFE_INTEGER),
+    acceptTime: options.acceptTime,
+  };
+  const trust = await readSiteTrust(site);
   const file = await openBundleFile(path);
   const step = (what: string): void => {
     env.progress.end();
@@ -37,7 +56,8 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
   try {
     step(`verifying ${path}`);
     const bundle = await verifyWhole(file, trust, env);
-    const install: InstallOptions = { site, now: env.now, signal: env.signal, progress: env.progress, step };
+    const { now, signal, progress } = env;
+    const install: InstallOptions = { site, trust, exceptions, now, signal, progress, step };
     const plan = options.dryRun ? await planInstall(bundle, install) : await installBundle(bundle, install);
     await env.write(env.json ? asJson(bundle, plan, options) : asText(bundle, plan, options));
   } finally {
@@ -64,6 +84,7 @@ function asJson(bundle: VerifiedBundle, plan: Plan, options: CommandOptions): st
       target: stream.target,
       received,
     })),
+    keys: plan.keys ?? null,
     root:
       plan.root === undefined ? null : { changes: plan.root.changes.length, commit: plan.root.mergeCommit },
   })}\n`;
@@ -78,6 +99,7 @@ function asText(bundle: VerifiedBundle, plan: Plan, options: CommandOptions): st
     return `  ${stream.role}: ${dataset}, ${from} to ${stream.target.snapshot}${received && options.dryRun ? " (received already)" : ""}`;
   });
   if (plan.root !== undefined) lines.push(`  /: ${plan.root.changes.length} files change`);
+  if (plan.keys !== undefined) lines.push(`  keys: ${describeKeyChange(plan.keys)}`);
   const title = options.dryRun ? `${name} would be installed; nothing was changed` : `installed ${name}`;
   return `${[title, ...lines].map(printable).join("\n")}\n`;
 }

@@ -3,7 +3,7 @@ import { VerifiedBundle } from "../bundle/reader.js";
 import { ZferryError } from "../errors.js";
 import { throwIfInterrupted, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
-import { readTrust } from "../system/settings.js";
+import { readTrust } from "../install/trust.js";
 import { repeatable } from "./summary.js";
 
 interface SendOptions {

@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import { openState, type Installation, type Journal, type SiteState } from "../install/state.js";
+import { isRecorded, openState, type Installation, type Journal, type SiteState } from "../install/state.js";
 import { formatTime, printable, type Environment } from "../report.js";
 import { readSiteConfig } from "../system/settings.js";
 
@@ -19,7 +19,8 @@ export async function runStatus(options: StatusOptions, env: Environment): Promi
   const site = await readSiteConfig(options.config);
   const folder = openState(site.state);
   const state = await folder.readState();
-  const journal = await folder.readJournal();
+  const found = await folder.readJournal();
+  const journal = found === undefined || isRecorded(state, found) ? undefined : found;
   await env.write(env.json ? asJson(site.product, state, journal) : asText(site.product, state, journal));
 }
 

@@ -1,5 +1,8 @@
 import { VerifiedBundle, type Bundle } from "../bundle/reader.js";
 import type { Manifest, ManifestStream } from "../bundle/manifest.js";
+import { ZferryError } from "../errors.js";
+import type { KeyChange } from "../trust/keys.js";
+import { parsePublicKey } from "../trust/minisign.js";
 
 /** For commander: an option that can be given several times. */
 export const repeatable = (value: string, previous: readonly string[] = []): readonly string[] => [
@@ -35,3 +38,30 @@ export const summaryOf = (bundle: Bundle): object => ({
     bundle instanceof VerifiedBundle ? bundle.signers : bundle.signatures.map(({ keyId }) => ({ keyId })),
   manifest: bundle.manifest,
 });
+
+/** "change 3 adds 0E07B77755AB6E15, revokes D950C3178AD0130D" */
+export function describeKeyChange({ counter, add, revoke }: KeyChange): string {
+  const ids = (lines: readonly string[]): string =>
+    lines.map((line) => parsePublicKey(line, line).keyId).join(", ");
+  const parts = [
+    ...(add.length === 0 ? [] : [`adds ${ids(add)}`]),
+    ...(revoke.length === 0 ? [] : [`revokes ${ids(revoke)}`]),
+  ];
+  return `change ${counter} ${parts.join(", ")}`;
+}
+
+/**
+ * An option's number.
+ * @throws ZferryError `usage`
+ */
+export function wholeNumber(
+  value: string | undefined,
+  option: string,
+  least: number,
+  most: number,
+): number | undefined {
+  if (value === undefined) return undefined;
+  const number = /^[0-9]{1,16}$/.test(value) ? Number(value) : NaN;
+  if (number >= least && number <= most) return number;
+  throw new ZferryError("usage", `${option}: ${value} is not a whole number from ${least} to ${most}`);
+}

@@ -20,8 +20,13 @@ import {
   resumeToken,
   zfsFailure,
 } from "../system/zfs.js";
-import { checkRelease, planStreams, type StreamPlan } from "./plan.js";
+import { changeKeys, requireEnough, type KeyChange } from "../trust/keys.js";
+import { requireOwnUntouched, requireStateOffStreams, requireStateUntracked } from "./apart.js";
+import { planStreams, type StreamPlan } from "./plan.js";
+import { checkRelease, type Exceptions } from "./policy.js";
+import { keySetOf, type SiteTrust } from "./trust.js";
 import {
+  isRecorded,
   lockState,
   openState,
   type InstalledStream,
@@ -35,6 +40,8 @@ const HOLD_TAG = "zferry:base";
 
 export interface InstallOptions {
   readonly site: SiteConfig;
+  readonly trust: SiteTrust;
+  readonly exceptions: Exceptions;
   readonly now: () => Date;
   readonly signal: AbortSignal;
   readonly progress: ProgressReport;
@@ -48,6 +55,8 @@ export interface Plan {
   readonly journal: Journal | undefined;
   readonly streams: readonly StreamPlan[];
   readonly root: RootPlan | undefined;
+  /** The bundle's change of the site's keys, if it is newer than what the site had. */
+  readonly keys: KeyChange | undefined;
   /** Nothing is left to do. */
   readonly present: boolean;
 }
@@ -78,6 +87,7 @@ export async function installBundle(bundle: VerifiedBundle, options: InstallOpti
   try {
     await rm(scratch, { recursive: true, force: true });
     await mkdir(scratch, { mode: 0o700 });
+    await finishRecorded(folder);
     const plan = await makePlan(bundle, options, folder, scratch);
     if (!plan.present) await carryOut(bundle, options, folder, plan, scratch);
     return plan;
@@ -95,7 +105,8 @@ async function makePlan(
 ): Promise<Plan> {
   const { site } = options;
   const state = await folder.readState();
-  const journal = await folder.readJournal();
+  const found = await folder.readJournal();
+  const journal = found === undefined || isRecorded(state, found) ? undefined : found;
   const { release } = bundle.manifest;
   if (journal !== undefined && journal.release.identity !== bundle.identity) {
     const pending = journal.release;
@@ -109,9 +120,13 @@ async function makePlan(
     );
   }
   // An install that began is finished, though the bundle expired since.
-  if (journal === undefined) checkRelease(bundle.manifest, bundle.identity, site, state, options.now());
+  if (journal === undefined) {
+    checkRelease(bundle.manifest, bundle.identity, site.product, state, options.now(), options.exceptions);
+  }
+  await requireStateOffStreams(site);
   const streams = await planStreams(bundle, site, journal !== undefined);
-  const known = { state, journal, streams };
+  const keys = planKeys(bundle, options, state);
+  const known = { state, journal, streams, keys };
   if (journal?.phase === "writing") return { ...known, root: journal.root ?? undefined, present: false };
   const last = state?.installations.at(-1)?.release;
   if (
@@ -125,6 +140,17 @@ async function makePlan(
   return { ...known, root, present: false };
 }
 
+function planKeys(
+  { manifest: { keys } }: VerifiedBundle,
+  { site, trust }: InstallOptions,
+  state: SiteState | undefined,
+): KeyChange | undefined {
+  const set = keySetOf(state);
+  if (keys === undefined || keys.counter <= set.counter) return undefined;
+  requireEnough(trust.folder, changeKeys(set, keys), site.trust.threshold);
+  return keys;
+}
+
 async function planRootHalf(
   bundle: VerifiedBundle,
   { site, now }: InstallOptions,
@@ -133,7 +159,8 @@ async function planRootHalf(
   const { root, release } = bundle.manifest;
   if (root === undefined) return undefined;
   const { git, rootDir } = await siteRoot(site);
-  return planRoot({
+  await requireStateUntracked(site, rootDir, git);
+  const plan = await planRoot({
     git,
     rootDir,
     scratchDir,
@@ -144,6 +171,8 @@ async function planRootHalf(
     objects: await bundle.rootMember("objects"),
     metadata: await bundle.rootMember("metadata"),
   });
+  requireOwnUntouched(site, rootDir, plan);
+  return plan;
 }
 
 async function siteRoot({ root }: SiteConfig): Promise<{ git: Git; rootDir: string }> {
@@ -284,7 +313,7 @@ async function receiveStream(
   }
 }
 
-/** The release counts as installed from here on; the bases of the install before it are let go. */
+/** The release counts as installed from here on. The key change is a part of it: both are written at once. */
 async function record(
   bundle: VerifiedBundle,
   journal: Journal,
@@ -294,30 +323,37 @@ async function record(
 ): Promise<void> {
   const { product, created } = bundle.manifest;
   const { release, startedAt, streams } = journal;
-  const before = plan.state?.installations ?? [];
-  const recorded = before.at(-1)?.release.identity === release.identity;
-  const previous = recorded ? before.at(-2) : before.at(-1);
-  if (!recorded) {
-    await folder.writeState({
-      version: 1,
-      product,
-      highestSequence: Math.max(plan.state?.highestSequence ?? 0, release.sequence),
-      installations: [
-        ...before,
-        {
-          release,
-          created,
-          startedAt,
-          finishedAt,
-          signers: bundle.signers.map(({ keyId }) => keyId),
-          streams,
-          commit: plan.root?.mergeCommit ?? null,
-        },
-      ],
-    });
-  }
-  const kept = new Set(streams.map(({ base }) => base?.guid));
-  for (const { dataset, base } of previous?.streams ?? []) {
+  const keys = plan.keys === undefined ? plan.state?.keys : changeKeys(keySetOf(plan.state), plan.keys);
+  await folder.writeState({
+    version: 1,
+    product,
+    highestSequence: Math.max(plan.state?.highestSequence ?? 0, release.sequence),
+    installations: [
+      ...(plan.state?.installations ?? []),
+      {
+        release,
+        created,
+        startedAt,
+        finishedAt,
+        signers: bundle.signers.map(({ keyId }) => keyId),
+        streams,
+        commit: plan.root?.mergeCommit ?? null,
+      },
+    ],
+    ...(keys === undefined ? {} : { keys }),
+  });
+  await finishRecorded(folder);
+}
+
+/**
+ * What is left to be done for an install that is recorded: the bases of the one before it are let go, and the journal
+ * goes. It needs no bundle, whose signers may be revoked by now.
+ */
+async function finishRecorded(folder: StateFolder): Promise<void> {
+  const [state, journal] = [await folder.readState(), await folder.readJournal()];
+  if (journal === undefined || !isRecorded(state, journal)) return;
+  const kept = new Set(journal.streams.map(({ base }) => base?.guid));
+  for (const { dataset, base } of state?.installations.at(-2)?.streams ?? []) {
     if (base !== null && !kept.has(base.guid)) {
       await releaseSnapshot(HOLD_TAG, { dataset, name: base.snapshot });
     }

@@ -2,7 +2,7 @@ import type { Manifest, ManifestStream } from "../bundle/manifest.js";
 import type { VerifiedBundle } from "../bundle/reader.js";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
-import { formatBytes, formatTime } from "../report.js";
+import { formatBytes } from "../report.js";
 import { processesRunningFrom } from "../system/in-use.js";
 import {
   datasetExists,
@@ -13,7 +13,6 @@ import {
   poolHealth,
   type Snapshot,
 } from "../system/zfs.js";
-import type { SiteState } from "./state.js";
 
 /** What is to be done for one stream. */
 export interface StreamPlan {
@@ -26,60 +25,6 @@ export interface StreamPlan {
   readonly received: boolean;
   /** Whether an interrupted receive left something to be discarded. */
   readonly partial: boolean;
-}
-
-/**
- * Whether this site may take this bundle at all.
- * @throws ZferryError `product-mismatch`, `sequence-mismatch`, `bundle-expired`
- */
-export function checkRelease(
-  manifest: Manifest,
-  identity: string,
-  site: SiteConfig,
-  state: SiteState | undefined,
-  now: Date,
-): void {
-  if (manifest.product !== site.product) {
-    throw new ZferryError(
-      "product-mismatch",
-      `the bundle is for product ${manifest.product}, this site has ${site.product}`,
-      {
-        details: { expected: site.product, found: manifest.product },
-      },
-    );
-  }
-  // A clock that was set back must not bring an old bundle to life again.
-  const times = (state?.installations ?? []).map(({ created }) => created);
-  const time = Math.max(Math.floor(now.getTime() / 1000), ...times);
-  if (manifest.expires !== undefined && manifest.expires < time) {
-    throw new ZferryError(
-      "bundle-expired",
-      `the bundle expired at ${formatTime(manifest.expires)}, it is ${formatTime(time)} here`,
-      {
-        details: { expires: manifest.expires, time },
-        hint: "ask for a newer bundle, and see whether the clock is right",
-      },
-    );
-  }
-  if (state === undefined) return;
-  if (state.product !== site.product) {
-    throw new ZferryError(
-      "product-mismatch",
-      `this site had product ${state.product}, its configuration says ${site.product}`,
-      {
-        details: { expected: state.product, found: site.product },
-      },
-    );
-  }
-  const { name, sequence } = manifest.release;
-  const acceptedBefore = state.installations.some(({ release }) => release.identity === identity);
-  if (sequence <= state.highestSequence && !acceptedBefore) {
-    throw new ZferryError(
-      "sequence-mismatch",
-      `release ${name} has sequence number ${sequence}, this site has accepted ${state.highestSequence} already`,
-      { details: { found: sequence, accepted: state.highestSequence } },
-    );
-  }
 }
 
 /**

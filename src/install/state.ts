@@ -4,6 +4,7 @@ import { z } from "zod";
 import {
   datasetName,
   guid,
+  publicKeyText,
   releaseName,
   roleName,
   sequenceNumber,
@@ -59,6 +60,14 @@ export const stateSchema = z.strictObject({
   highestSequence: z.int().min(0),
   /** Newest last. */
   installations: z.array(installationSchema),
+  /** What bundles and `bundle trust` made of the site's keys; absent while nothing. */
+  keys: z
+    .strictObject({
+      counter: z.int().min(0),
+      added: z.array(publicKeyText),
+      revoked: z.array(publicKeyText),
+    })
+    .optional(),
 });
 export type SiteState = z.infer<typeof stateSchema>;
 
@@ -74,6 +83,13 @@ const journalSchema = z.strictObject({
 export type Journal = z.infer<typeof journalSchema>;
 
 const MAX_STATE_BYTES = 1 << 30;
+
+/** Whether the install was recorded already: then only its traces are left to be removed. */
+export function isRecorded(state: SiteState | undefined, { release, startedAt }: Journal): boolean {
+  const last = state?.installations.at(-1);
+  // The same release may be installed again, after a rollback.
+  return last?.release.identity === release.identity && last.startedAt === startedAt;
+}
 
 /** A site's state folder, which one process at a time may change. */
 export interface StateFolder {

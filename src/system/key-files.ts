@@ -20,14 +20,12 @@ export async function readSmallFile(path: string, what: string, limit = MAX_KEY_
       await file.close();
     }
   } catch (error) {
-    const missing = (error as NodeJS.ErrnoException).code === "ENOENT";
+    const { code, message } = error as NodeJS.ErrnoException;
+    const known: Record<string, string> = { ENOENT: "there is no such file", EACCES: "permission denied" };
     throw new ZferryError(
-      "io-failed",
-      `${what} ${path}: ${missing ? "there is no such file" : (error as Error).message}`,
-      {
-        details: { file: path },
-        cause: error,
-      },
+      code === "EACCES" ? "not-permitted" : "io-failed",
+      `${what} ${path}: ${known[code ?? ""] ?? message}`,
+      { details: { file: path }, cause: error },
     );
   }
 }
@@ -52,19 +50,13 @@ export async function readSecretKey(
 export const readPublicKey = async (path: string): Promise<PublicKey> =>
   parsePublicKey(await readSmallFile(path, "public key"), path);
 
-/**
- * All `*.pub` files of a folder, as a site trusts them.
- * @throws ZferryError `not-configured` when there is no folder or no key in it
- */
+/** All `*.pub` files of a folder, as a site trusts them; none where there is no folder. */
 export async function readKeyFolder(path: string): Promise<PublicKey[]> {
-  const names = await readdir(path).catch(() => [] as string[]);
+  const names = await readdir(path).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === "ENOENT") return [];
+    throw mapSystemError(error, path);
+  });
   const keys = names.filter((name) => name.endsWith(".pub") && !name.startsWith(".")).sort();
-  if (keys.length === 0) {
-    throw new ZferryError("not-configured", `${path}: there is no public key (*.pub)`, {
-      details: { folder: path },
-      hint: "copy the publisher's public key there, or name one with --key",
-    });
-  }
   return Promise.all(keys.map((name) => readPublicKey(join(path, name))));
 }
 

@@ -1,4 +1,3 @@
-import type { Trust } from "../bundle/reader.js";
 import {
   BUILD_CONFIG_PATH,
   buildSchema,
@@ -9,7 +8,9 @@ import {
   type SiteConfig,
 } from "../config.js";
 import { ZferryError } from "../errors.js";
-import { readKeyFolder, readPublicKey, readSmallFile } from "./key-files.js";
+import type { KeyChange } from "../trust/keys.js";
+import { publicKeyLine } from "../trust/minisign.js";
+import { readPublicKey, readSmallFile } from "./key-files.js";
 
 async function readConfig(path: string, what: string, hint = ""): Promise<string> {
   try {
@@ -30,18 +31,10 @@ export const readSiteConfig = async (path = SITE_CONFIG_PATH, hint = ""): Promis
 export const readBuildConfig = async (path = BUILD_CONFIG_PATH): Promise<BuildConfig> =>
   parseConfig(buildSchema, await readConfig(path, "build configuration"), path);
 
-/** The keys that are named, one of which is enough; or else the site's key folder and threshold. */
-export async function readTrust(options: {
-  readonly key?: readonly string[];
-  readonly config?: string;
-}): Promise<Trust> {
-  if (options.key !== undefined) {
-    return { keys: await Promise.all(options.key.map(readPublicKey)), threshold: 1 };
-  }
-  return siteTrust(await readSiteConfig(options.config, ", or a public key with --key"));
+/** The change of the sites' keys that the configuration names by files. */
+export async function readKeyChange({ keys }: BuildConfig): Promise<KeyChange | undefined> {
+  if (keys === undefined) return undefined;
+  const lines = async (paths: readonly string[]): Promise<string[]> =>
+    (await Promise.all(paths.map(readPublicKey))).map(publicKeyLine).sort();
+  return { counter: keys.counter, add: await lines(keys.add), revoke: await lines(keys.revoke) };
 }
-
-export const siteTrust = async ({ trust }: SiteConfig): Promise<Trust> => ({
-  keys: await readKeyFolder(trust.keys),
-  threshold: trust.threshold,
-});

@@ -199,6 +199,12 @@ export const abortReceive = async (dataset: string): Promise<void> =>
   void (await zfs(["receive", "-A", dataset]));
 
 /** Whether there is such a file system or volume. */
+/** The dataset that a path lies on; undefined where that is another file system, or none. */
+export async function datasetAt(path: string): Promise<string | undefined> {
+  const { status, stdout } = await run("zfs", ["list", "-H", "-o", "name", path]);
+  return status === 0 ? stdout.toString("utf8").trim() : undefined;
+}
+
 export async function datasetExists(dataset: string): Promise<boolean> {
   const result = await run("zfs", ["list", "-H", "-o", "name", dataset]);
   if (result.status === 0) return true;

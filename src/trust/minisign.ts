@@ -79,10 +79,13 @@ export function parsePublicKey(file: Uint8Array | string, name: string): PublicK
 }
 
 /** A public key file as minisign writes it. */
-export function encodePublicKey({ keyId, key }: PublicKey): Uint8Array {
-  const base64 = Buffer.concat([ED25519, keyNumberOf(keyId), key]).toString("base64");
-  return Buffer.from(`${UNTRUSTED}minisign public key ${keyId}\n${base64}\n`);
+export function encodePublicKey(key: PublicKey): Uint8Array {
+  return Buffer.from(`${UNTRUSTED}minisign public key ${key.keyId}\n${publicKeyLine(key)}\n`);
 }
+
+/** The second line of a public key file, which is all of the key. */
+export const publicKeyLine = ({ keyId, key }: PublicKey): string =>
+  Buffer.concat([ED25519, keyNumberOf(keyId), key]).toString("base64");
 
 /**
  * A new key pair with a random key id. `comment` goes into the secret key file, as with `minisign -G -c`.

@@ -1,4 +1,5 @@
 import { ZferryError } from "../errors.js";
+import { identityOf } from "./keys.js";
 import { parseSignature, verifySignature, type PublicKey, type Signature } from "./minisign.js";
 
 /** A trusted key that signed. `name`: the key's file; `trustedComment`: what its owner signed beside the file. */
@@ -58,10 +59,6 @@ async function findSigner(
     }
   }
   throw failure;
-}
-
-function identityOf({ key }: PublicKey): string {
-  return Buffer.from(key).toString("hex");
 }
 
 function noneTrusted(

@@ -15,7 +15,10 @@ import { CLI, errorOf, EXAMPLE, inFolder, PUBLIC, run, told } from "./support.js
 
 const folder = inFolder();
 const runHere = (...args: string[]) => run(args, { cwd: folder.path });
-const VERBS = ["keygen", "snapshot", "create", "verify", "inspect", "install", "status", "send"];
+const VERBS = [
+  ...["keygen", "snapshot", "create", "sign", "sums", "verify", "inspect"],
+  ...["install", "trust", "status", "send"],
+];
 
 describe("help", () => {
   test("names every command", async () => {

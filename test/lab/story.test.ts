@@ -135,6 +135,10 @@ describe("three releases from a build host to a site", () => {
   });
 
   it("refuses a release whose base is not there, naming both guids", async () => {
+    // From here on each bundle carries a change of the keys.
+    await machine.run(
+      "bundle keygen --no-password -o /etc/zferry/next; printf '[keys]\\ncounter = 1\\nadd = [\"/etc/zferry/next.pub\"]\\n' >>/etc/zferry/build.toml",
+    );
     await makeRelease(3);
     const file = await makeRelease(4);
     const before = await siteState();
@@ -237,7 +241,19 @@ describe("three releases from a build host to a site", () => {
   });
 
   it("installs the third release, and lets the bases before it go", async () => {
-    expect(await lines("bundle install /tmp/R4.bundle")).toContain("installed gentoo release R4 (4)");
+    const [release, next] = (
+      await lines("sed -n 's/.* key //p' /etc/zferry/release.pub /etc/zferry/next.pub")
+    ).split("\n");
+    expect(await lines("bundle trust")).toContain(`${next} (added by a release)`);
+    // The same release, signed by a key that it revokes itself.
+    await machine.run(
+      "sed -i 's/^counter = 1/counter = 2\\nrevoke = [\"\\/etc\\/zferry\\/release.pub\"]/' /etc/zferry/build.toml; bundle create --base R3 --target R4 -o /tmp/R4-revoking.bundle",
+    );
+    expect(await lines("bundle install /tmp/R4-revoking.bundle")).toContain(
+      `keys: change 2 adds ${next}, revokes ${release}`,
+    );
+    expect(await lines("bundle trust")).toContain(`${release} is revoked`);
+    expect((await refused("bundle verify /tmp/R2.bundle")).status).toBe(11);
     await expectInstalled(4);
     expect(
       await lines(
@@ -247,7 +263,7 @@ describe("three releases from a build host to a site", () => {
     expect(await lines(`zfs holds -H ${SITE_USR}@R1 ${SITE_USR}@R2 ${SITE_USR}@R3 | cut -f 1,2`)).toBe(
       `${SITE_USR}@R3\tzferry:base`,
     );
-    expect((await refused("bundle install /tmp/R3.bundle")).status).not.toBe(1);
+    expect((await refused("bundle install /tmp/R3.bundle")).status).toBe(11);
   });
 
   it("starts a new site with a full bundle", async () => {

@@ -1,0 +1,96 @@
+import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { beforeEach, describe, expect, test } from "vitest";
+import { encodePublicKey, generateKeyPair, publicKeyLine } from "../../src/trust/minisign.js";
+import { errorOf, EXAMPLE, inFolder, PUBLIC, run, told } from "./support.js";
+
+const folder = inFolder();
+const FIRST = "0E07B77755AB6E15";
+const second = generateKeyPair().publicKey;
+const trust = (...args: string[]) => run(["trust", "--config", "site.toml", ...args], { cwd: folder.path });
+const verify = () => run(["verify", EXAMPLE, "--config", "site.toml", "--json"], { cwd: folder.path });
+const configure = (threshold = 1): void =>
+  writeFileSync(
+    folder.file("site.toml"),
+    `product = "demo"\nstate = "${folder.file("state")}"\n[streams]\nusr = "p/usr"\n[trust]\nkeys = "${folder.file("keys")}"\nthreshold = ${threshold}\n`,
+  );
+
+beforeEach(() => {
+  mkdirSync(folder.file("keys"));
+  copyFileSync(PUBLIC, folder.file("keys/release.pub"));
+  writeFileSync(folder.file("second.pub"), encodePublicKey(second));
+  configure();
+});
+
+describe("bundle trust", () => {
+  test("shows who must have signed, and changes nothing", async () => {
+    const { status, stdout } = await trust();
+    expect([status, stdout.toString()]).toEqual([
+      0,
+      `1 of these 1 keys must have signed:\n  ${FIRST} (${folder.file("keys")}/release.pub)\nno release has changed the keys\n`,
+    ]);
+    expect(existsSync(folder.file("state"))).toBe(false);
+  });
+
+  test("adds a key", async () => {
+    expect((await trust("--add", "second.pub")).stdout.toString()).toContain(`  ${second.keyId} (`);
+    expect(readdirSync(folder.file("keys")).sort()).toEqual([`${second.keyId}.pub`, "release.pub"].sort());
+    expect((await trust("--add", "second.pub")).status).toBe(17);
+  });
+
+  test("revokes a key for good, by its id or by its file", async () => {
+    expect((await verify()).status).toBe(0);
+    await trust("--add", "second.pub");
+    expect((await trust("--revoke", FIRST)).stdout.toString()).toContain(`  ${FIRST} is revoked\n`);
+    expect(errorOf(await verify()).code).toBe("signature-missing");
+    expect(errorOf(await trust("--add", PUBLIC, "--json")).code).toBe("key-revoked");
+    copyFileSync(PUBLIC, folder.file("keys/another-name.pub"));
+    expect(errorOf(await verify()).code).toBe("signature-missing");
+    const json = JSON.parse((await trust("--json")).stdout.toString()) as object;
+    expect(json).toMatchObject({
+      threshold: 1,
+      counter: 0,
+      trusted: [{ keyId: second.keyId }],
+      revoked: [{ keyId: FIRST }],
+    });
+  });
+
+  test("keeps what the state says of releases", async () => {
+    await trust("--add", "second.pub");
+    await trust("--revoke", PUBLIC);
+    const state = JSON.parse(readFileSync(folder.file("state/state.json"), "utf8")) as object;
+    expect(state).toMatchObject({ version: 1, product: "demo", highestSequence: 0, installations: [] });
+  });
+
+  test("does not revoke more keys than the site can do without", async () => {
+    expect(errorOf(await trust("--revoke", FIRST, "--json"))).toMatchObject({
+      code: "keys-too-few",
+      details: { left: 0, threshold: 1 },
+    });
+    expect((await verify()).status).toBe(0);
+  });
+
+  test("says when no key, or none that is known, is named", async () => {
+    expect(told(await trust("--revoke", "0123456789ABCDEF"))).toMatchObject({
+      status: 2,
+      message: "no trusted key has the id 0123456789ABCDEF",
+    });
+    expect((await trust("--revoke", "none.pub")).status).toBe(16);
+    expect((await trust("--add", "none.pub")).status).toBe(16);
+    expect((await trust("--add", "second.pub", "--revoke", FIRST)).status).toBe(2);
+  });
+
+  test("a key that a release added counts, one that it revoked does not", async () => {
+    mkdirSync(folder.file("state"), { mode: 0o700 });
+    const state = (keys: object): void =>
+      writeFileSync(
+        folder.file("state/state.json"),
+        JSON.stringify({ version: 1, product: "demo", highestSequence: 2, installations: [], keys }),
+      );
+    const line = (file: string): string => readFileSync(file, "utf8").split("\n")[1] as string;
+    state({ counter: 7, added: [publicKeyLine(second)], revoked: [line(PUBLIC)] });
+    expect((await trust()).stdout.toString()).toBe(
+      `1 of these 1 keys must have signed:\n  ${second.keyId} (added by a release)\n  ${FIRST} is revoked\nthe last change by a release: 7\n`,
+    );
+    expect(errorOf(await verify()).code).toBe("signature-missing");
+  });
+});
