@@ -40,6 +40,11 @@ const VERBS: readonly Verb[] = [
     load: () => import("./commands/verify.js"),
   },
   { name: "inspect", summary: "show what is in a bundle", load: () => import("./commands/inspect.js") },
+  {
+    name: "plan",
+    summary: "show what installing a bundle on this site would do",
+    load: () => import("./commands/plan.js"),
+  },
   { name: "install", summary: "install a bundle on this site", load: () => import("./commands/install.js") },
   {
     name: "trust",

@@ -9,7 +9,7 @@ import { readSiteConfig } from "../system/settings.js";
 import { describeKeyChange, wholeNumber } from "./summary.js";
 import { verifyWhole } from "./verify.js";
 
-interface CommandOptions {
+export interface CommandOptions {
   readonly dryRun?: boolean;
   readonly allowDowngrade?: string;
   readonly allowExpired?: string;
@@ -17,10 +17,9 @@ interface CommandOptions {
   readonly config?: string;
 }
 
-export function define(command: Command, environment: () => Environment): void {
+/** What `install` and `plan` have in common. */
+export const addInstallOptions = (command: Command): Command =>
   command
-    .argument("<file>", "the bundle")
-    .option("-n, --dry-run", "do everything that changes nothing")
     .option(
       "--allow-downgrade <sequence>",
       "take the release of this number, though this site has had a newer one",
@@ -30,7 +29,14 @@ export function define(command: Command, environment: () => Environment): void {
       "--accept-time",
       "take a release that was made after what the clock says, and its time for this site's",
     )
-    .option("--config <file>", "the site's configuration (default: /etc/zferry/site.toml)")
+    .option("--config <file>", "the site's configuration (default: /etc/zferry/site.toml)");
+
+export function define(command: Command, environment: () => Environment): void {
+  addInstallOptions(
+    command
+      .argument("<file>", "the bundle")
+      .option("-n, --dry-run", "do everything that changes nothing, as bundle plan does"),
+  )
     .addHelpText(
       "after",
       "\nExample:\n  bundle install /media/stick/R2.bundle\n\n" +

@@ -22,7 +22,7 @@ export const keySetOf = (state: SiteState | undefined): KeySet => state?.keys ??
  * @throws ZferryError `not-configured` when there is no key, `not-permitted` when the state may not be read
  */
 export async function readSiteTrust({ trust, state }: SiteConfig): Promise<SiteTrust> {
-  const set = keySetOf(await openState(state).readState());
+  const set = keySetOf(await readState(state));
   const folder = await readKeyFolder(trust.keys);
   const keys = trustedKeys(folder, set);
   if (keys.length === 0) {
@@ -36,6 +36,20 @@ export async function readSiteTrust({ trust, state }: SiteConfig): Promise<SiteT
     );
   }
   return { keys, threshold: trust.threshold, folder, set };
+}
+
+/** Who may not see what was revoked cannot say whom the site believes. */
+async function readState(path: string): Promise<SiteState | undefined> {
+  try {
+    return await openState(path).readState();
+  } catch (error) {
+    if (!(error instanceof ZferryError && error.code === "not-permitted")) throw error;
+    throw new ZferryError(error.code, error.message, {
+      details: error.details,
+      hint: "the state says which keys are revoked: run this as root, or name a public key with --key",
+      cause: error,
+    });
+  }
 }
 
 /** The keys that are named, one of which is enough; or else the site's. */

@@ -8,6 +8,7 @@ import {
   readFileSync,
   symlinkSync,
   writeFileSync,
+  writeSync,
 } from "node:fs";
 import { beforeEach, describe, expect, test } from "vitest";
 import { LIMITS } from "../../src/bundle/layout.js";
@@ -296,6 +297,26 @@ describe("bundle send", () => {
     expect(told(result).status).toBe(12);
     expect(result.stdout.length).toBeGreaterThan(0);
     expect(result.stdout.equals(longStream().subarray(0, result.stdout.length))).toBe(true);
+  });
+
+  test("gives no byte that changed after it was verified", async () => {
+    const stream = Buffer.concat([longStream()]);
+    const long = await pack({ streams: [input("usr", stream)] });
+    put(long);
+    const child = start(["send", "R2.bundle", "--key", PUBLIC], folder.path);
+    const result = ended(child);
+    child.stdout.pause();
+    await new Promise((resolve) => child.stdout.once("readable", resolve));
+    // The first chunk is on its way, which the pipe does not hold whole; the last one is not read yet.
+    const last = long.lastIndexOf("streams/usr/0000000") + 600;
+    const file = openSync(folder.file("R2.bundle"), "r+");
+    writeSync(file, "XXXX", last);
+    closeSync(file);
+    child.stdout.resume();
+    const { status, stdout, stderr } = await result;
+    expect([status, stderr]).toEqual([12, expect.stringContaining("has SHA-256")]);
+    expect(stdout.length).toBeLessThan(stream.length);
+    expect(stdout.equals(stream.subarray(0, stdout.length))).toBe(true);
   });
 
   test("says in a line that the disk is full", () => {

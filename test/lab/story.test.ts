@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { BLOCK_BYTES, paddingOf, parseHeader } from "../../src/bundle/layout.js";
 import { installByHand } from "./by-hand.js";
 import { defaultZfs, MNT, usesLocalZfs, type Machine } from "./guest.js";
 import {
@@ -12,6 +13,16 @@ import {
   SITE_USR,
   TANK,
 } from "./system.js";
+
+/** Where a member's content begins in the archive. */
+function contentOffset(bundle: Uint8Array, wanted: string): number {
+  for (let at = 0; ;) {
+    const { name, size } = parseHeader(bundle.subarray(at, at + BLOCK_BYTES), at);
+    at += BLOCK_BYTES;
+    if (name === wanted) return at;
+    at += size + paddingOf(size);
+  }
+}
 
 let machine: Machine;
 beforeAll(async () => {
@@ -108,8 +119,13 @@ describe("three releases from a build host to a site", () => {
 
   it("changes nothing in a dry run", async () => {
     const before = await siteState();
-    expect(await lines("bundle install --dry-run /tmp/R2.bundle")).toContain("would be installed");
+    expect(await lines("bundle plan /tmp/R2.bundle")).toContain("would be installed");
     expect(await siteState()).toBe(before);
+    // What the site remembers must not lie where the stream replaces it.
+    await machine.write("/tmp/state.toml", `state = "${MNT}/site/usr/state"\n${SITE_CONFIG}`);
+    const { status, stderr } = await refused("bundle plan --config /tmp/state.toml /tmp/R2.bundle");
+    expect(stderr).toContain(`lies on ${SITE_USR}, which a stream replaces`);
+    expect(status).toBe(17);
   });
 
   it("installs the first release", async () => {
@@ -214,6 +230,21 @@ describe("three releases from a build host to a site", () => {
         .status,
     ).toBe(12);
     expect((await refused("bundle verify /tmp/R3.bundle --key /tmp/other.pub")).status).toBe(11);
+    expect(await siteState()).toBe(before);
+  });
+
+  // Each file appears after the whole bundle was verified, and before the member is read once more.
+  it.each([
+    ["root/metadata.json.zst", "/var/lib/zferry/scratch"],
+    ["streams/usr/00000000.zst", "/var/lib/zferry/journal.json"],
+  ])("uses no byte of %s that changed after it was verified", async (member, appears) => {
+    const before = await siteState();
+    const at = contentOffset(await machine.read("/tmp/R3.bundle"), member) + 20;
+    const { status, stderr } = await refused(
+      `cp /tmp/R3.bundle /tmp/swapped.bundle; bundle install /tmp/swapped.bundle & pid=$!; until [[ -e ${appears} ]]; do sleep 0.02; done; printf 'XXXX' | dd of=/tmp/swapped.bundle bs=1 seek=${at} conv=notrunc status=none; wait $pid`,
+    );
+    expect(stderr).toContain(`${member} has SHA-256`);
+    expect(status).toBe(12);
     expect(await siteState()).toBe(before);
   });
 

@@ -1,0 +1,11 @@
+import type { Command } from "commander";
+import type { Environment } from "../report.js";
+import { addInstallOptions, runInstall, type CommandOptions } from "./install.js";
+
+export function define(command: Command, environment: () => Environment): void {
+  addInstallOptions(command.argument("<file>", "the bundle"))
+    .addHelpText("after", "\nExample:\n  bundle plan /media/stick/R2.bundle")
+    .action((file: string, options: CommandOptions) =>
+      runInstall(file, { ...options, dryRun: true }, environment()),
+    );
+}
