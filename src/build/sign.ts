@@ -43,23 +43,47 @@ export async function readDetached(
 }
 
 /**
- * The bundle's file with one signature more. Every content is hashed again as it is copied.
- * @throws ZferryError `signature-exists`, `usage` when it has as many as it can have, and what reading gives
+ * The bundle's signatures and this one more. One by the same key that does not fit makes room for it.
+ * @param publicKey to tell whether it fits; without it, it is taken to
+ * @throws ZferryError `signature-exists`, `usage` when there are as many as there can be
  */
-export async function* withSignature(bundle: Bundle, signature: Signature): AsyncGenerator<Uint8Array, void> {
+export async function withSignature(
+  bundle: Bundle,
+  signature: Signature,
+  publicKey: PublicKey | undefined,
+): Promise<Signature[]> {
   const { keyId } = signature;
-  if (bundle.signatures.some((present) => present.keyId === keyId)) {
+  const same = bundle.signatures.find((present) => present.keyId === keyId);
+  if (same !== undefined && (publicKey === undefined || (await fits(bundle, same, publicKey)))) {
     throw new ZferryError("signature-exists", `${bundle.name} has a signature of key ${keyId} already`, {
       details: { file: bundle.name, keyId },
     });
   }
-  if (bundle.signatures.length >= LIMITS.signatures) {
+  const others = bundle.signatures.filter((present) => present !== same);
+  if (others.length >= LIMITS.signatures) {
     throw new ZferryError(
       "usage",
-      `${bundle.name} has ${bundle.signatures.length} signatures, the limit is ${LIMITS.signatures}`,
+      `${bundle.name} has ${others.length} signatures, the limit is ${LIMITS.signatures}`,
     );
   }
-  yield encodeHead(bundle.manifest, bundle.sums, [...bundle.signatures, signature]);
+  return [...others, signature].sort((a, b) => (a.keyId < b.keyId ? -1 : 1));
+}
+
+async function fits(bundle: Bundle, { keyId, bytes }: Signature, publicKey: PublicKey): Promise<boolean> {
+  try {
+    await verifySignature(publicKey, parseSignature(bytes, keyId), bundle.sums);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** The bundle's file with these signatures. Every content is hashed again as it is copied. */
+export async function* resigned(
+  bundle: Bundle,
+  signatures: readonly Signature[],
+): AsyncGenerator<Uint8Array, void> {
+  yield encodeHead(bundle.manifest, bundle.sums, signatures);
   for await (const { name, bytes } of bundle.contents()) {
     yield encodeMember(name, bytes, bundle.manifest.created);
   }

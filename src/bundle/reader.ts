@@ -84,7 +84,11 @@ async function readHead(source: ByteSource): Promise<Head> {
   let mtime: number | undefined;
   const next = async (): Promise<{ name: string; bytes: Uint8Array; headerOffset: number }> => {
     const headerOffset = offset;
-    const header = parseHeader(await readExactly(source, offset, BLOCK_BYTES), offset);
+    const block = await readExactly(source, offset, BLOCK_BYTES);
+    if (offset === 0 && !Buffer.from(block).subarray(0, SUMS_NAME.length).equals(Buffer.from(SUMS_NAME))) {
+      throw archiveFault(`${source.name} is no bundle: it does not begin with ${SUMS_NAME}`, 0);
+    }
+    const header = parseHeader(block, offset);
     mtime ??= header.mtime;
     if (header.mtime !== mtime)
       throw archiveFault(`${header.name} has time ${header.mtime}, not ${mtime}`, offset);

@@ -51,7 +51,7 @@ export function define(command: Command, environment: () => Environment): void {
     .option("-l, --level <number>", `zstd level, ${MIN_LEVEL} to ${MAX_LEVEL} (default: 9)`)
     .option("--chunk-mib <number>", "raw size of a chunk in MiB, 1 to 32 (default: 8)")
     .option("--notes <text>", "release notes")
-    .option("--expires-days <number>", "sites refuse the bundle this long after its creation")
+    .option("--expires-days <number>", "sites refuse the bundle this long after its snapshot was taken")
     .option("--config <file>", "the build host's configuration (default: /etc/zferry/build.toml)")
     .addHelpText(
       "after",
@@ -92,7 +92,7 @@ type Inputs = Omit<PackOptions, "key"> & {
 
 const needed = (value: string | undefined, option: string): string => {
   if (value === undefined)
-    throw new ZferryError("usage", `${option} is missing`, { hint: "--help shows how" });
+    throw new ZferryError("usage", `${option} is missing`, { hint: "bundle create --help shows how" });
   return value;
 };
 
@@ -120,6 +120,9 @@ function recordedInputs(options: CreateOptions, recorded: readonly string[], env
       "usage",
       "--stream packs a recorded stream, --base and --target this host's releases",
     );
+  }
+  if (options.config !== undefined) {
+    throw new ZferryError("usage", "--stream needs no configuration: --config goes with --base and --target");
   }
   const streams = recorded.map((value) => {
     const [, role, path] = /^([^=]*)=(.+)$/s.exec(value) ?? [];

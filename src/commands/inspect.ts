@@ -12,6 +12,7 @@ import { describeBase, describeKeyChange, isExpired, repeatable, summaryOf } fro
 
 interface InspectOptions {
   readonly key?: readonly string[];
+  readonly config?: string;
   readonly patch?: boolean;
 }
 
@@ -19,6 +20,7 @@ export function define(command: Command, environment: () => Environment): void {
   command
     .argument("<file>", "the bundle")
     .option("-k, --key <file>", "verify the signatures with this public key; can be repeated", repeatable)
+    .option("--config <file>", "verify the signatures with the keys of a site's configuration")
     .option("--patch", "print the patch of /")
     .addHelpText(
       "after",
@@ -32,7 +34,7 @@ export async function runInspect(path: string, options: InspectOptions, env: Env
   const file = await openBundleFile(path);
   try {
     const bundle =
-      options.key === undefined
+      options.key === undefined && options.config === undefined
         ? await Bundle.readUnverified(file)
         : await VerifiedBundle.verify(file, await readTrust(options));
     if (options.patch) return await writePatch(bundle, env);
@@ -80,7 +82,7 @@ function asText(bundle: Bundle, changes: RootMetadata["changes"] | undefined, ex
   const { product, release, created, expires, notes, streams, root, keys, requires } = bundle.manifest;
   const lines = [
     bundle instanceof VerifiedBundle
-      ? "The signatures are verified; for the whole file use bundle verify."
+      ? "The signatures are verified, the contents are NOT: use bundle verify."
       : NOT_VERIFIED,
     `product:   ${product}`,
     `release:   ${release.name} (sequence ${release.sequence})`,
@@ -132,6 +134,6 @@ const signers = (bundle: Bundle): string[] =>
     const trusted =
       bundle instanceof VerifiedBundle && bundle.signers.some((signer) => signer.keyId === keyId);
     return trusted
-      ? `signed by: ${keyId} (verified), trusted comment: ${trustedComment}`
+      ? `signed by: ${keyId} (verified), trusted comment: ${trustedComment.replaceAll("\t", " ")}`
       : `signed by: ${keyId} (not verified)`;
   });

@@ -2,7 +2,7 @@ import type { Command } from "commander";
 import { ZferryError } from "../errors.js";
 import { printable, type Environment } from "../report.js";
 import { requireFileName } from "../system/files.js";
-import { readPassphraseFile, writeNewFiles } from "../system/key-files.js";
+import { readPassphraseFile, requireNewFiles, writeNewFiles } from "../system/key-files.js";
 import { encodePublicKey, encodeSecretKey, generateKeyPair } from "../trust/minisign.js";
 
 interface KeygenOptions {
@@ -29,10 +29,11 @@ export async function runKeygen(options: KeygenOptions, env: Environment): Promi
     throw new ZferryError("usage", "--no-password and --password-file contradict each other");
   }
   requireFileName(options.output, "--output");
-  const passphrase = options.password ? await newPassphrase(options, env) : undefined;
-  const { secretKey, publicKey } = generateKeyPair();
   const secretPath = `${options.output}.key`;
   const publicPath = `${options.output}.pub`;
+  await requireNewFiles([secretPath, publicPath]);
+  const passphrase = options.password ? await newPassphrase(options, env) : undefined;
+  const { secretKey, publicKey } = generateKeyPair();
   await writeNewFiles([
     { path: secretPath, bytes: await encodeSecretKey(secretKey, passphrase), mode: 0o600 },
     { path: publicPath, bytes: encodePublicKey(publicKey), mode: 0o644 },
@@ -57,7 +58,7 @@ async function newPassphrase({ passwordFile }: KeygenOptions, env: Environment):
       hint: "for a key without one, say --no-password",
     });
   }
-  if (passwordFile === undefined && (await env.askPassphrase("the same again")) !== passphrase) {
+  if (passwordFile === undefined && (await env.askPassphrase("repeat the passphrase")) !== passphrase) {
     throw new ZferryError("usage", "the two passphrases differ");
   }
   return passphrase;

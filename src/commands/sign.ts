@@ -1,11 +1,12 @@
 import type { Command } from "commander";
-import { readDetached, signBundle, withSignature } from "../build/sign.js";
+import { readDetached, resigned, signBundle, withSignature } from "../build/sign.js";
 import { Bundle, type Signature } from "../bundle/reader.js";
 import { ZferryError } from "../errors.js";
 import { printable, type Environment } from "../report.js";
 import { openBundleFile, writeBundleFile } from "../system/bundle-file.js";
 import { requireFileName } from "../system/files.js";
 import { readPublicKey, readSecretKey, readSmallFile } from "../system/key-files.js";
+import { publicKeyOf, type PublicKey } from "../trust/minisign.js";
 import { checkWhole } from "./verify.js";
 
 interface SignOptions {
@@ -52,14 +53,17 @@ export async function runSign(path: string, options: SignOptions, env: Environme
     }
     const bundle = await Bundle.readUnverified(file);
     await checkWhole(bundle, env);
-    const signature = await makeSignature(bundle, options, env);
-    const parts = withSignature(bundle, signature);
+    const { signature, publicKey } = await makeSignature(bundle, options, env);
+    const signatures = await withSignature(bundle, signature, publicKey);
+    const parts = resigned(bundle, signatures);
     const bytes = await writeBundleFile(output, parts, env.signal, { replace: options.output === undefined });
-    const signatures = bundle.signatures.length + 1;
+    const { keyId } = signature;
+    const what =
+      publicKey === undefined ? `attached a signature of ${keyId}, NOT CHECKED` : `signed by ${keyId}`;
     await env.write(
       env.json
-        ? `${JSON.stringify({ file: output, bytes, keyId: signature.keyId, signatures })}\n`
-        : `${printable(`${output}: signed by ${signature.keyId}, signature ${signatures} of it`)}\n`,
+        ? `${JSON.stringify({ file: output, bytes, keyId, checked: publicKey !== undefined, signatures: signatures.length })}\n`
+        : `${printable(`${output}: ${what}; signatures: ${signatures.map((each) => each.keyId).join(", ")}`)}\n`,
     );
   } finally {
     env.progress.end();
@@ -67,18 +71,22 @@ export async function runSign(path: string, options: SignOptions, env: Environme
   }
 }
 
-async function makeSignature(bundle: Bundle, options: SignOptions, env: Environment): Promise<Signature> {
+async function makeSignature(
+  bundle: Bundle,
+  options: SignOptions,
+  env: Environment,
+): Promise<{ signature: Signature; publicKey: PublicKey | undefined }> {
   const { key, attach, passwordFile } = options;
   if (attach === undefined) {
     const secret = await readSecretKey(key as string, passwordFile, (prompt) => env.askPassphrase(prompt));
-    return signBundle(bundle, secret);
+    return { signature: signBundle(bundle, secret), publicKey: publicKeyOf(secret) };
   }
   const publicKey = key === undefined ? undefined : await readPublicKey(key);
   const signature = await readDetached(bundle, await readSmallFile(attach, "signature"), attach, publicKey);
   if (publicKey === undefined) {
     env.note(
-      `the signature was not checked: --key names the public key of ${signature.keyId} to check it with`,
+      `the signature was not checked, and sites refuse a bundle with a wrong one: --key names the public key of ${signature.keyId}`,
     );
   }
-  return signature;
+  return { signature, publicKey };
 }

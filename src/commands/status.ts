@@ -1,6 +1,7 @@
 import type { Command } from "commander";
 import { isRecorded, openState, type Installation, type Journal, type SiteState } from "../install/state.js";
 import { formatTime, printable, type Environment } from "../report.js";
+import { requireProduct } from "../install/policy.js";
 import { readSiteConfig } from "../system/settings.js";
 
 interface StatusOptions {
@@ -21,6 +22,7 @@ export async function runStatus(options: StatusOptions, env: Environment): Promi
   const state = await folder.readState();
   const found = await folder.readJournal();
   const journal = found === undefined || isRecorded(state, found) ? undefined : found;
+  if (state !== undefined) requireProduct(state, site.product);
   await env.write(env.json ? asJson(site.product, state, journal) : asText(site.product, state, journal));
 }
 

@@ -16,12 +16,12 @@ export const describeBase = ({ base }: ManifestStream): string => {
   return base.snapshot === undefined ? `guid ${base.guid}` : `${base.snapshot} (guid ${base.guid})`;
 };
 
-/** "usr from R1 to R2"; the base's guid where its name is not known */
+/** "usr from R1 to R2", "usr in full: R1"; the base's guid where its name is not known */
 export const describeStreams = ({ streams }: Manifest): string =>
   streams
     .map(({ role, base, target }) => {
-      const from = base === undefined ? "nothing" : (base.snapshot ?? `guid ${base.guid}`);
-      return `${role} from ${from} to ${target.snapshot}`;
+      if (base === undefined) return `${role} in full: ${target.snapshot}`;
+      return `${role} from ${base.snapshot ?? `guid ${base.guid}`} to ${target.snapshot}`;
     })
     .join(", ");
 

@@ -47,12 +47,16 @@ const asJson = ({ keys, threshold, set }: SiteTrust): string =>
     revoked: set.revoked.map((line) => ({ keyId: idOf(line), publicKey: line })),
   })}\n`;
 
-function asText({ keys, threshold, set }: SiteTrust): string {
+function asText({ keys, threshold, set, known }: SiteTrust): string {
   const lines = [
-    `${threshold} of these ${keys.length} keys must have signed:`,
+    `signatures by ${threshold} of these keys are needed:`,
     ...keys.map(({ keyId, name }) => `  ${keyId} (${name})`),
     ...set.revoked.map((line) => `  ${idOf(line)} is revoked`),
-    set.counter === 0 ? "no release has changed the keys" : `the last change by a release: ${set.counter}`,
+    ...(keys.length < threshold
+      ? ["they are too few: no bundle can be accepted; bundle trust --add adds one"]
+      : []),
+    set.counter === 0 ? "no key change by a release yet" : `last key change by a release: ${set.counter}`,
+    ...(known ? [] : ["this site has no state yet"]),
   ];
   return `${lines.map(printable).join("\n")}\n`;
 }

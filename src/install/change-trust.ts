@@ -2,10 +2,10 @@ import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
-import { readPublicKey, writeNewFiles } from "../system/key-files.js";
+import { readKeyFolder, readPublicKey, writeNewFiles } from "../system/key-files.js";
 import { changeKeys, identityOf, requireEnough, trustedKeys } from "../trust/keys.js";
-import { encodePublicKey, publicKeyLine, type PublicKey } from "../trust/minisign.js";
-import { lockState } from "./state.js";
+import { encodePublicKey, parsePublicKey, publicKeyLine, type PublicKey } from "../trust/minisign.js";
+import { isRecorded, lockState } from "./state.js";
 import { keySetOf, readSiteTrust, type SiteTrust } from "./trust.js";
 
 /**
@@ -20,9 +20,19 @@ export async function changeTrust(
   const folder = await lockState(site.state);
   try {
     const state = await folder.readState();
+    const journal = await folder.readJournal();
+    if (journal !== undefined && !isRecorded(state, journal)) {
+      // Its bundle must be believed until the end, or the site would stay half-way.
+      throw new ZferryError("install-pending", `release ${journal.release.name} is being installed`, {
+        details: { pending: journal.release.name },
+        hint: `finish it first: bundle install, with the bundle of ${journal.release.name}`,
+      });
+    }
     if ("add" in change) {
       const key = await readPublicKey(change.add);
       requireNotRevoked(key, keySetOf(state).revoked);
+      const present = trustedKeys(await readKeyFolder(site.trust.keys), keySetOf(state));
+      if (present.some((each) => identityOf(each) === identityOf(key))) return;
       await mkdir(site.trust.keys, { recursive: true });
       const path = join(site.trust.keys, `${key.keyId}.pub`);
       await writeNewFiles([{ path, bytes: encodePublicKey(key), mode: 0o644 }]);
@@ -51,14 +61,15 @@ function requireNotRevoked(key: PublicKey, revoked: string[]): void {
 }
 
 /** A key by its id, among those that are trusted, or by a file, also one that is not. */
-async function findKey(wanted: string, { keys }: SiteTrust): Promise<PublicKey> {
+async function findKey(wanted: string, { keys: trusted, set }: SiteTrust): Promise<PublicKey> {
   if (!/^[0-9A-F]{16}$/.test(wanted)) return readPublicKey(wanted);
+  const keys = [...trusted, ...set.revoked.map((line) => parsePublicKey(line, line))];
   const found = new Map(keys.filter(({ keyId }) => keyId === wanted).map((key) => [identityOf(key), key]));
   const [key] = found.values();
   if (key !== undefined && found.size === 1) return key;
   throw new ZferryError(
     "usage",
-    `${found.size === 0 ? "no trusted key has" : `${found.size} trusted keys have`} the id ${wanted}`,
+    `${found.size === 0 ? "no key of this site has" : `${found.size} keys of this site have`} the id ${wanted}`,
     { hint: "bundle trust lists them; a key that is not trusted is named by a file of it" },
   );
 }

@@ -146,6 +146,11 @@ function planKeys(
   state: SiteState | undefined,
 ): KeyChange | undefined {
   const set = keySetOf(state);
+  if (JSON.stringify(set) !== JSON.stringify(trust.set)) {
+    throw new ZferryError("site-busy", "the site's trusted keys changed while the bundle was verified", {
+      hint: "run the same command again",
+    });
+  }
   if (keys === undefined || keys.counter <= set.counter) return undefined;
   requireEnough(trust.folder, changeKeys(set, keys), site.trust.threshold);
   return keys;

@@ -37,13 +37,7 @@ export function checkRelease(
       },
     );
   }
-  if (state !== undefined && state.product !== siteProduct) {
-    throw new ZferryError(
-      "product-mismatch",
-      `this site had product ${state.product}, its configuration says ${siteProduct}`,
-      { details: { expected: state.product, found: siteProduct } },
-    );
-  }
+  if (state !== undefined) requireProduct(state, siteProduct);
 
   const { name, sequence } = release;
   const accepted = state?.highestSequence ?? 0;
@@ -87,3 +81,13 @@ export function checkRelease(
 /** Seconds since 1970: the latest of the clock and of every release that was installed. */
 const siteTime = (state: SiteState | undefined, clock: number): number =>
   Math.max(clock, ...(state?.installations ?? []).map(({ created }) => created));
+
+/** @throws ZferryError `product-mismatch` when the state is of a site of another product */
+export function requireProduct(state: SiteState, siteProduct: string): void {
+  if (state.product === siteProduct) return;
+  throw new ZferryError(
+    "product-mismatch",
+    `this site had product ${state.product}, its configuration says ${siteProduct}`,
+    { details: { expected: state.product, found: siteProduct } },
+  );
+}

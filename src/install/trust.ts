@@ -13,6 +13,8 @@ export interface SiteTrust extends Trust {
   readonly folder: readonly PublicKey[];
   /** What bundles and `bundle trust` made of it. */
   readonly set: KeySet;
+  /** Whether the site has a state, which would say what was revoked. */
+  readonly known: boolean;
 }
 
 export const keySetOf = (state: SiteState | undefined): KeySet => state?.keys ?? NO_KEYS;
@@ -22,7 +24,8 @@ export const keySetOf = (state: SiteState | undefined): KeySet => state?.keys ??
  * @throws ZferryError `not-configured` when there is no key, `not-permitted` when the state may not be read
  */
 export async function readSiteTrust({ trust, state }: SiteConfig): Promise<SiteTrust> {
-  const set = keySetOf(await readState(state));
+  const found = await readState(state);
+  const set = keySetOf(found);
   const folder = await readKeyFolder(trust.keys);
   const keys = trustedKeys(folder, set);
   if (keys.length === 0) {
@@ -31,11 +34,11 @@ export async function readSiteTrust({ trust, state }: SiteConfig): Promise<SiteT
       `${trust.keys}: there is no public key (*.pub)${folder.length === 0 ? "" : " that is not revoked"}`,
       {
         details: { folder: trust.keys },
-        hint: "copy the publisher's public key there, or name one with --key",
+        hint: "bundle trust --add FILE puts the publisher's public key there",
       },
     );
   }
-  return { keys, threshold: trust.threshold, folder, set };
+  return { keys, threshold: trust.threshold, folder, set, known: found !== undefined };
 }
 
 /** Who may not see what was revoked cannot say whom the site believes. */
@@ -52,12 +55,18 @@ async function readState(path: string): Promise<SiteState | undefined> {
   }
 }
 
-/** The keys that are named, one of which is enough; or else the site's. */
+/**
+ * The keys that are named, one of which is enough; or else the site's.
+ * @throws ZferryError `usage` when both are given: the site's threshold would be passed over
+ */
 export async function readTrust(options: {
   readonly key?: readonly string[];
   readonly config?: string;
 }): Promise<Trust> {
   if (options.key !== undefined) {
+    if (options.config !== undefined) {
+      throw new ZferryError("usage", "--key and --config: believe the keys that are named, or the site's");
+    }
     return { keys: await Promise.all(options.key.map(readPublicKey)), threshold: 1 };
   }
   return readSiteTrust(await readSiteConfig(options.config, ", or a public key with --key"));

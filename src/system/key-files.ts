@@ -1,5 +1,5 @@
 import { constants } from "node:fs";
-import { open, readdir, rm, type FileHandle } from "node:fs/promises";
+import { lstat, open, readdir, rm, stat, type FileHandle } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { ZferryError } from "../errors.js";
 import { parsePublicKey, parseSecretKey, type PublicKey, type SecretKey } from "../trust/minisign.js";
@@ -60,6 +60,27 @@ export async function readKeyFolder(path: string): Promise<PublicKey[]> {
   return Promise.all(keys.map((name) => readPublicKey(join(path, name))));
 }
 
+/**
+ * Refuses files that `writeNewFiles` would refuse, before the work of making what goes into them.
+ * @throws ZferryError `output-exists`, `io-failed` for a folder that is not there
+ */
+export async function requireNewFiles(paths: readonly string[]): Promise<void> {
+  for (const path of paths) {
+    const folder = await stat(dirname(path)).catch(() => undefined);
+    if (folder?.isDirectory() !== true) {
+      throw new ZferryError("io-failed", `cannot write ${path}: there is no folder ${dirname(path)}`, {
+        details: { path },
+      });
+    }
+    if ((await lstat(path).catch(() => undefined)) !== undefined) throw existing(path);
+  }
+}
+
+const existing = (path: string): ZferryError =>
+  new ZferryError("output-exists", `${path}: there is such a file already, and keys are never overwritten`, {
+    details: { file: path },
+  });
+
 /** Writes files that must not exist yet, all or none of them, and flushes them to the disk. */
 export async function writeNewFiles(
   files: readonly { readonly path: string; readonly bytes: Uint8Array; readonly mode: number }[],
@@ -80,11 +101,7 @@ async function writeNewFile(path: string, bytes: Uint8Array, mode: number): Prom
     file = await open(path, "wx", mode);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw mapSystemError(error, path);
-    throw new ZferryError(
-      "output-exists",
-      `${path}: there is such a file already, and keys are never overwritten`,
-      { details: { file: path } },
-    );
+    throw existing(path);
   }
   try {
     await file.writeFile(bytes);

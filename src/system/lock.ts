@@ -1,6 +1,7 @@
 import { spawnSync } from "node:child_process";
 import { open } from "node:fs/promises";
 import { ZferryError } from "../errors.js";
+import { mapSystemError } from "./files.js";
 
 /**
  * Takes an exclusive lock on a file, which the kernel takes back when this process ends, however it ends. Node has no
@@ -8,7 +9,9 @@ import { ZferryError } from "../errors.js";
  * @throws ZferryError `site-busy`
  */
 export async function acquireLock(path: string): Promise<() => Promise<void>> {
-  const file = await open(path, "a", 0o600);
+  const file = await open(path, "a", 0o600).catch((error: unknown) => {
+    throw mapSystemError(error, path);
+  });
   const { status, error, stderr } = spawnSync("flock", ["--exclusive", "--nonblock", "3"], {
     stdio: ["ignore", "ignore", "pipe", file.fd],
     encoding: "utf8",

@@ -36,9 +36,18 @@ export async function checkSignatures(
   // Negated, so that a threshold that is not a number lets nothing through.
   if (!(signers.size >= threshold)) {
     const of = new Set(trusted.map(identityOf)).size;
+    const others = signatures.filter(({ keyId }) => !trusted.some((key) => key.keyId === keyId));
     throw new ZferryError(
       "signature-missing",
-      `${threshold} of ${of} signatures needed, ${signers.size} found: by ${list([...signers.values()])}`,
+      `signatures by ${threshold} of ${of} trusted keys are needed, found ${signers.size}: ${list([...signers.values()])}` +
+        (others.length === 0 ? "" : `; not by trusted keys: ${list(others)}`),
+      {
+        details: {
+          needed: threshold,
+          signed: signatures.map(({ keyId }) => keyId),
+          trusted: trusted.map(({ keyId }) => keyId),
+        },
+      },
     );
   }
   return [...signers.values()];

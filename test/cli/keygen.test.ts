@@ -83,7 +83,7 @@ describe("bundle keygen", () => {
       ["keygen", "-o", "release"],
       [
         { question, answer: "hush hush\r" },
-        { question: "the same again: ", answer: "hush hush\r" },
+        { question: "repeat the passphrase: ", answer: "hush hush\r" },
       ],
       folder.path,
     );
@@ -96,7 +96,7 @@ describe("bundle keygen", () => {
       ["keygen", "-o", "release"],
       [
         { question: "passphrase for the new secret key: ", answer: "one\r" },
-        { question: "the same again: ", answer: "two\r" },
+        { question: "repeat the passphrase: ", answer: "two\r" },
       ],
       folder.path,
     );
@@ -136,7 +136,7 @@ describe("bundle keygen", () => {
     const { status, message } = told(
       await run(["keygen", "-o", "none/release", "--no-password"], { cwd: folder.path }),
     );
-    expect([status, message]).toEqual([16, "cannot open none/release.key: there is no such file or folder"]);
+    expect([status, message]).toEqual([16, "cannot write none/release.key: there is no folder none"]);
   });
 
   test.skipIf(noMinisign)("makes keys that minisign signs and verifies with, bundles too", async () => {

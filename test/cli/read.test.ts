@@ -80,7 +80,10 @@ describe("bundle verify", () => {
     expect((await runHere("verify", "R2.bundle", "--config", "site.toml")).status).toBe(0);
     configure(2);
     const { status, message } = told(await runHere("verify", "R2.bundle", "--config", "site.toml"));
-    expect([status, message]).toEqual([11, "2 of 1 signatures needed, 1 found: by 0E07B77755AB6E15"]);
+    expect([status, message]).toEqual([
+      11,
+      "signatures by 2 of 1 trusted keys are needed, found 1: 0E07B77755AB6E15",
+    ]);
   });
 
   test("refuses other keys, and names who signed and who is trusted", async () => {
@@ -112,7 +115,7 @@ describe("bundle verify", () => {
     put(Buffer.alloc(10_000, "x"));
     expect(told(await runHere("verify", "R2.bundle", "--key", PUBLIC))).toMatchObject({
       status: 10,
-      message: "byte 0: the tar header is not the canonical one of a regular file",
+      message: "byte 0: R2.bundle is no bundle: it does not begin with SHA256SUMS",
     });
   });
 
@@ -160,7 +163,7 @@ describe("bundle verify", () => {
     expect(told(await runHere("verify", "R2.bundle", "--config", "site.toml"))).toEqual({
       status: 17,
       message: `${folder.path}/none: there is no public key (*.pub)`,
-      hint: "copy the publisher's public key there, or name one with --key",
+      hint: "bundle trust --add FILE puts the publisher's public key there",
     });
   });
 });
@@ -196,7 +199,7 @@ describe("bundle inspect", () => {
   test("with a key verifies the signatures, and says so", async () => {
     const { stdout } = await runHere("inspect", "R2.bundle", "--key", PUBLIC);
     expect(stdout.toString()).toMatch(
-      /^The signatures are verified; for the whole file use bundle verify\.\n/,
+      /^The signatures are verified, the contents are NOT: use bundle verify\.\n/,
     );
     expect(stdout.toString()).toContain(
       "signed by: 0E07B77755AB6E15 (verified), trusted comment: product demo release R2 sequence 2\n",

@@ -43,7 +43,7 @@ describe("bundle sign", () => {
     const { status, stdout } = await runHere("sign", "R2.bundle", "--key", "second.key");
     expect([status, stdout.toString()]).toEqual([
       0,
-      `R2.bundle: signed by ${second.publicKey.keyId}, signature 2 of it\n`,
+      `R2.bundle: signed by ${second.publicKey.keyId}; signatures: ${["0E07B77755AB6E15", second.publicKey.keyId].sort().join(", ")}\n`,
     ]);
     expect((await runHere("verify", "R2.bundle", "--config", config)).status).toBe(0);
     const rest = (bytes: Uint8Array) => split(bytes).filter(({ name }) => name !== signatureName);
@@ -129,11 +129,24 @@ describe("bundle sign --attach", () => {
 
   test("says so when nobody checked it", async () => {
     write((await sums()).stdout);
-    const { status, stderr } = await runHere("sign", "R2.bundle", "--attach", "SHA256SUMS.minisig");
+    const { status, stdout, stderr } = await runHere("sign", "R2.bundle", "--attach", "SHA256SUMS.minisig");
     expect(status).toBe(0);
     expect(stderr).toBe(
-      `the signature was not checked: --key names the public key of ${second.publicKey.keyId} to check it with\n`,
+      `the signature was not checked, and sites refuse a bundle with a wrong one: --key names the public key of ${second.publicKey.keyId}\n`,
     );
+    expect(stdout.toString()).toContain("NOT CHECKED");
+  });
+
+  test("puts a signature in the place of one by the same key that does not fit", async () => {
+    const right = (await sums()).stdout;
+    write(Buffer.from("something else\n"));
+    await runHere("sign", "R2.bundle", "--attach", "SHA256SUMS.minisig");
+    expect((await runHere("verify", "R2.bundle", "--key", "second.pub")).status).toBe(11);
+    write(right);
+    const attach = ["sign", "R2.bundle", "--attach", "SHA256SUMS.minisig", "--key", "second.pub"];
+    expect((await runHere(...attach)).status).toBe(0);
+    expect((await runHere("verify", "R2.bundle", "--key", "second.pub")).status).toBe(0);
+    expect((await runHere(...attach)).status).toBe(17);
   });
 
   test("refuses a signature of something else, or by another key", async () => {

@@ -1,6 +1,7 @@
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { beforeEach, describe, expect, test } from "vitest";
 import { encodePublicKey, generateKeyPair, publicKeyLine } from "../../src/trust/minisign.js";
+import { blocksOf, readPage } from "../formats/page.js";
 import { errorOf, EXAMPLE, inFolder, PUBLIC, run, told } from "./support.js";
 
 const folder = inFolder();
@@ -26,7 +27,7 @@ describe("bundle trust", () => {
     const { status, stdout } = await trust();
     expect([status, stdout.toString()]).toEqual([
       0,
-      `1 of these 1 keys must have signed:\n  ${FIRST} (${folder.file("keys")}/release.pub)\nno release has changed the keys\n`,
+      `signatures by 1 of these keys are needed:\n  ${FIRST} (${folder.file("keys")}/release.pub)\nno key change by a release yet\nthis site has no state yet\n`,
     ]);
     expect(existsSync(folder.file("state"))).toBe(false);
   });
@@ -34,7 +35,9 @@ describe("bundle trust", () => {
   test("adds a key", async () => {
     expect((await trust("--add", "second.pub")).stdout.toString()).toContain(`  ${second.keyId} (`);
     expect(readdirSync(folder.file("keys")).sort()).toEqual([`${second.keyId}.pub`, "release.pub"].sort());
-    expect((await trust("--add", "second.pub")).status).toBe(17);
+    expect((await trust("--add", "second.pub")).status).toBe(0);
+    expect((await trust("--add", PUBLIC)).status).toBe(0);
+    expect(readdirSync(folder.file("keys"))).toHaveLength(2);
   });
 
   test("revokes a key for good, by its id or by its file", async () => {
@@ -61,6 +64,11 @@ describe("bundle trust", () => {
     expect(state).toMatchObject({ version: 1, product: "demo", highestSequence: 0, installations: [] });
   });
 
+  test("says when no bundle can have enough signatures", async () => {
+    configure(2);
+    expect((await trust()).stdout.toString()).toContain("they are too few: no bundle can be accepted");
+  });
+
   test("does not revoke more keys than the site can do without", async () => {
     expect(errorOf(await trust("--revoke", FIRST, "--json"))).toMatchObject({
       code: "keys-too-few",
@@ -72,11 +80,27 @@ describe("bundle trust", () => {
   test("says when no key, or none that is known, is named", async () => {
     expect(told(await trust("--revoke", "0123456789ABCDEF"))).toMatchObject({
       status: 2,
-      message: "no trusted key has the id 0123456789ABCDEF",
+      message: "no key of this site has the id 0123456789ABCDEF",
     });
     expect((await trust("--revoke", "none.pub")).status).toBe(16);
     expect((await trust("--add", "none.pub")).status).toBe(16);
     expect((await trust("--add", "second.pub", "--revoke", FIRST)).status).toBe(2);
+  });
+
+  test("changes nothing while an install is under way", async () => {
+    await trust("--add", "second.pub");
+    const [example = ""] = blocksOf(readPage("state.md"), "json state");
+    const { streams } = (JSON.parse(example) as { installations: { streams: object }[] })
+      .installations[0] as {
+      streams: object;
+    };
+    const release = { name: "R2", sequence: 2, identity: "0".repeat(64) };
+    writeFileSync(
+      folder.file("state/journal.json"),
+      JSON.stringify({ version: 1, release, startedAt: 1, phase: "receiving", streams, root: null }),
+    );
+    expect(errorOf(await trust("--revoke", FIRST, "--json")).code).toBe("install-pending");
+    expect((await verify()).status).toBe(0);
   });
 
   test("a key that a release added counts, one that it revoked does not", async () => {
@@ -89,7 +113,7 @@ describe("bundle trust", () => {
     const line = (file: string): string => readFileSync(file, "utf8").split("\n")[1] as string;
     state({ counter: 7, added: [publicKeyLine(second)], revoked: [line(PUBLIC)] });
     expect((await trust()).stdout.toString()).toBe(
-      `1 of these 1 keys must have signed:\n  ${second.keyId} (added by a release)\n  ${FIRST} is revoked\nthe last change by a release: 7\n`,
+      `signatures by 1 of these keys are needed:\n  ${second.keyId} (added by a release)\n  ${FIRST} is revoked\nlast key change by a release: 7\n`,
     );
     expect(errorOf(await verify()).code).toBe("signature-missing");
   });

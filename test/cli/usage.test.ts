@@ -91,7 +91,7 @@ describe("wrong usage", () => {
       '"../R2" is not a release name',
       "1 to 64 of A-Z a-z 0-9 . _ -, starting with a letter or digit, without .. and not ending in .lock",
     ],
-    ["create", "--target is missing", "--help shows how"],
+    ["create", "--target is missing", "bundle create --help shows how"],
   ])("%s", async (words, message, hint) => {
     expect(told(await runHere(...words.split(" ")))).toEqual({ status: 2, message, hint });
   });
