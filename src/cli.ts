@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 import { readFileSync } from "node:fs";
-import { Command, CommanderError, Option } from "commander";
+import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { EXIT_STATUS, ZferryError } from "./errors.js";
 import { asZferryError, errorAsJson, printable, type Environment } from "./report.js";
 import { processEnvironment, writeOutput } from "./system/terminal.js";
@@ -91,6 +91,7 @@ async function main(argv: readonly string[]): Promise<number> {
     // Only the verb that runs is loaded.
     if (name === wanted)
       (await load()).define(command, () => processEnvironment(options(), interrupted.signal));
+    for (const option of command.options) refuseTwice(option);
     command
       .addOption(new Option("--json", "print the result, or the error, as JSON"))
       .addOption(new Option("-q, --quiet", "no progress and no steps"))
@@ -119,6 +120,17 @@ async function main(argv: readonly string[]): Promise<number> {
     reportError(told, argv.includes("--json"));
     return EXIT_STATUS[told.code];
   }
+}
+
+/** An option that takes one value must not be given two, of which one would be passed over in silence. */
+function refuseTwice(option: Option): void {
+  if (!option.required || option.parseArg !== undefined) return;
+  option.argParser((value: string, previous: string | undefined) => {
+    if (previous === undefined) return value;
+    throw new InvalidArgumentError(
+      `The option is given twice; the first time with ${JSON.stringify(previous)}`,
+    );
+  });
 }
 
 /** Node decodes arguments as UTF-8; a name in which it had to replace something is the name of another file. */

@@ -46,7 +46,7 @@ export async function runSign(path: string, options: SignOptions, env: Environme
   requireFileName(output, "--output");
   const file = await openBundleFile(path);
   try {
-    if (file.device && options.output === undefined) {
+    if (file.stat.isBlockDevice() && options.output === undefined) {
       throw new ZferryError("usage", `${path} is a device, which cannot be replaced`, {
         hint: "name a file with --output",
       });
@@ -56,7 +56,12 @@ export async function runSign(path: string, options: SignOptions, env: Environme
     const { signature, publicKey } = await makeSignature(bundle, options, env);
     const signatures = await withSignature(bundle, signature, publicKey);
     const parts = resigned(bundle, signatures);
-    const bytes = await writeBundleFile(output, parts, env.signal, { replace: options.output === undefined });
+    const bytes = await writeBundleFile(
+      output,
+      parts,
+      env.signal,
+      options.output === undefined ? { replace: file.stat } : {},
+    );
     const { keyId } = signature;
     const what =
       publicKey === undefined ? `attached a signature of ${keyId}, NOT CHECKED` : `signed by ${keyId}`;

@@ -61,8 +61,9 @@ function requireNotRevoked(key: PublicKey, revoked: string[]): void {
 }
 
 /** A key by its id, among those that are trusted, or by a file, also one that is not. */
-async function findKey(wanted: string, { keys: trusted, set }: SiteTrust): Promise<PublicKey> {
-  if (!/^[0-9A-F]{16}$/.test(wanted)) return readPublicKey(wanted);
+async function findKey(name: string, { keys: trusted, set }: SiteTrust): Promise<PublicKey> {
+  if (!/^[0-9A-F]{16}$/i.test(name)) return readPublicKey(name);
+  const wanted = name.toUpperCase();
   const keys = [...trusted, ...set.revoked.map((line) => parsePublicKey(line, line))];
   const found = new Map(keys.filter(({ keyId }) => keyId === wanted).map((key) => [identityOf(key), key]));
   const [key] = found.values();

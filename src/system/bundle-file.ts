@@ -9,8 +9,8 @@ import { mapSystemError, syncPath } from "./files.js";
 
 /** A bundle's file, open for reading. */
 export interface OpenedFile extends ByteSource {
-  /** Whether it is a block device. */
-  readonly device: boolean;
+  /** As it was opened. */
+  readonly stat: Stats;
   close(): Promise<void>;
 }
 
@@ -47,7 +47,7 @@ export async function openBundleFile(path: string): Promise<OpenedFile> {
   return {
     name: path,
     size,
-    device: stat.isBlockDevice(),
+    stat,
     async read(offset, length) {
       const bytes = Buffer.allocUnsafe(length);
       for (let done = 0; done < length;) {
@@ -163,7 +163,7 @@ export async function createBundleFile(path: string, signal: AbortSignal): Promi
 
 /**
  * Writes a bundle's file, so that there is the whole of it or nothing: under a temporary name, which it loses at the end.
- * @param options.replace whether there may be such a file, which is then replaced
+ * @param options.replace the file that is to be replaced, as it was opened; the new one gets its owner and mode
  * @returns the number of bytes
  * @throws ZferryError `output-exists`, `io-failed`, `no-space`, `interrupted`
  */
@@ -171,7 +171,7 @@ export async function writeBundleFile(
   path: string,
   parts: AsyncIterable<Uint8Array>,
   signal: AbortSignal,
-  { replace = false } = {},
+  { replace }: { readonly replace?: Stats } = {},
 ): Promise<number> {
   const temporary = temporaryBeside(path);
   let bytes = 0;
@@ -183,11 +183,15 @@ export async function writeBundleFile(
         await writing(path, () => writeAll(part, piece, bytes));
         bytes += piece.length;
       }
+      if (replace !== undefined) {
+        await writing(path, () => part.chown(replace.uid, replace.gid));
+        await writing(path, () => part.chmod(replace.mode & 0o7777));
+      }
       await writing(path, () => part.sync());
     } finally {
       await part.close();
     }
-    if (!replace) await refuseExisting(path);
+    await (replace === undefined ? refuseExisting(path) : requireSame(path, replace));
     await writing(path, () => rename(temporary, path));
   } catch (error) {
     await rm(temporary, { force: true });
@@ -207,6 +211,16 @@ async function writing<Value>(path: string, work: () => Promise<Value>): Promise
   } catch (error) {
     throw mapSystemError(error, path);
   }
+}
+
+/** Two who sign one file at a time must not lose a signature. */
+async function requireSame(path: string, before: Stats): Promise<void> {
+  const now = await lstat(path).catch(() => undefined);
+  if (now?.ino === before.ino && now.dev === before.dev && now.mtimeMs === before.mtimeMs) return;
+  throw new ZferryError("io-failed", `${path}: was changed or replaced in the meantime`, {
+    details: { file: path },
+    hint: "run the same command again",
+  });
 }
 
 async function refuseExisting(path: string): Promise<void> {

@@ -1,7 +1,10 @@
 import { spawnSync } from "node:child_process";
+import { constants } from "node:fs";
 import { open } from "node:fs/promises";
 import { ZferryError } from "../errors.js";
 import { mapSystemError } from "./files.js";
+
+const { O_APPEND, O_CREAT, O_NOFOLLOW, O_NONBLOCK, O_WRONLY } = constants;
 
 /**
  * Takes an exclusive lock on a file, which the kernel takes back when this process ends, however it ends. Node has no
@@ -9,7 +12,9 @@ import { mapSystemError } from "./files.js";
  * @throws ZferryError `site-busy`
  */
 export async function acquireLock(path: string): Promise<() => Promise<void>> {
-  const file = await open(path, "a", 0o600).catch((error: unknown) => {
+  // Without O_NONBLOCK the opening of a FIFO would wait for ever.
+  const flags = O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_NONBLOCK;
+  const file = await open(path, flags, 0o600).catch((error: unknown) => {
     throw mapSystemError(error, path);
   });
   const { status, error, stderr } = spawnSync("flock", ["--exclusive", "--nonblock", "3"], {

@@ -16,6 +16,8 @@ async function readConfig(path: string, what: string, hint = ""): Promise<string
   try {
     return (await readSmallFile(path, what, 1 << 20)).toString("utf8");
   } catch (error) {
+    const { cause } = error as { cause?: NodeJS.ErrnoException };
+    if (cause?.code !== "ENOENT") throw error;
     throw new ZferryError("not-configured", error instanceof Error ? error.message : String(error), {
       details: { file: path },
       hint: `write one (formats/configuration.md has an example), or name another with --config${hint}`,

@@ -253,7 +253,9 @@ describe("an interrupted create", () => {
 
   test("before it reads its input ends as well", async () => {
     const encrypted = keyFile("encrypted.key"); // takes seconds to decrypt
-    const args = create("--stream", "usr=-", "--key", encrypted, "--password-file", keyFile("password"));
+    const args = create("--stream", "usr=-", "--password-file", keyFile("password")).map((word) =>
+      word === SECRET ? encrypted : word,
+    );
     const child = start(args, folder.path);
     const result = ended(child);
     await spooling(child);

@@ -1,5 +1,14 @@
 import { spawnSync } from "node:child_process";
-import { copyFileSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  chownSync,
+  copyFileSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { beforeEach, describe, expect, test } from "vitest";
 import {
   encodePublicKey,
@@ -50,6 +59,29 @@ describe("bundle sign", () => {
     const signatureName = `signatures/${second.publicKey.keyId}.minisig`;
     expect(rest(present())).toEqual(split(bundle));
     expect(readdirSync(folder.path).filter((name) => name.startsWith("."))).toEqual([]);
+  });
+
+  test("keeps the owner and mode of what it replaces", async () => {
+    chmodSync(folder.file("R2.bundle"), 0o600);
+    chownSync(folder.file("R2.bundle"), 1234, 1234);
+    expect((await runHere("sign", "R2.bundle", "--key", "second.key")).status).toBe(0);
+    const { mode, uid, gid } = statSync(folder.file("R2.bundle"));
+    expect([mode & 0o7777, uid, gid]).toEqual([0o600, 1234, 1234]);
+  });
+
+  test("loses no signature when several sign at a time", async () => {
+    const results = await Promise.all(
+      Array.from({ length: 4 }, async (_, number) => {
+        const { secretKey } = generateKeyPair();
+        writeFileSync(folder.file(`${number}.key`), await encodeSecretKey(secretKey, undefined));
+        const { status } = await runHere("sign", "R2.bundle", "--key", `${number}.key`);
+        return { keyId: secretKey.keyId, status };
+      }),
+    );
+    const told = results.filter(({ status }) => status === 0).map(({ keyId }) => keyId);
+    expect(told.length).toBeGreaterThan(0);
+    const names = split(present()).map(({ name }) => name);
+    for (const keyId of told) expect(names).toContain(`signatures/${keyId}.minisig`);
   });
 
   test("writes to another file, and leaves the first", async () => {

@@ -1,3 +1,4 @@
+import { execFileSync } from "node:child_process";
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { beforeEach, describe, expect, test } from "vitest";
 import { encodePublicKey, generateKeyPair, publicKeyLine } from "../../src/trust/minisign.js";
@@ -30,6 +31,18 @@ describe("bundle trust", () => {
       `signatures by 1 of these keys are needed:\n  ${FIRST} (${folder.file("keys")}/release.pub)\nno key change by a release yet\nthis site has no state yet\n`,
     ]);
     expect(existsSync(folder.file("state"))).toBe(false);
+  });
+
+  test("waits for nobody where its lock is no file", async () => {
+    mkdirSync(folder.file("state"));
+    execFileSync("mkfifo", [folder.file("state/lock")]);
+    expect((await trust("--revoke", FIRST)).status).toBe(16);
+  });
+
+  test("takes one key at a time, and passes over none", async () => {
+    const { status, message } = told(await trust("--add", "second.pub", "--add", PUBLIC));
+    expect([status, message]).toEqual([2, expect.stringContaining("The option is given twice")]);
+    expect(readdirSync(folder.file("keys"))).toEqual(["release.pub"]);
   });
 
   test("adds a key", async () => {
