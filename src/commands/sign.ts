@@ -51,6 +51,7 @@ export async function runSign(path: string, options: SignOptions, env: Environme
         hint: "name a file with --output",
       });
     }
+    if (options.output === undefined) file.lock();
     const bundle = await Bundle.readUnverified(file);
     await checkWhole(bundle, env);
     const { signature, publicKey } = await makeSignature(bundle, options, env);

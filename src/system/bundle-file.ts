@@ -6,11 +6,17 @@ import type { ByteSource } from "../bundle/reader.js";
 import { ZferryError } from "../errors.js";
 import { throwIfInterrupted } from "../report.js";
 import { mapSystemError, syncPath } from "./files.js";
+import { lockDescriptor } from "./lock.js";
 
 /** A bundle's file, open for reading. */
 export interface OpenedFile extends ByteSource {
   /** As it was opened. */
   readonly stat: Stats;
+  /**
+   * Keeps other processes from replacing the file, until it is closed.
+   * @throws ZferryError `site-busy`
+   */
+  lock(): void;
   close(): Promise<void>;
 }
 
@@ -48,6 +54,11 @@ export async function openBundleFile(path: string): Promise<OpenedFile> {
     name: path,
     size,
     stat,
+    lock: () =>
+      lockDescriptor(handle.fd, path, {
+        message: `${path}: another process is replacing it`,
+        hint: "run the same command again",
+      }),
     async read(offset, length) {
       const bytes = Buffer.allocUnsafe(length);
       for (let done = 0; done < length;) {
@@ -213,7 +224,7 @@ async function writing<Value>(path: string, work: () => Promise<Value>): Promise
   }
 }
 
-/** Two who sign one file at a time must not lose a signature. */
+/** Two who sign one file at a time must not lose a signature. Each has a lock on the file that it opened. */
 async function requireSame(path: string, before: Stats): Promise<void> {
   const now = await lstat(path).catch(() => undefined);
   if (now?.ino === before.ino && now.dev === before.dev && now.mtimeMs === before.mtimeMs) return;

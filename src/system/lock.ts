@@ -7,8 +7,8 @@ import { mapSystemError } from "./files.js";
 const { O_APPEND, O_CREAT, O_NOFOLLOW, O_NONBLOCK, O_WRONLY } = constants;
 
 /**
- * Takes an exclusive lock on a file, which the kernel takes back when this process ends, however it ends. Node has no
- * flock; flock(1) of util-linux locks the open file description that it inherits, and that stays with us.
+ * Takes an exclusive lock on a file, which it makes where there is none. The kernel takes the lock back when this process
+ * ends, however it ends.
  * @throws ZferryError `site-busy`
  */
 export async function acquireLock(path: string): Promise<() => Promise<void>> {
@@ -17,17 +17,31 @@ export async function acquireLock(path: string): Promise<() => Promise<void>> {
   const file = await open(path, flags, 0o600).catch((error: unknown) => {
     throw mapSystemError(error, path);
   });
-  const { status, error, stderr } = spawnSync("flock", ["--exclusive", "--nonblock", "3"], {
-    stdio: ["ignore", "ignore", "pipe", file.fd],
-    encoding: "utf8",
-  });
-  if (status === 0) return () => file.close();
-  await file.close();
-  if (status === 1 && stderr === "") {
-    throw new ZferryError("site-busy", `${path} is locked: another install is running on this site`, {
-      details: { file: path },
+  try {
+    lockDescriptor(file.fd, path, {
+      message: `${path} is locked: another install is running on this site`,
       hint: "wait for it to end; bundle status shows it",
     });
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
+  return () => file.close();
+}
+
+/**
+ * Takes an exclusive lock on an open file, until it is closed. Node has no flock; flock(1) of util-linux locks the open
+ * file description that it inherits, and that stays with us.
+ * @throws ZferryError `site-busy` with what `busy` says
+ */
+export function lockDescriptor(fd: number, path: string, busy: { message: string; hint: string }): void {
+  const { status, error, stderr } = spawnSync("flock", ["--exclusive", "--nonblock", "3"], {
+    stdio: ["ignore", "ignore", "pipe", fd],
+    encoding: "utf8",
+  });
+  if (status === 0) return;
+  if (status === 1 && stderr === "") {
+    throw new ZferryError("site-busy", busy.message, { details: { file: path }, hint: busy.hint });
   }
   throw new ZferryError("not-configured", `cannot lock ${path}: ${error?.message ?? stderr}`, {
     hint: "install util-linux, which has flock",
