@@ -2,7 +2,6 @@ import type { Command } from "commander";
 import { VerifiedBundle, type Bundle, type ByteSource, type Trust } from "../bundle/reader.js";
 import { formatBytes, formatTime, printable, throwIfInterrupted, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
-import { readSiteConfig } from "../system/settings.js";
 import { readTrust } from "../install/trust.js";
 import { describeStreams, isExpired, repeatable, summaryOf } from "./summary.js";
 
@@ -46,7 +45,6 @@ export async function checkWhole(bundle: Bundle, env: Environment): Promise<void
 /** Checks a whole bundle: signatures, then every byte. */
 export async function runVerify(path: string, options: VerifyOptions, env: Environment): Promise<void> {
   const trust = await readTrust(options);
-  const site = options.key === undefined ? await readSiteConfig(options.config) : undefined;
   const file = await openBundleFile(path);
   try {
     const bundle = await verifyWhole(file, trust, env);
@@ -61,8 +59,8 @@ export async function runVerify(path: string, options: VerifyOptions, env: Envir
       `OK ${path}: ${product} release ${release.name} (${release.sequence}), ${describeStreams(manifest)}, ` +
       `${formatBytes(bundle.size)}, signed by ${signers}`;
     await env.write(`${printable(line)}\n`);
-    if (site !== undefined && product !== site.product) {
-      env.note(`this site has product ${site.product}: bundle install refuses it`);
+    if (trust.product !== undefined && product !== trust.product) {
+      env.note(`this site has product ${trust.product}: bundle install refuses it`);
     }
     if (expired) {
       env.note(`it expired at ${formatTime(expires as number)}: bundle install refuses it`);

@@ -9,6 +9,8 @@ import { openState, type SiteState } from "./state.js";
 
 /** Whom a site believes, and why. */
 export interface SiteTrust extends Trust {
+  /** The site's, by its configuration. */
+  readonly product: string;
   /** What lies in the site's key folder, revoked or not. */
   readonly folder: readonly PublicKey[];
   /** What bundles and `bundle trust` made of it. */
@@ -23,7 +25,7 @@ export const keySetOf = (state: SiteState | undefined): KeySet => state?.keys ??
  * The keys of the site's folder and state, and its threshold.
  * @throws ZferryError `not-configured` when there is no key, `not-permitted` when the state may not be read
  */
-export async function readSiteTrust({ trust, state }: SiteConfig): Promise<SiteTrust> {
+export async function readSiteTrust({ product, trust, state }: SiteConfig): Promise<SiteTrust> {
   const found = await readState(state);
   const set = keySetOf(found);
   const folder = await readKeyFolder(trust.keys);
@@ -38,7 +40,7 @@ export async function readSiteTrust({ trust, state }: SiteConfig): Promise<SiteT
       },
     );
   }
-  return { keys, threshold: trust.threshold, folder, set, known: found !== undefined };
+  return { product, keys, threshold: trust.threshold, folder, set, known: found !== undefined };
 }
 
 /** Who may not see what was revoked cannot say whom the site believes. */
@@ -56,13 +58,13 @@ async function readState(path: string): Promise<SiteState | undefined> {
 }
 
 /**
- * The keys that are named, one of which is enough; or else the site's.
+ * The keys that are named, one of which is enough; or else the site's, with its product.
  * @throws ZferryError `usage` when both are given: the site's threshold would be passed over
  */
 export async function readTrust(options: {
   readonly key?: readonly string[];
   readonly config?: string;
-}): Promise<Trust> {
+}): Promise<Trust & Partial<Pick<SiteTrust, "product">>> {
   if (options.key !== undefined) {
     if (options.config !== undefined) {
       throw new ZferryError("usage", "--key and --config: believe the keys that are named, or the site's");

@@ -86,6 +86,21 @@ describe("bundle verify", () => {
     ]);
   });
 
+  test("says that another product's bundle is not for this site, and does not mix its keys with others", async () => {
+    mkdirSync(folder.file("keys"));
+    copyFileSync(PUBLIC, folder.file("keys/release.pub"));
+    writeFileSync(
+      folder.file("site.toml"),
+      `product = "other"\nstate = "${folder.file("state")}"\n[streams]\nusr = "p/usr"\n[trust]\nkeys = "${folder.file("keys")}"\n`,
+    );
+    const { status, stderr } = await runHere("verify", "R2.bundle", "--config", "site.toml");
+    expect([status, stderr]).toEqual([
+      0,
+      expect.stringContaining("this site has product other: bundle install refuses it\n"),
+    ]);
+    expect((await runHere("verify", "R2.bundle", "--config", "site.toml", "--key", PUBLIC)).status).toBe(2);
+  });
+
   test("refuses other keys, and names who signed and who is trusted", async () => {
     const result = await runHere("verify", "R2.bundle", "--key", "other.pub", "--json");
     expect(errorOf(result)).toMatchObject({
