@@ -16,8 +16,10 @@ import {
   type ManifestChunk,
   type ManifestStream,
 } from "../bundle/manifest.js";
-import { encodeHead, encodeMember, encodeSignedSums, sumOf } from "../bundle/writer.js";
+import { PACK_WORK, type PackedFrame, type PackWork } from "../bundle/members.js";
+import { encodeHead, encodeSignedSums, memberParts, padManifest, sumOf } from "../bundle/writer.js";
 import { ZferryError } from "../errors.js";
+import { inOrder } from "../in-order.js";
 import { throwIfInterrupted, type ProgressReport } from "../report.js";
 import { chunkStream, type StreamChunk } from "../stream/chunker.js";
 import type { BeginRecord, Feature } from "../stream/records.js";
@@ -61,6 +63,8 @@ export interface PackOptions {
   /** A change of the sites' trusted keys. */
   readonly keys?: KeyChange | undefined;
   readonly key: SecretKey;
+  /** How chunks are compressed, if not one after another on the calling thread. */
+  readonly work?: PackWork;
 }
 
 /** Which pool feature a receiver must have enabled for a stream's feature flag. formats/manifest.md, requires */
@@ -90,18 +94,15 @@ export async function packBundle(
   const sums: Sum[] = [];
   let created: number | undefined;
   let root: Manifest["root"];
-  const append = async (
-    name: string,
-    raw: Uint8Array,
-  ): Promise<{ rawBytes: number; storedBytes: number }> => {
-    const frame = encodeFrame(raw, options.level);
-    sums.push(sumOf(name, frame));
-    await file.append(encodeMember(name, frame, created as number));
-    return { rawBytes: raw.length, storedBytes: frame.length };
+  const append = async (name: string, rawBytes: number, content: Uint8Array, sha256: string) => {
+    sums.push({ name, sha256 });
+    for (const part of memberParts(name, content, created as number)) await file.append(part);
+    return { rawBytes, storedBytes: content.length };
   };
   const appendRootMember = (kind: keyof typeof ROOT_MEMBERS, raw: Uint8Array) => {
     requireWithin(LIMITS.rootMemberRawBytes, raw.length, `bytes of the root half's ${kind}`);
-    return append(ROOT_MEMBERS[kind], raw);
+    const frame = encodeFrame(raw, options.level);
+    return append(ROOT_MEMBERS[kind], raw.length, frame, sumOf(ROOT_MEMBERS[kind], frame).sha256);
   };
   const appendRoot = async (input: RootInput): Promise<Manifest["root"]> => ({
     ...input.summary,
@@ -110,12 +111,19 @@ export async function packBundle(
     metadata: await appendRootMember("metadata", input.metadata),
   });
 
+  const { work = PACK_WORK } = options;
+  file.reserve(guessHeadBytes(options));
   const streams: ManifestStream[] = [];
   for (const input of [...options.streams].sort((a, b) => (a.role < b.role ? -1 : 1))) {
     const chunks: ManifestChunk[] = [];
     let done = 0;
     let begin: BeginRecord | undefined;
-    for await (const chunk of checkedChunks(input, options.chunkBytes)) {
+    const pack = async (chunk: StreamChunk): Promise<PackedChunk> => {
+      const rawBytes = chunk.data.length;
+      return { chunk, rawBytes, frame: await work.pack(chunk.data, options.level) };
+    };
+    const packed = inOrder(checkedChunks(input, options.chunkBytes, work), work.ahead, pack);
+    for await (const { chunk, rawBytes, frame } of packed) {
       throwIfInterrupted(signal);
       if (begin === undefined) {
         begin = chunk.begin;
@@ -124,9 +132,10 @@ export async function packBundle(
         if (streams.length === 0 && options.root !== undefined) root = await appendRoot(options.root);
       }
       requireWithin(LIMITS.chunksPerStream, chunk.index + 1, `chunks of stream ${input.role}`);
-      const sizes = await append(chunkName(input.role, chunk.index), chunk.data);
+      const sizes = await append(chunkName(input.role, chunk.index), rawBytes, frame.bytes, frame.sha256);
+      frame.release();
       chunks.push({ ...sizes, largestObject: String(chunk.largestObject) });
-      done += chunk.data.length;
+      done += rawBytes;
       progress.update(`packing ${input.role}`, done, input.estimate);
     }
     // A generator that returned has seen BEGIN and END.
@@ -135,14 +144,31 @@ export async function packBundle(
   await file.append(TRAILER);
   progress.end();
 
-  const manifest: Manifest = {
+  const plain = describeBundle(options, created as number, streams, root);
+  const manifest = padManifest(plain, encodeSigned(options, plain, sums).length);
+  // What a reader would refuse is not written: the names in a recorded stream are its sender's.
+  const encoded = encodeManifest(manifest);
+  parseManifest(encoded);
+  requireWithin(LIMITS.manifestBytes, encoded.length, `bytes of ${MANIFEST_NAME}`);
+  requireWithin(LIMITS.sumsBytes, encodeSignedSums(manifest, sums).length, `bytes of ${SUMS_NAME}`);
+  const head = encodeSigned(options, manifest, sums);
+  throwIfInterrupted(signal);
+  const { bytes } = await file.finish(head);
+  return { manifest, bytes };
+}
+
+function describeBundle(
+  options: PackOptions,
+  created: number,
+  streams: ManifestStream[],
+  root: Manifest["root"],
+): Manifest {
+  return {
     format: FORMAT_VERSION,
     product: options.product,
     release: options.release,
-    created: created as number,
-    ...(options.expiresDays === undefined
-      ? {}
-      : { expires: (created as number) + options.expiresDays * 86_400 }),
+    created,
+    ...(options.expiresDays === undefined ? {} : { expires: created + options.expiresDays * 86_400 }),
     ...(options.notes === undefined ? {} : { notes: options.notes }),
     streams,
     ...(root === undefined ? {} : { root }),
@@ -154,30 +180,66 @@ export async function packBundle(
       freeBytes: streams.reduce((sum, { rawBytes }) => sum + rawBytes, 0),
     },
   };
-  // What a reader would refuse is not written: the names in a recorded stream are its sender's.
-  const encoded = encodeManifest(manifest);
-  parseManifest(encoded);
+}
+
+/** The signed head of a bundle. */
+function encodeSigned({ key }: PackOptions, manifest: Manifest, sums: readonly Sum[]): Uint8Array {
   const signed = encodeSignedSums(manifest, sums);
-  requireWithin(LIMITS.manifestBytes, encoded.length, `bytes of ${MANIFEST_NAME}`);
-  requireWithin(LIMITS.sumsBytes, signed.length, `bytes of ${SUMS_NAME}`);
-  const signature = sign(options.key, signed, {
-    trustedComment: trustedCommentOf(manifest),
-  });
-  const head = encodeHead(manifest, signed, [
-    { keyId: options.key.keyId, bytes: encodeSignature(signature) },
-  ]);
-  throwIfInterrupted(signal);
-  const { bytes } = await file.finish(head);
-  return { manifest, bytes };
+  const signature = sign(key, signed, { trustedComment: trustedCommentOf(manifest) });
+  return encodeHead(manifest, signed, [{ keyId: key.keyId, bytes: encodeSignature(signature) }]);
+}
+
+const USUAL_RECORD_BYTES = 128 << 10;
+
+/**
+ * How long the head will be, as far as the estimates of the streams tell; 0 if they do not. The padding makes it right
+ * most of the time.
+ */
+function guessHeadBytes(options: PackOptions): number {
+  // A chunk has no room for about half a record.
+  const rawBytes = options.chunkBytes - USUAL_RECORD_BYTES / 2;
+  const sums: Sum[] = [];
+  const add = (name: string): void => void sums.push({ name, sha256: "0".repeat(64) });
+  const streams: ManifestStream[] = [];
+  for (const { role, estimate = Infinity, expected } of options.streams) {
+    const count = Math.ceil(estimate / rawBytes);
+    if (count > LIMITS.chunksPerStream) return 0;
+    const chunks = Array.from({ length: count }, (_, index) => {
+      add(chunkName(role, index));
+      return { rawBytes, storedBytes: rawBytes, largestObject: "100000" };
+    });
+    const target = expected?.target ?? { snapshot: options.release.name, guid: "1".repeat(20) };
+    const base = expected?.base ?? target;
+    const dataset = "tank/BUILD/gentoo/usr";
+    streams.push({ role, dataset, base, target, features: [], rawBytes: count * rawBytes, chunks });
+  }
+  let root: Manifest["root"];
+  if (options.root !== undefined) {
+    Object.values(ROOT_MEMBERS).forEach(add);
+    const { summary, patch, objects, metadata } = options.root;
+    const sizes = ({ length }: Uint8Array) => ({ rawBytes: length, storedBytes: length });
+    root = { ...summary, patch: sizes(patch), objects: sizes(objects), metadata: sizes(metadata) };
+  }
+  const plain = describeBundle(options, LIMITS.time, streams, root);
+  const manifest = padManifest(plain, encodeSigned(options, plain, sums).length);
+  return manifest.padding === undefined ? 0 : encodeSigned(options, manifest, sums).length;
+}
+
+interface PackedChunk {
+  /** Its data are no longer there. */
+  readonly chunk: StreamChunk;
+  readonly rawBytes: number;
+  readonly frame: PackedFrame;
 }
 
 /** The stream's chunks; what is wrong with it is told with its role. */
 async function* checkedChunks(
   { role, source }: StreamInput,
   chunkBytes: number,
+  { memory }: PackWork,
 ): AsyncGenerator<StreamChunk> {
   try {
-    yield* chunkStream(source, { chunkBytes });
+    yield* chunkStream(source, { chunkBytes, memory });
   } catch (error) {
     if (!(error instanceof ZferryError && error.code.startsWith("stream-"))) throw error;
     const { code, message, details, hint } = error;

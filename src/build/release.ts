@@ -4,6 +4,7 @@ import { ZferryError } from "../errors.js";
 import { makeRootPart } from "../root/diff.js";
 import { openRepository, type Git } from "../system/git.js";
 import {
+  estimateSend,
   fullName,
   holdSnapshots,
   listSnapshots,
@@ -202,8 +203,10 @@ export async function releaseInputs(
     const snapshots = await listSnapshots(dataset);
     const to = requireSnapshot(snapshots, dataset, target.name);
     const from = base === undefined ? undefined : requireSnapshot(snapshots, dataset, base.name);
+    const estimate = await estimateSend(to, from, target.flags);
     streams.push({
       role,
+      ...(estimate === undefined ? {} : { estimate }),
       source: sendStream(to, from, target.flags),
       expected: {
         base: from === undefined ? undefined : { snapshot: from.name, guid: from.guid },

@@ -10,22 +10,42 @@ const RESERVED_BIT = 0x08;
 const CHECKSUM_FLAG = 0x04;
 const DICTIONARY_FLAG = 0x03;
 
-/** Compresses to one zstd frame with content size, without checksum or dictionary. */
-export function encodeFrame(raw: Uint8Array, level: number): Uint8Array {
-  const context = new zstd.CCtx();
-  context.setParameter(zstd.CParameter.compressionLevel, level);
-  context.setParameter(zstd.CParameter.contentSizeFlag, 1);
-  context.setParameter(zstd.CParameter.checksumFlag, 0);
-  const frame = new Uint8Array(zstd.compressBound(raw.length));
-  return frame.subarray(0, context.compress2(frame, raw));
+/** Bytes that a frame of so many raw bytes has at most. */
+export const frameBound = (rawBytes: number): number => zstd.compressBound(rawBytes);
+
+// A context has tables of up to 90 MiB. Each thread has its own, and no state goes from one frame to the next.
+let compressor: InstanceType<typeof zstd.CCtx> | undefined;
+let decompressor: InstanceType<typeof zstd.DCtx> | undefined;
+
+/**
+ * Compresses to one zstd frame with content size, without checksum or dictionary.
+ * @param into memory of at least {@link frameBound} bytes, if the frame is not to have new memory
+ */
+export function encodeFrame(
+  raw: Uint8Array,
+  level: number,
+  into: Uint8Array = new Uint8Array(frameBound(raw.length)),
+): Uint8Array {
+  compressor ??= new zstd.CCtx();
+  compressor.reset(zstd.ResetDirective.sessionAndParameters);
+  compressor.setParameter(zstd.CParameter.compressionLevel, level);
+  compressor.setParameter(zstd.CParameter.contentSizeFlag, 1);
+  compressor.setParameter(zstd.CParameter.checksumFlag, 0);
+  return into.subarray(0, compressor.compress2(into, raw));
 }
 
 /**
  * Decompresses exactly one frame that holds exactly `rawBytes`. Memory is taken for `rawBytes` and no more,
  * whatever the frame claims.
+ * @param into memory of at least `rawBytes`, if the content is not to have new memory
  * @throws ZferryError `frame-malformed`
  */
-export function decodeFrame(frame: Uint8Array, rawBytes: number, name: string): Uint8Array {
+export function decodeFrame(
+  frame: Uint8Array,
+  rawBytes: number,
+  name: string,
+  into?: Uint8Array,
+): Uint8Array {
   const malformed = (fault: string): ZferryError =>
     new ZferryError("frame-malformed", `${name}: ${fault}`, { details: { member: name } });
 
@@ -42,8 +62,9 @@ export function decodeFrame(frame: Uint8Array, rawBytes: number, name: string): 
       throw malformed(`frame holds ${size ?? "unknown"} bytes, the manifest says ${rawBytes}`);
     const end = zstd.findFrameCompressedSize(frame);
     if (end !== frame.length) throw malformed(`frame ends at byte ${end} of ${frame.length}`);
-    const raw = new Uint8Array(rawBytes);
-    const length = new zstd.DCtx().decompress(raw, frame);
+    const raw = into?.subarray(0, rawBytes) ?? new Uint8Array(rawBytes);
+    decompressor ??= new zstd.DCtx();
+    const length = decompressor.decompress(raw, frame);
     if (length !== rawBytes) throw malformed(`frame gave ${length} bytes, the manifest says ${rawBytes}`);
     return raw;
   } catch (error) {

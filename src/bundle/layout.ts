@@ -20,6 +20,7 @@ export const LIMITS = {
   signatures: 16,
   manifestBytes: 32 << 20,
   manifestMarks: 2_000_000,
+  paddingBytes: 16 << 20,
   streams: 64,
   keysChanged: 64,
   chunksPerStream: 131_072,

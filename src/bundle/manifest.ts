@@ -101,6 +101,12 @@ export const manifestSchema = z.strictObject({
       .describe("Features that the receiving pool must have enabled, without feature@, sorted."),
     freeBytes: z.int().min(0).describe("What the streams take in the pool at most."),
   }),
+  padding: z
+    .string()
+    .max(LIMITS.paddingBytes)
+    .regex(/^ +$/, "is not spaces")
+    .optional()
+    .describe("Spaces without a meaning, which bring the contents to where the writer began them."),
 });
 
 export type Manifest = z.infer<typeof manifestSchema>;

@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { ZferryError } from "../errors.js";
 import type { PublicKey } from "../trust/minisign.js";
 import { checkSignatures, type Signer } from "../trust/policy.js";
-import { decodeFrame } from "./frame.js";
+import { inOrder } from "../in-order.js";
 import {
   BLOCK_BYTES,
   LIMITS,
@@ -12,24 +12,30 @@ import {
   TRAILER,
   archiveFault,
   chunkName,
-  encodeHeader,
   keyIdOfSignature,
   paddingOf,
   parseHeader,
   parseSums,
   type Sum,
 } from "./layout.js";
-import { membersOf, parseManifest, type Manifest, type ManifestStream } from "./manifest.js";
-
-/** Where a bundle's bytes come from: a file, a device, a buffer. It may change between two reads. */
-export interface ByteSource {
-  /** Shown in messages. */
-  readonly name: string;
-  /** Bytes. */
-  readonly size: number;
-  /** Exactly `length` bytes from `offset`, all of which lie below `size`. */
-  read(offset: number, length: number): Promise<Uint8Array>;
-}
+import {
+  membersOf,
+  parseManifest,
+  type Manifest,
+  type ManifestChunk,
+  type ManifestStream,
+} from "./manifest.js";
+import {
+  decodeMember,
+  memberWork,
+  readMember,
+  requireHash,
+  requirePadding,
+  type ByteSource,
+  type Held,
+  type MemberWork,
+  type StoredMember,
+} from "./members.js";
 
 export interface Signature {
   /** 16 upper-case hex digits, from the member's name. */
@@ -45,13 +51,6 @@ export interface Trust {
 
 /** Tells how many of the bundle's bytes were checked. */
 export type Progress = (done: number, total: number) => void;
-
-interface Member {
-  /** Of the content in the archive. */
-  readonly offset: number;
-  readonly storedBytes: number;
-  readonly sha256: string;
-}
 
 /** The parts before the first hashed content, as they lie in the archive and not yet believed. */
 interface Head {
@@ -99,7 +98,7 @@ async function readHead(source: ByteSource): Promise<Head> {
       throw archiveFault(`${header.name} has ${header.size} bytes, the limit is ${limit}`, offset);
     }
     const content = await readExactly(source, offset + BLOCK_BYTES, header.size + paddingOf(header.size));
-    requirePadding(content, header.size, offset + BLOCK_BYTES);
+    requirePadding(content.subarray(header.size), offset + BLOCK_BYTES + header.size);
     offset += BLOCK_BYTES + content.length;
     return { name: header.name, bytes: content.subarray(0, header.size), headerOffset };
   };
@@ -145,16 +144,11 @@ function headLimit(name: string): number | undefined {
   return keyIdOfSignature(name) === undefined ? undefined : LIMITS.signatureBytes;
 }
 
-function requirePadding(content: Uint8Array, size: number, offset: number): void {
-  const at = content.subarray(size).findIndex((byte) => byte !== 0);
-  if (at !== -1) throw archiveFault("the padding of a member is not zero", offset + size + at);
-}
-
 /** From a believed (or knowingly not believed) list of hashes to the place of every member. */
 function locateMembers(
   source: ByteSource,
   head: Head,
-): { manifest: Manifest; members: Map<string, Member>; end: number } {
+): { manifest: Manifest; members: Map<string, StoredMember>; end: number } {
   const sums = parseSums(head.sums);
   const manifestSum = sums[0] as Sum;
   if (manifestSum.name !== MANIFEST_NAME) {
@@ -173,7 +167,7 @@ function locateMembers(
   }
 
   const expected = membersOf(manifest, head.manifest.length);
-  const members = new Map<string, Member>();
+  const members = new Map<string, StoredMember>();
   let offset = head.manifestHeaderOffset;
   for (let index = 0; index < Math.max(expected.length, sums.length); index += 1) {
     const member = expected[index];
@@ -186,7 +180,7 @@ function locateMembers(
       );
     }
     const { name, storedBytes } = member;
-    members.set(name, { offset: offset + BLOCK_BYTES, storedBytes, sha256: sum.sha256 });
+    members.set(name, { name, offset: offset + BLOCK_BYTES, storedBytes, sha256: sum.sha256 });
     offset += BLOCK_BYTES + storedBytes + paddingOf(storedBytes);
   }
   const end = offset + TRAILER.length;
@@ -206,19 +200,6 @@ function locateMembers(
   return { manifest, members, end };
 }
 
-function requireHash(source: ByteSource, name: string, found: string, expected: string): void {
-  if (found !== expected) {
-    throw new ZferryError(
-      "content-mismatch",
-      `${source.name}: ${name} has SHA-256 ${found}, not ${expected}`,
-      {
-        details: { file: source.name, member: name, expected, found },
-        hint: "the file is damaged or was changed; copy it again from where it is whole",
-      },
-    );
-  }
-}
-
 /**
  * A bundle whose head was read. Whatever it hands out was hashed in memory, in the very bytes that are handed out:
  * the medium may change between two reads.
@@ -234,7 +215,8 @@ export class Bundle {
   /** Bytes of the whole file. */
   readonly size: number;
   readonly #source: ByteSource;
-  readonly #members: ReadonlyMap<string, Member>;
+  readonly #work: MemberWork;
+  readonly #members: ReadonlyMap<string, StoredMember>;
   readonly #end: number;
 
   protected constructor(source: ByteSource, head: Head) {
@@ -246,6 +228,7 @@ export class Bundle {
     this.name = source.name;
     this.size = source.size;
     this.#source = source;
+    this.#work = source.work ?? memberWork(source);
     this.#members = members;
     this.#end = end;
   }
@@ -255,35 +238,42 @@ export class Bundle {
     return new Bundle(source, await readHead(source));
   }
 
-  /** A member as it is stored, its hash checked. */
-  async #read(name: string): Promise<Uint8Array> {
+  #member(name: string): StoredMember {
     const member = this.#members.get(name);
     if (member === undefined) throw new RangeError(`${this.name} has no member ${name}`);
-    const bytes = await readExactly(this.#source, member.offset, member.storedBytes);
-    requireHash(this.#source, name, sha256(bytes), member.sha256);
-    return bytes;
+    return member;
   }
 
   /** One of the root half's members, decompressed. */
   async rootMember(kind: keyof typeof ROOT_MEMBERS): Promise<Uint8Array> {
     const { root } = this.manifest;
     if (root === undefined) throw new RangeError(`${this.name} has no root half`);
-    const name = ROOT_MEMBERS[kind];
-    return decodeFrame(await this.#read(name), root[kind].rawBytes, name);
+    return decodeMember(this.#source, this.#member(ROOT_MEMBERS[kind]), root[kind].rawBytes);
   }
 
-  /** A stream's chunks, decompressed, in order: joined they are the send stream. */
-  async *chunks(stream: ManifestStream): AsyncGenerator<Uint8Array, void, void> {
-    for (const [index, { rawBytes }] of stream.chunks.entries()) {
-      const name = chunkName(stream.role, index);
-      yield decodeFrame(await this.#read(name), rawBytes, name);
+  /**
+   * A stream's chunks, decompressed, in order: joined they are the send stream. Each is valid until the next one is
+   * asked for.
+   * @param indices which chunks, if not all
+   */
+  async *chunks(
+    { role, chunks }: ManifestStream,
+    indices: Iterable<number> = chunks.keys(),
+  ): AsyncGenerator<Uint8Array, void, void> {
+    const decode = (index: number): Promise<Held> => {
+      const { rawBytes } = chunks[index] as ManifestChunk;
+      return this.#work.decode(this.#member(chunkName(role, index)), rawBytes);
+    };
+    for await (const { bytes, release } of inOrder(indices, this.#work.ahead, decode)) {
+      yield bytes;
+      release();
     }
   }
 
   /** Every member after the signatures and the manifest, as it is stored, in archive order. */
   async *contents(): AsyncGenerator<{ name: string; bytes: Uint8Array }, void, void> {
-    for (const name of this.#members.keys()) {
-      if (name !== MANIFEST_NAME) yield { name, bytes: await this.#read(name) };
+    for (const [name, member] of this.#members) {
+      if (name !== MANIFEST_NAME) yield { name, bytes: await readMember(this.#source, member) };
     }
   }
 
@@ -292,29 +282,18 @@ export class Bundle {
    * @throws ZferryError `archive-malformed`, `content-mismatch`, `bundle-truncated`
    */
   async checkContents(progress: Progress = () => undefined): Promise<void> {
-    for (const [name, { offset, storedBytes, sha256: expected }] of this.#members) {
-      const header = await readExactly(this.#source, offset - BLOCK_BYTES, BLOCK_BYTES);
-      const canonical = encodeHeader({ name, size: storedBytes, mtime: this.manifest.created });
-      if (Buffer.compare(header, canonical) !== 0) {
-        throw archiveFault(`the tar header is not that of ${name}`, offset - BLOCK_BYTES);
-      }
-      const hash = createHash("sha256");
-      for (let done = 0; done < storedBytes; done += PIECE_BYTES) {
-        const length = Math.min(PIECE_BYTES, storedBytes - done);
-        hash.update(await readExactly(this.#source, offset + done, length));
-        progress(offset + done + length, this.#end);
-      }
-      requireHash(this.#source, name, hash.digest("hex"), expected);
-      const padding = await readExactly(this.#source, offset + storedBytes, paddingOf(storedBytes));
-      requirePadding(padding, 0, offset + storedBytes);
+    const check = async (member: StoredMember): Promise<StoredMember> => {
+      await this.#work.check(member, this.manifest.created);
+      return member;
+    };
+    for await (const { offset, storedBytes } of inOrder(this.#members.values(), this.#work.ahead, check)) {
+      progress(offset + storedBytes, this.#end);
     }
-    const trailer = await readExactly(this.#source, this.#end - TRAILER.length, TRAILER.length);
-    requirePadding(trailer, 0, this.#end - TRAILER.length);
+    const trailer = this.#end - TRAILER.length;
+    requirePadding(await readExactly(this.#source, trailer, TRAILER.length), trailer);
     progress(this.#end, this.#end);
   }
 }
-
-const PIECE_BYTES = 4 << 20;
 
 /** A bundle that enough trusted keys signed. Only `verify` makes one, and install takes nothing else. */
 export class VerifiedBundle extends Bundle {

@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import {
   encodeHeader,
   encodeSums,
+  LIMITS,
   MANIFEST_NAME,
   paddingOf,
   signatureName,
@@ -12,13 +13,15 @@ import { encodeManifest, type Manifest } from "./manifest.js";
 import type { Signature } from "./reader.js";
 
 /** One member as it lies in the archive: header, content, padding. */
-export function encodeMember(name: string, content: Uint8Array, created: number): Uint8Array {
-  return Buffer.concat([
-    encodeHeader({ name, size: content.length, mtime: created }),
-    content,
-    Buffer.alloc(paddingOf(content.length)),
-  ]);
-}
+export const memberParts = (name: string, content: Uint8Array, created: number): Uint8Array[] => [
+  encodeHeader({ name, size: content.length, mtime: created }),
+  content,
+  new Uint8Array(paddingOf(content.length)),
+];
+
+/** The same in one piece. */
+export const encodeMember = (name: string, content: Uint8Array, created: number): Uint8Array =>
+  Buffer.concat(memberParts(name, content, created));
 
 export const sumOf = (name: string, content: Uint8Array): Sum => ({
   name,
@@ -43,4 +46,19 @@ export function encodeHead(
     ...sorted.map(({ keyId, bytes }) => encodeMember(signatureName(keyId), bytes, created)),
     encodeMember(MANIFEST_NAME, encodeManifest(manifest), created),
   ]);
+}
+
+/** Below so much of raw stream a head is not padded. */
+const PADDED_FROM_RAW_BYTES = 64 << 20;
+const FIELD_BYTES = Buffer.byteLength('"padding":"",');
+
+/**
+ * The manifest with padding: so much that the head, of `headBytes` without, has a power of two. A writer that can tell
+ * about how long its head will be knows then where the contents begin, and need not move them. formats/manifest.md, Padding
+ */
+export function padManifest(manifest: Manifest, headBytes: number): Manifest {
+  const rawBytes = manifest.streams.reduce((sum, stream) => sum + stream.rawBytes, 0);
+  const missing = 2 ** Math.ceil(Math.log2(headBytes)) - headBytes;
+  if (rawBytes < PADDED_FROM_RAW_BYTES || missing === 0 || missing > LIMITS.paddingBytes) return manifest;
+  return { ...manifest, padding: " ".repeat(missing - FIELD_BYTES) };
 }

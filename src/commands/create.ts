@@ -10,8 +10,16 @@ import { createBundleFile } from "../system/bundle-file.js";
 import { requireFileName } from "../system/files.js";
 import { readSecretKey } from "../system/key-files.js";
 import { readBuildConfig, readKeyChange } from "../system/settings.js";
-import { readStreamFile, untilAborted } from "../system/stream-file.js";
-import { describeStreams, repeatable, wholeNumber } from "./summary.js";
+import { readStreamFile, streamFileBytes, untilAborted } from "../system/stream-file.js";
+import { packingThreads } from "../system/threads.js";
+import {
+  addThreadsOption,
+  describeStreams,
+  repeatable,
+  shownManifest,
+  threadsOf,
+  wholeNumber,
+} from "./summary.js";
 
 interface CreateOptions {
   readonly base?: string;
@@ -28,31 +36,34 @@ interface CreateOptions {
   readonly notes?: string;
   readonly expiresDays?: string;
   readonly config?: string;
+  readonly threads?: string;
 }
 
 export function define(command: Command, environment: () => Environment): void {
-  command
-    .option(
-      "-b, --base <release>",
-      "the release that sites have (without it: a full bundle, a new site's first)",
-    )
-    .option("-t, --target <release>", "the release that they get")
-    .option("-o, --output <file>", "the bundle to write (default: <product>-<release>.bundle)")
-    .option(
-      "-s, --stream <role=file>",
-      "pack a recorded stream, - for standard input; can be repeated",
-      repeatable,
-    )
-    .option("--product <name>", "with --stream: the product")
-    .option("--release <name>", "with --stream: the release's name")
-    .option("--sequence <number>", "with --stream: the release's sequence number")
-    .option("-k, --key <file>", "the secret key that signs")
-    .option("--password-file <file>", "take the key's passphrase from the first line of a file")
-    .option("-l, --level <number>", `zstd level, ${MIN_LEVEL} to ${MAX_LEVEL} (default: 9)`)
-    .option("--chunk-mib <number>", "raw size of a chunk in MiB, 1 to 32 (default: 8)")
-    .option("--notes <text>", "release notes")
-    .option("--expires-days <number>", "sites refuse the bundle this long after its snapshot was taken")
-    .option("--config <file>", "the build host's configuration (default: /etc/zferry/build.toml)")
+  addThreadsOption(
+    command
+      .option(
+        "-b, --base <release>",
+        "the release that sites have (without it: a full bundle, a new site's first)",
+      )
+      .option("-t, --target <release>", "the release that they get")
+      .option("-o, --output <file>", "the bundle to write (default: <product>-<release>.bundle)")
+      .option(
+        "-s, --stream <role=file>",
+        "pack a recorded stream, - for standard input; can be repeated",
+        repeatable,
+      )
+      .option("--product <name>", "with --stream: the product")
+      .option("--release <name>", "with --stream: the release's name")
+      .option("--sequence <number>", "with --stream: the release's sequence number")
+      .option("-k, --key <file>", "the secret key that signs")
+      .option("--password-file <file>", "take the key's passphrase from the first line of a file")
+      .option("-l, --level <number>", `zstd level, ${MIN_LEVEL} to ${MAX_LEVEL} (default: 9)`)
+      .option("--chunk-mib <number>", "raw size of a chunk in MiB, 1 to 32 (default: 8)")
+      .option("--notes <text>", "release notes")
+      .option("--expires-days <number>", "sites refuse the bundle this long after its snapshot was taken")
+      .option("--config <file>", "the build host's configuration (default: /etc/zferry/build.toml)"),
+  )
     .addHelpText(
       "after",
       "\nExamples:\n  bundle create --base R1 --target R2 -o R2.bundle" +
@@ -65,14 +76,17 @@ export function define(command: Command, environment: () => Environment): void {
 export async function runCreate(options: CreateOptions, env: Environment): Promise<void> {
   const { stream } = options;
   const what = stream === undefined ? await hostInputs(options) : recordedInputs(options, stream, env);
+  const threads = threadsOf(options);
   const output = options.output ?? `${what.product}-${what.release.name}.bundle`;
   requireFileName(output, "--output");
   const file = await createBundleFile(output, env.signal);
+  const work = packingThreads(threads);
   try {
     const key = await readSecretKey(what.keyPath, what.passwordFile, (prompt) => env.askPassphrase(prompt));
-    const { manifest, bytes } = await packBundle({ ...what, key }, file, env.progress, env.signal);
+    const { manifest, bytes } = await packBundle({ ...what, key, work }, file, env.progress, env.signal);
     if (env.json) {
-      return await env.write(`${JSON.stringify({ file: output, bytes, keyId: key.keyId, manifest })}\n`);
+      const result = { file: output, bytes, keyId: key.keyId, manifest: shownManifest(manifest) };
+      return await env.write(`${JSON.stringify(result)}\n`);
     }
     const { product, release } = manifest;
     const line =
@@ -81,6 +95,7 @@ export async function runCreate(options: CreateOptions, env: Environment): Promi
     await env.write(`${printable(line)}\n`);
   } finally {
     env.progress.end();
+    await work.close();
     await file.discard();
   }
 }
@@ -129,9 +144,13 @@ function recordedInputs(options: CreateOptions, recorded: readonly string[], env
     if (role === undefined || path === undefined) {
       throw new ZferryError("usage", `--stream ${value}: is not role=file`);
     }
+    const name = checked(roleName, role, "--stream");
+    if (path === "-") return { role: name, source: untilAborted(env.stdin, env.signal) };
+    const estimate = streamFileBytes(path);
     return {
-      role: checked(roleName, role, "--stream"),
-      source: path === "-" ? untilAborted(env.stdin, env.signal) : readStreamFile(path, env.signal),
+      role: name,
+      source: readStreamFile(path, env.signal),
+      ...(estimate === undefined ? {} : { estimate }),
     };
   });
   if (recorded.filter((value) => value.endsWith("=-")).length > 1) {

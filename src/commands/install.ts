@@ -6,7 +6,7 @@ import { printable, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
 import { readSiteTrust } from "../install/trust.js";
 import { readSiteConfig } from "../system/settings.js";
-import { describeKeyChange, wholeNumber } from "./summary.js";
+import { addThreadsOption, describeKeyChange, threadsOf, wholeNumber } from "./summary.js";
 import { verifyWhole } from "./verify.js";
 
 export interface CommandOptions {
@@ -15,21 +15,24 @@ export interface CommandOptions {
   readonly allowExpired?: string;
   readonly acceptTime?: boolean;
   readonly config?: string;
+  readonly threads?: string;
 }
 
 /** What `install` and `plan` have in common. */
 export const addInstallOptions = (command: Command): Command =>
-  command
-    .option(
-      "--allow-downgrade <sequence>",
-      "take the release of this number, though this site has had a newer one",
-    )
-    .option("--allow-expired <sequence>", "take the release of this number, though it expired")
-    .option(
-      "--accept-time",
-      "take a release that was made after what the clock says, and its time for this site's",
-    )
-    .option("--config <file>", "the site's configuration (default: /etc/zferry/site.toml)");
+  addThreadsOption(
+    command
+      .option(
+        "--allow-downgrade <sequence>",
+        "take the release of this number, though this site has had a newer one",
+      )
+      .option("--allow-expired <sequence>", "take the release of this number, though it expired")
+      .option(
+        "--accept-time",
+        "take a release that was made after what the clock says, and its time for this site's",
+      )
+      .option("--config <file>", "the site's configuration (default: /etc/zferry/site.toml)"),
+  );
 
 export function define(command: Command, environment: () => Environment): void {
   addInstallOptions(
@@ -53,8 +56,9 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
     allowExpired: wholeNumber(options.allowExpired, "--allow-expired", 1, Number.MAX_SAFE_INTEGER),
     acceptTime: options.acceptTime,
   };
+  const threads = threadsOf(options);
   const trust = await readSiteTrust(site);
-  const file = await openBundleFile(path);
+  const file = await openBundleFile(path, threads);
   const step = (what: string): void => {
     env.progress.end();
     if (!env.quiet) env.note(what);

@@ -1,6 +1,8 @@
+import type { Command } from "commander";
 import { VerifiedBundle, type Bundle } from "../bundle/reader.js";
 import type { Manifest, ManifestStream } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
+import { usualThreads } from "../system/threads.js";
 import type { KeyChange } from "../trust/keys.js";
 import { parsePublicKey } from "../trust/minisign.js";
 
@@ -29,6 +31,9 @@ export const describeStreams = ({ streams }: Manifest): string =>
 export const isExpired = ({ expires }: Manifest, now: Date): boolean =>
   expires !== undefined && expires * 1000 < now.getTime();
 
+/** The manifest without what says nothing. */
+export const shownManifest = (manifest: Manifest): object => ({ ...manifest, padding: undefined });
+
 /** What `verify --json` and `inspect --json` have in common. formats/manifest.md has the fields of `manifest`. */
 export const summaryOf = (bundle: Bundle): object => ({
   file: bundle.name,
@@ -36,7 +41,7 @@ export const summaryOf = (bundle: Bundle): object => ({
   identity: bundle.identity,
   signers:
     bundle instanceof VerifiedBundle ? bundle.signers : bundle.signatures.map(({ keyId }) => ({ keyId })),
-  manifest: bundle.manifest,
+  manifest: shownManifest(bundle.manifest),
 });
 
 /** "change 3 adds 0E07B77755AB6E15, revokes D950C3178AD0130D" */
@@ -65,3 +70,11 @@ export function wholeNumber(
   if (number >= least && number <= most) return number;
   throw new ZferryError("usage", `${option}: ${value} is not a whole number from ${least} to ${most}`);
 }
+
+/** Adds the option that {@link threadsOf} reads. */
+export const addThreadsOption = (command: Command): Command =>
+  command.option("-T, --threads <number>", "processors to use (default: all, up to 16)");
+
+/** How many threads take part in what is heavy. */
+export const threadsOf = ({ threads }: { readonly threads?: string }): number =>
+  wholeNumber(threads, "--threads", 1, 256) ?? usualThreads();

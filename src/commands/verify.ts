@@ -1,23 +1,27 @@
 import type { Command } from "commander";
-import { VerifiedBundle, type Bundle, type ByteSource, type Trust } from "../bundle/reader.js";
+import { VerifiedBundle, type Bundle, type Trust } from "../bundle/reader.js";
+import type { ByteSource } from "../bundle/members.js";
 import { formatBytes, formatTime, printable, throwIfInterrupted, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
 import { readTrust } from "../install/trust.js";
-import { describeStreams, isExpired, repeatable, summaryOf } from "./summary.js";
+import { addThreadsOption, describeStreams, isExpired, repeatable, summaryOf, threadsOf } from "./summary.js";
 
 interface VerifyOptions {
   readonly key?: readonly string[];
   readonly config?: string;
+  readonly threads?: string;
 }
 
 export function define(command: Command, environment: () => Environment): void {
-  command
-    .argument("<file>", "the bundle")
-    .option("-k, --key <file>", "a public key that may have signed it; can be repeated", repeatable)
-    .option(
-      "--config <file>",
-      "the site's configuration, which names its key folder (default: /etc/zferry/site.toml)",
-    )
+  addThreadsOption(
+    command
+      .argument("<file>", "the bundle")
+      .option("-k, --key <file>", "a public key that may have signed it; can be repeated", repeatable)
+      .option(
+        "--config <file>",
+        "the site's configuration, which names its key folder (default: /etc/zferry/site.toml)",
+      ),
+  )
     .addHelpText("after", "\nExample:\n  bundle verify R2.bundle --key release.pub")
     .action((file: string, options: VerifyOptions) => runVerify(file, options, environment()));
 }
@@ -44,9 +48,9 @@ export async function checkWhole(bundle: Bundle, env: Environment): Promise<void
 
 /** Checks a whole bundle: signatures, then every byte. */
 export async function runVerify(path: string, options: VerifyOptions, env: Environment): Promise<void> {
-  const trust = await readTrust(options);
-  const file = await openBundleFile(path);
+  const file = await openBundleFile(path, threadsOf(options));
   try {
+    const trust = await readTrust(options);
     const bundle = await verifyWhole(file, trust, env);
     const { manifest } = bundle;
     const { release, product, expires } = manifest;

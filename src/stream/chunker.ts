@@ -12,7 +12,7 @@ export interface StreamChunk {
   readonly index: number;
   /** Bytes of the stream before this chunk. */
   readonly offset: number;
-  /** The records' bytes, as in the stream. Their ArrayBuffer holds nothing else, so it can go to a worker. */
+  /** The records' bytes, as in the stream, at the beginning of memory of their own. */
   readonly data: Uint8Array;
   /** Largest object number of the records, with the last of each range; 0 if none has one. */
   readonly largestObject: bigint;
@@ -24,24 +24,25 @@ export interface StreamChunk {
  * Cuts a send stream into chunks, which in a row are the stream. It checks the stream on the way; as checksums
  * follow what they cover, the chunks count only once the generator has returned. formats/stream.md, Chunks
  *
- * @param source the stream, in pieces of any size
+ * @param source the stream, in pieces of any size; a piece is not used after the next one was asked for
+ * @param options.memory gives the memory for a chunk of at most so many bytes
  * @throws {ZferryError} `stream-malformed`, `stream-unsupported` (also for a resuming stream, which is a part of a
  *   difference only), `usage` if `chunkBytes` is out of its range
  */
 export async function* chunkStream(
   source: AsyncIterable<Uint8Array>,
-  options: { chunkBytes?: number } = {},
+  options: { chunkBytes?: number; memory?: (bytes: number) => Uint8Array } = {},
 ): AsyncGenerator<StreamChunk, StreamSummary, void> {
-  const { chunkBytes = CHUNK_BYTES.usual } = options;
+  const { chunkBytes = CHUNK_BYTES.usual, memory = (bytes) => new Uint8Array(bytes) } = options;
   if (!Number.isInteger(chunkBytes) || chunkBytes < CHUNK_BYTES.least || chunkBytes > CHUNK_BYTES.most) {
     const range = `${CHUNK_BYTES.least} to ${CHUNK_BYTES.most}`;
     throw new ZferryError("usage", `chunk size of ${chunkBytes} bytes is not ${range}`);
   }
-  const cut: { open: OpenChunk; full?: OpenChunk | undefined } = { open: openChunk(0) };
+  const cut: { open: OpenChunk; full?: OpenChunk | undefined } = { open: openChunk(new Uint8Array()) };
   const reader = new RecordReader((length) => {
     if (cut.open.bytes + length > cut.open.memory.length) {
       if (cut.open.bytes > 0) cut.full = cut.open;
-      cut.open = openChunk(Math.max(chunkBytes, length));
+      cut.open = openChunk(memory(Math.max(chunkBytes, length)));
     }
     cut.open.bytes += length;
     return cut.open.memory.subarray(cut.open.bytes - length, cut.open.bytes);
@@ -82,8 +83,4 @@ interface OpenChunk {
   largestObject: bigint;
 }
 
-const openChunk = (capacity: number): OpenChunk => ({
-  memory: new Uint8Array(capacity),
-  bytes: 0,
-  largestObject: 0n,
-});
+const openChunk = (memory: Uint8Array): OpenChunk => ({ memory, bytes: 0, largestObject: 0n });

@@ -1,12 +1,15 @@
+import { spawn, type StdioOptions } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { constants, type Stats } from "node:fs";
 import { lstat, open, rename, rm, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import type { ByteSource } from "../bundle/reader.js";
+import type { ByteSource } from "../bundle/members.js";
 import { ZferryError } from "../errors.js";
 import { throwIfInterrupted } from "../report.js";
 import { mapSystemError, syncPath } from "./files.js";
 import { lockDescriptor } from "./lock.js";
+import { readAt } from "./read-at.js";
+import { readingThreads } from "./threads.js";
 
 /** A bundle's file, open for reading. */
 export interface OpenedFile extends ByteSource {
@@ -26,11 +29,15 @@ const OPEN_FAILURES: Record<string, string> = {
   EACCES: "permission denied",
 };
 
+/** A file that is not larger is read before threads have started. */
+const THREADS_FROM_BYTES = 16 << 20;
+
 /**
  * Opens a regular file or a block device, not following a link at the last component.
+ * @param threads how many take part in reading it, if it is large
  * @throws ZferryError `io-failed`
  */
-export async function openBundleFile(path: string): Promise<OpenedFile> {
+export async function openBundleFile(path: string, threads = 0): Promise<OpenedFile> {
   let handle: FileHandle;
   try {
     // Without O_NONBLOCK the opening of a FIFO would wait for a writer for ever.
@@ -50,6 +57,8 @@ export async function openBundleFile(path: string): Promise<OpenedFile> {
       details: { file: path },
     });
   }
+  const file = { fd: handle.fd, name: path, size };
+  const work = threads > 0 && size > THREADS_FROM_BYTES ? readingThreads(threads, file) : undefined;
   return {
     name: path,
     size,
@@ -61,40 +70,16 @@ export async function openBundleFile(path: string): Promise<OpenedFile> {
       }),
     async read(offset, length) {
       const bytes = Buffer.allocUnsafe(length);
-      for (let done = 0; done < length;) {
-        const { bytesRead } = await readAt(handle, path, bytes, done, offset + done);
-        if (bytesRead === 0) {
-          throw new ZferryError(
-            "bundle-truncated",
-            `${path}: ends at byte ${offset + done}, it had ${size}`,
-            {
-              details: { file: path, size: offset + done, needed: offset + length },
-            },
-          );
-        }
-        done += bytesRead;
-      }
+      readAt(file, bytes, offset);
       return bytes;
     },
-    close: () => handle.close(),
+    ...(work === undefined ? {} : { work }),
+    async close() {
+      // A thread that still read from a descriptor that is closed could read from another file.
+      await work?.close();
+      await handle.close();
+    },
   };
-}
-
-async function readAt(handle: FileHandle, path: string, bytes: Buffer, at: number, position: number) {
-  try {
-    return await handle.read(bytes, at, bytes.length - at, position);
-  } catch (error) {
-    const code = (error as NodeJS.ErrnoException).code ?? "unknown";
-    throw new ZferryError(
-      "io-failed",
-      `${path}: cannot read bytes ${position} to ${position + bytes.length - at}: ${code}`,
-      {
-        details: { file: path, offset: position, reason: code },
-        hint: "the medium may be failing; try another copy",
-        cause: error,
-      },
-    );
-  }
 }
 
 async function readableSize(handle: FileHandle, stat: Stats): Promise<number | undefined> {
@@ -115,85 +100,185 @@ async function readableSize(handle: FileHandle, stat: Stats): Promise<number | u
 
 /** A bundle's file in the making. Nothing has its final name before it is whole and on the disk. */
 export interface NewBundleFile {
+  /** How many bytes the head will have, as far as that is known before the first `append`. */
+  reserve(headBytes: number): void;
   /** Adds to what comes after the head. */
   append(bytes: Uint8Array): Promise<void>;
-  /** Writes the head, what was appended after it, and gives the file its name. */
+  /**
+   * Writes the head, and gives the file its name. What was appended is copied only if the head has not the length that
+   * was reserved, or the file system has no files without a name.
+   */
   finish(head: Uint8Array): Promise<{ bytes: number }>;
   /** Leaves no file. Does nothing after `finish`. */
   discard(): Promise<void>;
 }
 
 const PIECE_BYTES = 4 << 20;
+const SYNC_EVERY_BYTES = 32 << 20;
 
 /**
- * The head holds the hashes of what follows it, so that is kept in a file without a name until the head is known.
+ * The head holds the hashes of what follows it, so that is written first, to a file without a name, which no failure
+ * can leave behind.
  * @throws ZferryError `output-exists`, `io-failed`, `no-space`, `interrupted`
  */
 export async function createBundleFile(path: string, signal: AbortSignal): Promise<NewBundleFile> {
   await refuseExisting(path);
-  const temporary = temporaryBeside(path);
-  const spool = await writing(path, async () => {
-    const file = await open(temporary, "wx+", 0o600);
-    await rm(temporary);
-    return file;
-  });
-  let spooled = 0;
+  const { file, canHaveName } = await writing(path, () => openNameless(path));
+  const earlySync = syncingEarly(file);
+  let reserved = 0;
+  let end = 0;
   let closed = false;
   const close = async (): Promise<void> => {
-    if (!closed) await spool.close();
+    if (closed) return;
     closed = true;
+    await earlySync.ended().catch(() => undefined);
+    await file.close();
   };
-  async function* spooledPieces(): AsyncGenerator<Uint8Array, void> {
-    const piece = Buffer.allocUnsafe(PIECE_BYTES);
-    for (let at = 0; at < spooled;) {
-      const { bytesRead } = await spool.read(piece, 0, Math.min(piece.length, spooled - at), at);
-      if (bytesRead === 0)
-        throw new ZferryError("io-failed", `${path}: ${spooled - at} bytes of its temporary file are gone`);
-      yield piece.subarray(0, bytesRead);
-      at += bytesRead;
-    }
-  }
+  const copyAfter = async (head: Uint8Array): Promise<void> => {
+    const bytes = head.length + end - reserved;
+    await writeWhole(path, signal, undefined, async (part) => {
+      // Without positions: the copy goes on where these end.
+      await writing(path, () => part.writeFile(head));
+      for (let at = 0; at < reserved;) at += (await file.read(Buffer.alloc(reserved - at), 0)).bytesRead;
+      if ((await copyInKernel(file.fd, part.fd)) && (await part.stat()).size === bytes) return;
+      const piece = Buffer.allocUnsafe(PIECE_BYTES);
+      for (let at = reserved; at < end;) {
+        throwIfInterrupted(signal);
+        const { bytesRead } = await file.read(piece, 0, Math.min(piece.length, end - at), at);
+        if (bytesRead === 0)
+          throw new ZferryError("io-failed", `${path}: ${end - at} bytes of its temporary file are gone`);
+        await writing(path, () => writeAll(part, piece.subarray(0, bytesRead), head.length + at - reserved));
+        at += bytesRead;
+      }
+    });
+  };
   return {
+    reserve(headBytes) {
+      if (end !== reserved) throw new RangeError("room for the head is reserved too late");
+      if (canHaveName) reserved = end = headBytes;
+    },
     append: (bytes) =>
       writing(path, async () => {
-        await writeAll(spool, bytes, spooled);
-        spooled += bytes.length;
+        await writeAll(file, bytes, end);
+        end += bytes.length;
+        if (reserved > 0) await earlySync.wrote(bytes.length);
       }),
     async finish(head) {
-      async function* parts(): AsyncGenerator<Uint8Array, void> {
-        yield head;
-        yield* spooledPieces();
+      if (head.length === reserved) {
+        await writing(path, async () => {
+          await writeAll(file, head, 0);
+          await earlySync.ended();
+          await file.sync();
+        });
+        throwIfInterrupted(signal);
+        await refuseExisting(path);
+        if (await giveName(file.fd, path)) {
+          syncPath(dirname(path));
+          await close();
+          return { bytes: end };
+        }
       }
-      const bytes = await writeBundleFile(path, parts(), signal);
+      await copyAfter(head);
       await close();
-      return { bytes };
+      return { bytes: head.length + end - reserved };
     },
     discard: close,
   };
 }
 
+// Missing in node; the same on all of its platforms that have Linux. open(2)
+const O_TMPFILE = 0o20000000 | constants.O_DIRECTORY;
+const NO_O_TMPFILE = new Set(["EOPNOTSUPP", "EISDIR", "EINVAL"]);
+
+/** A new file beside `path`, without a name, and whether it can get one. */
+async function openNameless(path: string): Promise<{ file: FileHandle; canHaveName: boolean }> {
+  try {
+    return { file: await open(dirname(path), O_TMPFILE | constants.O_RDWR, 0o644), canHaveName: true };
+  } catch (error) {
+    if (!NO_O_TMPFILE.has((error as NodeJS.ErrnoException).code ?? "")) throw error;
+  }
+  const temporary = temporaryBeside(path);
+  const file = await open(temporary, "wx+", 0o600);
+  await rm(temporary);
+  return { file, canHaveName: false };
+}
+
 /**
- * Writes a bundle's file, so that there is the whole of it or nothing: under a temporary name, which it loses at the end.
+ * Names a file that was opened without a name; node has no linkat(2), and GNU ln does it so.
+ * @returns whether it succeeded; otherwise there is no new name
+ */
+const giveName = (fd: number, path: string): Promise<boolean> =>
+  ended("ln", ["-L", "-T", "--", "/proc/self/fd/3", path], ["ignore", "ignore", "ignore", fd]);
+
+/**
+ * Copies from one descriptor's place in its file to its end. Node has no copy_file_range(2), and GNU cat does it so:
+ * file systems that can share blocks do, the others copy in the kernel.
+ * @returns whether it succeeded
+ */
+const copyInKernel = (from: number, to: number): Promise<boolean> => ended("cat", [], [from, to, "ignore"]);
+
+/** Runs a program that does something faster than node can, but that is not needed. */
+const ended = (program: string, args: readonly string[], stdio: StdioOptions): Promise<boolean> =>
+  new Promise((resolve) => {
+    const child = spawn(program, args, { stdio });
+    child.once("error", () => resolve(false));
+    child.once("exit", (status) => resolve(status === 0));
+  });
+
+/** Has the disk work while there is more to come, so that little is left for the sync at the end. */
+function syncingEarly(file: FileHandle): { wrote(bytes: number): Promise<void>; ended(): Promise<void> } {
+  let unsynced = 0;
+  let syncing: Promise<void> = Promise.resolve();
+  return {
+    async wrote(bytes) {
+      unsynced += bytes;
+      if (unsynced < SYNC_EVERY_BYTES) return;
+      unsynced = 0;
+      // A disk that is slower than the compression slows it down here, and its error is told.
+      await syncing;
+      syncing = file.datasync();
+      syncing.catch(() => undefined);
+    },
+    ended: () => syncing,
+  };
+}
+
+/**
+ * Writes a bundle's file, so that there is the whole of it or nothing.
  * @param options.replace the file that is to be replaced, as it was opened; the new one gets its owner and mode
  * @returns the number of bytes
  * @throws ZferryError `output-exists`, `io-failed`, `no-space`, `interrupted`
  */
 export async function writeBundleFile(
   path: string,
-  parts: AsyncIterable<Uint8Array>,
+  pieces: AsyncIterable<Uint8Array>,
   signal: AbortSignal,
   { replace }: { readonly replace?: Stats } = {},
 ): Promise<number> {
-  const temporary = temporaryBeside(path);
   let bytes = 0;
+  await writeWhole(path, signal, replace, async (part) => {
+    for await (const piece of pieces) {
+      throwIfInterrupted(signal);
+      await writing(path, () => writeAll(part, piece, bytes));
+      bytes += piece.length;
+    }
+  });
+  return bytes;
+}
+
+/** Has `write` write a file under a temporary name, which it loses at the end, when it is on the disk. */
+async function writeWhole(
+  path: string,
+  signal: AbortSignal,
+  replace: Stats | undefined,
+  write: (part: FileHandle) => Promise<void>,
+): Promise<void> {
+  const temporary = temporaryBeside(path);
   try {
     const part = await writing(path, () => open(temporary, "wx", 0o644));
     try {
-      for await (const piece of parts) {
-        throwIfInterrupted(signal);
-        await writing(path, () => writeAll(part, piece, bytes));
-        bytes += piece.length;
-      }
+      await write(part);
+      throwIfInterrupted(signal);
       if (replace !== undefined) {
         await writing(path, () => part.chown(replace.uid, replace.gid));
         await writing(path, () => part.chmod(replace.mode & 0o7777));
@@ -209,7 +294,6 @@ export async function writeBundleFile(
     throw error;
   }
   syncPath(dirname(path));
-  return bytes;
 }
 
 const temporaryBeside = (path: string): string =>

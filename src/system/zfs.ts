@@ -171,17 +171,28 @@ export interface SendFlags {
   readonly raw: boolean;
 }
 
+const sendArguments = (target: Snapshot, base: Snapshot | undefined, flags: SendFlags): string[] => [
+  ...(flags.largeBlocks ? ["-L"] : []),
+  ...(flags.embedded ? ["-e"] : []),
+  ...(flags.compressed ? ["-c"] : []),
+  ...(flags.raw ? ["-w"] : []),
+  ...(base === undefined ? [] : ["-i", `@${base.name}`]),
+  fullName(target),
+];
+
 /** Starts `zfs send` of one snapshot, from `base` or in full. */
-export function send(target: Snapshot, base: Snapshot | undefined, flags: SendFlags): ProcessOutput {
-  return startReading("zfs", [
-    "send",
-    ...(flags.largeBlocks ? ["-L"] : []),
-    ...(flags.embedded ? ["-e"] : []),
-    ...(flags.compressed ? ["-c"] : []),
-    ...(flags.raw ? ["-w"] : []),
-    ...(base === undefined ? [] : ["-i", `@${base.name}`]),
-    fullName(target),
-  ]);
+export const send = (target: Snapshot, base: Snapshot | undefined, flags: SendFlags): ProcessOutput =>
+  startReading("zfs", ["send", ...sendArguments(target, base, flags)]);
+
+/** How many bytes `send` will give, as zfs estimates it; undefined where it does not. */
+export async function estimateSend(
+  target: Snapshot,
+  base: Snapshot | undefined,
+  flags: SendFlags,
+): Promise<number | undefined> {
+  const { status, stdout } = await run("zfs", ["send", "-nP", ...sendArguments(target, base, flags)]);
+  const [, size] = /^size\t([0-9]{1,15})$/m.exec(stdout.toString("latin1")) ?? [];
+  return status === 0 && size !== undefined ? Number(size) : undefined;
 }
 
 /** Starts a resumable `zfs receive` that mounts nothing. */

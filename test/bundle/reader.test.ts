@@ -9,7 +9,8 @@ import {
   TRAILER,
 } from "../../src/bundle/layout.js";
 import { encodeManifest, parseManifest, type Manifest } from "../../src/bundle/manifest.js";
-import { Bundle, VerifiedBundle, type ByteSource } from "../../src/bundle/reader.js";
+import type { ByteSource } from "../../src/bundle/members.js";
+import { Bundle, VerifiedBundle } from "../../src/bundle/reader.js";
 import { encodeMember } from "../../src/bundle/writer.js";
 import type { ErrorCode } from "../../src/errors.js";
 import { encodeSignature, generateKeyPair, sign } from "../../src/trust/minisign.js";

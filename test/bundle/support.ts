@@ -10,9 +10,10 @@ import {
   parseHeader,
   TRAILER,
 } from "../../src/bundle/layout.js";
-import type { ByteSource, Trust } from "../../src/bundle/reader.js";
+import type { ByteSource } from "../../src/bundle/members.js";
+import type { Trust } from "../../src/bundle/reader.js";
 import { encodeMember, sumOf } from "../../src/bundle/writer.js";
-import { ZferryError } from "../../src/errors.js";
+import type { ZferryError } from "../../src/errors.js";
 import { encodeMetadata, type RecordedAttributes } from "../../src/root/metadata.js";
 import { encodeRecord } from "../../src/stream/records.js";
 import {
@@ -132,7 +133,9 @@ export async function pack(changed: Partial<PackOptions> = {}): Promise<Buffer> 
   await packBundle(
     packOptions(changed),
     {
-      append: async (bytes) => void parts.push(bytes),
+      reserve: () => undefined,
+      // A copy, since the memory may be used again.
+      append: async (bytes) => void parts.push(Buffer.from(bytes)),
       finish: async (head) => {
         whole = Buffer.concat([head, ...parts]);
         return { bytes: whole.length };
@@ -213,7 +216,8 @@ export async function refusal(work: () => unknown): Promise<ZferryError> {
   try {
     await work();
   } catch (error) {
-    if (error instanceof ZferryError) return error;
+    // By its name, since the built program has a class of its own.
+    if (error instanceof Error && error.name === "ZferryError") return error as ZferryError;
     throw error;
   }
   throw new Error("was not refused");

@@ -1,4 +1,5 @@
 import { spawnSync } from "node:child_process";
+import { randomBytes } from "node:crypto";
 import {
   mkdirSync,
   mkdtempSync,
@@ -37,6 +38,42 @@ describe("a new bundle's file", () => {
     expect(statSync(path).mode & 0o777).toBe(0o644 & ~process.umask());
   });
 
+  describe.each([
+    ["as long as was reserved", 4096, 4096],
+    ["shorter than was reserved", 4096, 512],
+    ["longer than was reserved", 4096, 70_000],
+    ["longer, with nothing reserved", 0, 512],
+  ])("with a head %s", (_what, reserved, length) => {
+    const content = randomBytes(3 << 20);
+    const make = async (): Promise<Buffer> => {
+      const file = await createBundleFile(path, never);
+      if (reserved > 0) file.reserve(reserved);
+      for (let at = 0; at < content.length; at += 700_000)
+        await file.append(content.subarray(at, at + 700_000));
+      expect(readdirSync(folder)).toEqual([]);
+      expect(await file.finish(Buffer.alloc(length, "h"))).toEqual({ bytes: length + content.length });
+      await file.discard();
+      expect(readdirSync(folder)).toEqual(["R2.bundle"]);
+      return readFileSync(path);
+    };
+    const expected = Buffer.concat([Buffer.alloc(length, "h"), content]);
+
+    test("the file is the head and the contents", async () => {
+      expect((await make()).equals(expected)).toBe(true);
+      expect(statSync(path).mode & 0o777).toBe(0o644 & ~process.umask());
+    });
+
+    test("the same without the programs that let the kernel copy and link", async () => {
+      const before = process.env["PATH"];
+      process.env["PATH"] = folder;
+      try {
+        expect((await make()).equals(expected)).toBe(true);
+      } finally {
+        process.env["PATH"] = before;
+      }
+    });
+  });
+
   test("leaves nothing when it is discarded, at any time", async () => {
     const file = await createBundleFile(path, never);
     await file.append(Buffer.from("streams"));
@@ -60,8 +97,12 @@ describe("a new bundle's file", () => {
     ["a folder", () => mkdirSync(path)],
     ["a link that leads nowhere", () => symlinkSync("nowhere", path)],
   ])("never replaces %s, be it there before or after", async (_what, make) => {
+    const exact = await createBundleFile(path, never);
+    exact.reserve(4);
     const file = await createBundleFile(path, never);
     make();
+    expect((await refusal(() => exact.finish(Buffer.from("head")))).code).toBe("output-exists");
+    await exact.discard();
     expect((await refusal(() => file.finish(Buffer.from("head")))).code).toBe("output-exists");
     await file.discard();
     expect((await refusal(() => createBundleFile(path, never))).code).toBe("output-exists");

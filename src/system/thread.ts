@@ -1,0 +1,43 @@
+import { parentPort, workerData } from "node:worker_threads";
+import { checkMember, decodeMember, packChunk, type ByteSource } from "../bundle/members.js";
+import { asZferryError } from "../report.js";
+import { readAt, type FileToRead } from "./read-at.js";
+import type { Answer, PackJob, ReadJob } from "./threads.js";
+
+// What runs in a thread: one job at a time, as system/threads.ts gives them.
+
+const file = workerData as FileToRead | undefined;
+
+// Nothing keeps what it read beyond the next read, so all reads of a thread share one piece of memory.
+let memory = new Uint8Array(256 << 10);
+
+const source: ByteSource | undefined = file && {
+  ...file,
+  async read(offset, length) {
+    if (memory.length < length) memory = new Uint8Array(length);
+    const bytes = memory.subarray(0, length);
+    readAt(file, bytes, offset);
+    return bytes;
+  },
+};
+
+async function run(job: ReadJob | PackJob): Promise<unknown> {
+  if (job.kind === "pack") return packChunk(job.raw, job.level, job.into);
+  if (source === undefined) throw new RangeError(`a thread without a file has a job ${job.kind}`);
+  if (job.kind === "check") return checkMember(source, job.member, job.created);
+  await decodeMember(source, job.member, job.rawBytes, job.into);
+  return undefined;
+}
+
+const answer = (message: Answer): void => parentPort?.postMessage(message);
+
+parentPort?.on("message", (job: ReadJob | PackJob) => {
+  run(job).then(
+    (result) => answer({ result }),
+    (error: unknown) => {
+      // An error that goes through a port keeps its message only.
+      const { code, message, details, hint } = asZferryError(error);
+      answer({ fault: { code, message, details, hint } });
+    },
+  );
+});
