@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { EXIT_STATUS, ZferryError } from "./errors.js";
 import { asZferryError, errorAsJson, printable, type Environment } from "./report.js";
-import { processEnvironment, writeOutput } from "./system/terminal.js";
+import { isOutputStuck, processEnvironment, writeOutput } from "./system/terminal.js";
 
 /** What a file in commands/ exports: it adds arguments, options, an example and the action. */
 interface CommandModule {
@@ -163,3 +163,8 @@ function reportError(error: ZferryError, json: boolean): void {
 }
 
 process.exitCode = await main(process.argv.slice(2));
+if (process.exitCode === EXIT_STATUS.interrupted && isOutputStuck()) {
+  // Node would wait until somebody reads. To a shell an end by this signal is status 130 too.
+  process.removeAllListeners("SIGINT");
+  process.kill(process.pid, "SIGINT");
+}

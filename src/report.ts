@@ -87,3 +87,18 @@ export const errorAsJson = (error: ZferryError): unknown => ({
 export function throwIfInterrupted(signal: AbortSignal): void {
   if (signal.aborted) throw new ZferryError("interrupted", "interrupted");
 }
+
+/** Leaves work to itself when it is interrupted: what waits for a reader may wait for ever. */
+export async function untilInterrupted<Result>(work: Promise<Result>, signal: AbortSignal): Promise<Result> {
+  throwIfInterrupted(signal);
+  let stop = (): void => undefined;
+  const interrupted = new Promise<never>((_resolve, reject) => {
+    stop = () => reject(new ZferryError("interrupted", "interrupted"));
+    signal.addEventListener("abort", stop);
+  });
+  try {
+    return await Promise.race([work, interrupted]);
+  } finally {
+    signal.removeEventListener("abort", stop);
+  }
+}

@@ -1,7 +1,11 @@
+import { write } from "node:fs";
 import { createInterface } from "node:readline";
 import { Writable } from "node:stream";
+import { isatty } from "node:tty";
+import { promisify } from "node:util";
 import { ZferryError } from "../errors.js";
-import { formatBytes, printable, type Environment, type ProgressReport } from "../report.js";
+import { printable, type Environment, type ProgressReport } from "../report.js";
+import { progressOn } from "./progress.js";
 
 /** The environment of the running process: its streams, its clock, its terminal. */
 export function processEnvironment(
@@ -17,33 +21,65 @@ export function processEnvironment(
     stdin: process.stdin,
     json: options.json,
     quiet: options.quiet,
-    terminal: process.stdout.isTTY === true,
+    terminal: isatty(1),
     now: () => new Date(),
     signal,
     askPassphrase,
-    progress: options.quiet || process.stderr.isTTY !== true ? SILENT : terminalProgress(),
+    // With --json a line would be in the way of who parses the error.
+    progress: options.quiet || (options.json && !isatty(2)) ? SILENT : standardError(),
   };
 }
 
-/** Resolves when the reader has taken the data. A reader that went away is an error: it did not get the whole. */
-export function writeOutput(data: string | Uint8Array): Promise<void> {
-  return new Promise((resolve, reject) => {
-    process.stdout.write(data, (error) => {
-      if (error == null) return resolve();
-      const reason = (error as NodeJS.ErrnoException).code ?? error.message;
-      reject(
-        new ZferryError(
-          reason === "ENOSPC" ? "no-space" : "io-failed",
-          `cannot write to standard output: ${reason === "EPIPE" ? "its reader has ended" : reason}`,
-          { details: { reason }, cause: error },
-        ),
-      );
-    });
-  });
+/**
+ * Resolves when the reader has taken the data. A reader that went away is an error: it did not get the whole.
+ * @throws ZferryError `io-failed`, `no-space`
+ */
+export async function writeOutput(data: string | Uint8Array): Promise<void> {
+  try {
+    const rest = typeof data === "string" ? data : await writeBinary(data);
+    if (rest.length > 0) await writeStream(rest);
+  } catch (error) {
+    const reason = (error as NodeJS.ErrnoException).code ?? String(error);
+    throw new ZferryError(
+      reason === "ENOSPC" ? "no-space" : "io-failed",
+      `cannot write to standard output: ${reason === "EPIPE" ? "its reader has ended" : reason}`,
+      { details: { reason }, cause: error },
+    );
+  }
 }
 
+const writeAsync = promisify(write);
+let writing = false;
+
+/** Whether a write to standard output waits for a reader. */
+export const isOutputStuck = (): boolean => writing;
+
+/**
+ * Past node's stream, which is half as fast as this where a pipe is read slowly.
+ * @returns what is left where another program has made standard output non-blocking
+ */
+async function writeBinary(data: Uint8Array): Promise<Uint8Array> {
+  let rest = data;
+  writing = true;
+  try {
+    while (rest.length > 0) rest = rest.subarray((await writeAsync(1, rest)).bytesWritten);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "EAGAIN") throw error;
+  } finally {
+    writing = false;
+  }
+  return rest;
+}
+
+const writeStream = (data: string | Uint8Array): Promise<void> =>
+  new Promise((resolve, reject) => {
+    // Not before: node makes a pipe non-blocking as soon as its stream is looked at.
+    if (process.stdout.listenerCount("error") === 0) process.stdout.on("error", () => undefined);
+    process.stdout.write(data, (error) => (error == null ? resolve() : reject(error)));
+  });
+
 // Without a listener a closed pipe would end the process before the error is told.
-for (const stream of [process.stdout, process.stderr]) stream.on("error", () => undefined);
+process.stderr.on("error", () => undefined);
 
 /** Reads a line from the terminal without showing it. */
 async function askPassphrase(
@@ -72,35 +108,11 @@ async function askPassphrase(
 }
 
 const SILENT: ProgressReport = { update: () => undefined, end: () => undefined };
-const REDRAW_MS = 200;
 
-function terminalProgress(): ProgressReport {
-  let started = 0;
-  let drawn = 0;
-  let current = "";
-  return {
-    update(what, done, total) {
-      const now = performance.now();
-      if (what !== current) {
-        current = what;
-        started = now;
-      }
-      if (now - drawn < REDRAW_MS) return;
-      drawn = now;
-      const rate = done / Math.max(0.001, (now - started) / 1000);
-      const amount =
-        total === undefined
-          ? formatBytes(done)
-          : `${formatBytes(done)} of ${formatBytes(total)}, ${timeLeft((total - done) / Math.max(1, rate))} left`;
-      process.stderr.write(`\r\u001b[K${what}: ${amount}, ${formatBytes(rate)}/s`);
-    },
-    end() {
-      if (drawn !== 0) process.stderr.write("\r\u001b[K");
-      drawn = 0;
-      current = "";
-    },
-  };
-}
-
-const timeLeft = (seconds: number): string =>
-  seconds < 90 ? `${Math.ceil(seconds)} s` : `${Math.ceil(seconds / 60)} min`;
+const standardError = (): ProgressReport =>
+  progressOn({
+    terminal: isatty(2),
+    columns: () => process.stderr.columns ?? 80,
+    write: (text) => void process.stderr.write(text),
+    now: () => performance.now(),
+  });
