@@ -10,6 +10,7 @@ export const EXIT_STATUS = {
   "manifest-malformed": 10,
   "metadata-malformed": 10,
   "stream-malformed": 10,
+  "token-malformed": 10,
   "frame-malformed": 10,
   "patch-malformed": 10,
   "key-malformed": 10,

@@ -1,29 +1,43 @@
 import type { Command } from "commander";
+import type { ManifestStream } from "../bundle/manifest.js";
 import { VerifiedBundle } from "../bundle/reader.js";
 import { ZferryError } from "../errors.js";
-import { throwIfInterrupted, type Environment } from "../report.js";
+import { untilInterrupted, type Environment } from "../report.js";
+import { parseResumeToken, type ResumeToken } from "../stream/resume-token.js";
+import { resumeStream } from "../stream/resume.js";
 import { openBundleFile } from "../system/bundle-file.js";
+import { chunksFrom, streamOfToken } from "../install/resume.js";
 import { readTrust } from "../install/trust.js";
-import { repeatable } from "./summary.js";
+import { addThreadsOption, repeatable, threadsOf } from "./summary.js";
 
 interface SendOptions {
   readonly key?: readonly string[];
   readonly config?: string;
   readonly stream?: string;
+  readonly threads?: string;
+  readonly token?: string;
 }
 
 export function define(command: Command, environment: () => Environment): void {
-  command
-    .argument("<file>", "the bundle")
-    .option("-k, --key <file>", "a public key that may have signed it; can be repeated", repeatable)
-    .option("-s, --stream <role>", "which stream (default: the only one)")
-    .option(
-      "--config <file>",
-      "the site's configuration, which names its key folder (default: /etc/zferry/site.toml)",
-    )
+  addThreadsOption(
+    command
+      .argument("<file>", "the bundle")
+      .option("-k, --key <file>", "a public key that may have signed it; can be repeated", repeatable)
+      .option("-s, --stream <role>", "which stream (default: the only one)")
+      .option(
+        "-t, --token <token>",
+        "only what the interrupted receive with this resume token needs to go on",
+      )
+      .option(
+        "--config <file>",
+        "the site's configuration, which names its key folder (default: /etc/zferry/site.toml)",
+      ),
+  )
     .addHelpText(
       "after",
-      "\nExample:\n  bundle send R2.bundle --key release.pub --stream usr | zfs receive -u rpool/SYSTEM/USR/gentoo",
+      "\nExample:\n  bundle send R2.bundle --key release.pub --stream usr | zfs receive -s -u rpool/SYSTEM/USR/gentoo" +
+        "\n  bundle send R2.bundle --key release.pub --token $(zfs get -H -o value receive_resume_token rpool/SYSTEM/USR/gentoo) |" +
+        "\n    zfs receive -s -u rpool/SYSTEM/USR/gentoo",
     )
     .action((file: string, options: SendOptions) => runSend(file, options, environment()));
 }
@@ -35,17 +49,19 @@ export async function runSend(path: string, options: SendOptions, env: Environme
       hint: "give it to zfs receive, or to a file",
     });
   }
-  const trust = await readTrust(options);
-  const file = await openBundleFile(path);
+  const token = options.token === undefined ? undefined : parseResumeToken(options.token);
+  const file = await openBundleFile(path, threadsOf(options));
   try {
+    const trust = await readTrust(options);
     const bundle = await VerifiedBundle.verify(file, trust);
-    const stream = chooseStream(bundle, options.stream);
-    let done = 0;
-    for await (const chunk of bundle.chunks(stream)) {
-      throwIfInterrupted(env.signal);
-      await env.write(chunk);
-      done += chunk.length;
-      env.progress.update(`sending ${stream.role}`, done, stream.rawBytes);
+    const stream = chooseStream(bundle, options.stream, token);
+    const indices = token === undefined ? [...stream.chunks.keys()] : chunksFrom(stream, token);
+    const total = indices.reduce((sum, index) => sum + (stream.chunks[index]?.rawBytes ?? 0), 0);
+    const chunks = counted(bundle.chunks(stream, indices), (done) =>
+      env.progress.update(`sending ${stream.role}`, done, total),
+    );
+    for await (const piece of token === undefined ? chunks : resumeStream(chunks, token)) {
+      await untilInterrupted(env.write(piece), env.signal);
     }
   } finally {
     env.progress.end();
@@ -53,14 +69,30 @@ export async function runSend(path: string, options: SendOptions, env: Environme
   }
 }
 
-function chooseStream({ manifest: { streams } }: VerifiedBundle, role: string | undefined) {
-  const roles = streams.map((stream) => stream.role).join(", ");
-  if (role === undefined && streams.length > 1) {
-    throw new ZferryError("usage", `the bundle has streams ${roles}`, { hint: "choose one with --stream" });
+async function* counted(
+  pieces: AsyncIterable<Uint8Array>,
+  count: (bytes: number) => void,
+): AsyncGenerator<Uint8Array, void, void> {
+  let bytes = 0;
+  for await (const piece of pieces) {
+    yield piece;
+    bytes += piece.length;
+    count(bytes);
   }
-  const chosen = role === undefined ? streams[0] : streams.find((stream) => stream.role === role);
+}
+
+function chooseStream(
+  { manifest: { streams } }: VerifiedBundle,
+  role: string | undefined,
+  token: ResumeToken | undefined,
+): ManifestStream {
+  const roles = streams.map((stream) => stream.role).join(", ");
+  const candidates = role === undefined ? streams : streams.filter((stream) => stream.role === role);
+  const [chosen] = candidates;
   if (chosen === undefined) {
     throw new ZferryError("usage", `the bundle has no stream ${role}, only ${roles}`);
   }
-  return chosen;
+  if (token !== undefined) return streamOfToken(candidates, token);
+  if (candidates.length === 1) return chosen;
+  throw new ZferryError("usage", `the bundle has streams ${roles}`, { hint: "choose one with --stream" });
 }

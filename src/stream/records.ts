@@ -229,7 +229,9 @@ const TYPES: readonly (RecordType | "WRITE_BYREF")[] = [
 
 const TYPE = u32(0);
 
-const viewHeader = (record: Uint8Array) => new DataView(record.buffer, record.byteOffset, HEADER_BYTES);
+/** The header's fields can be read and written through it by {@link LAYOUT}. */
+export const viewHeader = (record: Uint8Array) =>
+  new DataView(record.buffer, record.byteOffset, HEADER_BYTES);
 
 /**
  * The header of a record, of which the reader gave the type. Byte fields are views of `record`.
@@ -328,6 +330,7 @@ type Refuse = (what: string, code?: ErrorCode, hint?: string) => ZferryError;
  */
 export class RecordReader {
   readonly #place: (length: number) => Uint8Array;
+  readonly #checksums: boolean;
   readonly #sum = new Fletcher4();
   readonly #header = new Uint8Array(HEADER_BYTES);
   readonly #view = viewHeader(this.#header);
@@ -344,9 +347,14 @@ export class RecordReader {
 
   /**
    * @param place gives the memory for a record of `length` bytes; without it the reader uses its own again and again
+   * @param options.checksums `false` for records of a stream of which some are left out
    */
-  constructor(place: (length: number) => Uint8Array = reuseMemory()) {
+  constructor(
+    place: (length: number) => Uint8Array = reuseMemory(),
+    { checksums = true }: { readonly checksums?: boolean } = {},
+  ) {
     this.#place = place;
+    this.#checksums = checksums;
   }
 
   /**
@@ -377,7 +385,7 @@ export class RecordReader {
       if (record.bytes.length > HEADER_BYTES) {
         at += this.#fill(record.bytes, bytes, at);
         if (this.#filled < record.bytes.length) return;
-        this.#sum.update(record.bytes.subarray(HEADER_BYTES));
+        if (this.#checksums) this.#sum.update(record.bytes.subarray(HEADER_BYTES));
       }
       this.#record = undefined;
       this.#filled = 0;
@@ -433,7 +441,7 @@ export class RecordReader {
     checkExtent(type, view, refuse);
     const [object, lastObject] = readObjects(type, view, refuse);
     const length = HEADER_BYTES + readPayloadLength(type, view, refuse);
-    this.#checkSums(type);
+    if (this.#checksums) this.#checkSums(type);
 
     const bytes = this.#place(length);
     bytes.set(this.#header);

@@ -11,6 +11,7 @@ import {
   writeSync,
 } from "node:fs";
 import { beforeEach, describe, expect, test } from "vitest";
+import { readIndex, readStream } from "../../fixtures/streams/recorded.js";
 import { LIMITS } from "../../src/bundle/layout.js";
 import { encodePublicKey, generateKeyPair } from "../../src/trust/minisign.js";
 import {
@@ -285,6 +286,50 @@ describe("bundle send", () => {
     expect([status, stderr, stdout.equals(longStream())]).toEqual([0, "", true]);
   });
 
+  describe("--token", () => {
+    const recorded = (name: string) => {
+      const found = readIndex().find((each) => each.name === name);
+      if (found === undefined) throw new Error(`${name} is not recorded`);
+      return found;
+    };
+    const resuming = recorded("2.3-files-incr-resuming");
+    const token = resuming.rest?.token ?? "";
+    const send = (...more: string[]) => runHere("send", "R2.bundle", "--key", PUBLIC, ...more);
+    beforeEach(async () => {
+      const whole = readStream(recorded("2.3-files-incr"));
+      put(
+        await pack({
+          chunkBytes: 256 * 1024,
+          streams: [input("data", smallStream(40)), input("usr", whole)],
+        }),
+      );
+    });
+
+    test.each([[[]], [["--stream", "usr"]]])("gives what zfs send -t gives, with %j", async (more) => {
+      const { status, stdout, stderr } = await send("-t", token, ...more);
+      expect([status, stderr]).toEqual([0, ""]);
+      expect(stdout.equals(readStream(resuming))).toBe(true);
+    });
+
+    test("of another receive is refused, and nothing is sent", async () => {
+      const other = await send("--token", recorded("2.1-files-incr-resuming").rest?.token ?? "");
+      expect(told(other)).toMatchObject({
+        status: 13,
+        message: expect.stringMatching(
+          /^the token is of a receive from guid 10683328058126123105 to /,
+        ) as string,
+        hint: "the bundle whose receive was interrupted has the rest of it",
+      });
+      const wrongRole = await send("--token", token, "--stream", "data");
+      expect([other.stdout.length, wrongRole.status, wrongRole.stdout.length]).toEqual([0, 13, 0]);
+    });
+
+    test("that is no token is refused", async () => {
+      const { status, message } = told(await send("--token=-"));
+      expect([status, message]).toEqual([10, "resume token is not of the form 1-CHECKSUM-LENGTH-DATA"]);
+    });
+  });
+
   test("gives one of several streams by its role", async () => {
     put(await packAll());
     const { stdout } = await runHere("send", "R2.bundle", "--key", PUBLIC, "--stream", "data");
@@ -345,6 +390,18 @@ describe("bundle send", () => {
     });
     closeSync(full);
     expect([status, stderr.toString()]).toEqual([16, "bundle: cannot write to standard output: ENOSPC\n"]);
+  });
+
+  test.each(["SIGINT", "SIGTERM"] as const)("ends by %s although nobody reads", async (signal) => {
+    put(await pack({ streams: [input("usr", longStream())] }));
+    const child = start(["send", "R2.bundle", "--key", PUBLIC], folder.path);
+    child.stdout.pause();
+    await new Promise((resolve) => child.stdout.once("readable", resolve));
+    child.kill(signal);
+    // To a shell this is status 130.
+    const by = await new Promise((resolve) => child.once("exit", (_status, signal) => resolve(signal)));
+    expect(by).toBe("SIGINT");
+    child.stdout.destroy();
   });
 
   test("says in a line that its reader has ended", async () => {
