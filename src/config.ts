@@ -1,8 +1,8 @@
 import { parse, TomlError } from "smol-toml";
-import { z } from "zod";
+import * as v from "valibot";
 import { datasetName, productName, roleName, sequenceNumber } from "./bundle/manifest.js";
 import { ZferryError } from "./errors.js";
-import { checkValue } from "./schema.js";
+import { checkValue, integer, record, table } from "./schema.js";
 
 // formats/configuration.md. The JSON Schemas beside it are generated from these schemas and tested to be the same.
 
@@ -11,91 +11,109 @@ export const BUILD_CONFIG_PATH = "/etc/zferry/build.toml";
 /** Where a site keeps what no update and no rollback may turn back. */
 export const STATE_PATH = "/var/lib/zferry";
 
-const absolutePath = z.string().regex(/^\/[^\0]*$/, "is not an absolute path");
-const streams = z
-  .record(roleName, datasetName)
-  .refine((datasets) => Object.keys(datasets).length > 0, "names no dataset")
-  .refine(
+const absolutePath = v.pipe(v.string(), v.regex(/^\/[^\0]*$/, "is not an absolute path"));
+const streams = v.pipe(
+  record(roleName, datasetName),
+  v.check((datasets) => Object.keys(datasets).length > 0, "names no dataset"),
+  v.check(
     (datasets) => new Set(Object.values(datasets)).size === Object.keys(datasets).length,
     "names a dataset twice",
-  );
+  ),
+);
 
-export const siteSchema = z.strictObject({
-  product: productName.describe("Bundles of any other product are refused."),
-  trust: z
-    .strictObject({
-      keys: absolutePath
-        .default("/etc/zferry/keys")
-        .describe("The folder of the trusted public keys, *.pub."),
-      threshold: z.int().min(1).max(16).default(1).describe("How many of these keys must have signed."),
-    })
-    .prefault({}),
-  streams: streams.describe("The dataset that receives each role's stream."),
-  root: z
-    .strictObject({ path: absolutePath.default("/") })
-    .optional()
-    .describe("The git work tree that the root half changes."),
-  state: absolutePath
-    .default(STATE_PATH)
-    .describe("The folder of what no update and no rollback may turn back."),
+export const siteSchema = table({
+  product: v.pipe(productName, v.description("Bundles of any other product are refused.")),
+  trust: v.optional(
+    table({
+      keys: v.pipe(
+        v.optional(absolutePath, "/etc/zferry/keys"),
+        v.description("The folder of the trusted public keys, *.pub."),
+      ),
+      threshold: v.pipe(
+        v.optional(integer(1, 16), 1),
+        v.description("How many of these keys must have signed."),
+      ),
+    }),
+    {},
+  ),
+  streams: v.pipe(streams, v.description("The dataset that receives each role's stream.")),
+  root: v.pipe(
+    v.optional(table({ path: v.optional(absolutePath, "/") })),
+    v.description("The git work tree that the root half changes."),
+  ),
+  state: v.pipe(
+    v.optional(absolutePath, STATE_PATH),
+    v.description("The folder of what no update and no rollback may turn back."),
+  ),
 });
-export type SiteConfig = z.infer<typeof siteSchema>;
+export type SiteConfig = v.InferOutput<typeof siteSchema>;
 
-export const buildSchema = z.strictObject({
+export const buildSchema = table({
   product: productName,
-  streams: streams.describe("The dataset that is sent as each role's stream."),
-  root: z.strictObject({
-    path: absolutePath.default("/").describe("The git work tree of /."),
-    dataset: datasetName.describe("What it lies on: its snapshots tell owners and modes as they were."),
+  streams: v.pipe(streams, v.description("The dataset that is sent as each role's stream.")),
+  root: table({
+    path: v.pipe(v.optional(absolutePath, "/"), v.description("The git work tree of /.")),
+    dataset: v.pipe(
+      datasetName,
+      v.description("What it lies on: its snapshots tell owners and modes as they were."),
+    ),
   }),
-  send: z
-    .strictObject({
-      large_blocks: z
-        .boolean()
-        .default(false)
-        .describe("zfs send -L. It must never change between releases."),
-      embedded: z.boolean().default(false).describe("zfs send -e."),
-      compressed: z.boolean().default(false).describe("zfs send -c."),
-      raw: z.boolean().default(false).describe("zfs send -w."),
-    })
-    .prefault({}),
-  keys: z
-    .strictObject({
-      counter: sequenceNumber.describe("Must rise with every change of the two lists."),
-      add: z.array(absolutePath).default([]).describe("Files of public keys that sites trust from now on."),
-      revoke: z
-        .array(absolutePath)
-        .default([])
-        .describe("Files of public keys that sites never trust again."),
-    })
-    .optional()
-    .describe("A change of the sites' trusted keys, which every bundle carries."),
-  create: z
-    .strictObject({
-      key: absolutePath.optional().describe("The secret key that signs."),
-      password_file: absolutePath.optional().describe("Its passphrase is the first line of this file."),
-      level: z.int().min(1).max(22).default(9).describe("zstd's level."),
-      chunk_mib: z.int().min(1).max(32).default(8).describe("Raw size of a chunk in MiB."),
-      expires_days: z
-        .int()
-        .min(1)
-        .max(36_500)
-        .optional()
-        .describe("Days from a bundle's creation to its expiry."),
-    })
-    .prefault({}),
+  send: v.optional(
+    table({
+      large_blocks: v.pipe(
+        v.optional(v.boolean(), false),
+        v.description("zfs send -L. It must never change between releases."),
+      ),
+      embedded: v.pipe(v.optional(v.boolean(), false), v.description("zfs send -e.")),
+      compressed: v.pipe(v.optional(v.boolean(), false), v.description("zfs send -c.")),
+      raw: v.pipe(v.optional(v.boolean(), false), v.description("zfs send -w.")),
+    }),
+    {},
+  ),
+  keys: v.pipe(
+    v.optional(
+      table({
+        counter: v.pipe(sequenceNumber, v.description("Must rise with every change of the two lists.")),
+        add: v.pipe(
+          v.optional(v.array(absolutePath), []),
+          v.description("Files of public keys that sites trust from now on."),
+        ),
+        revoke: v.pipe(
+          v.optional(v.array(absolutePath), []),
+          v.description("Files of public keys that sites never trust again."),
+        ),
+      }),
+    ),
+    v.description("A change of the sites' trusted keys, which every bundle carries."),
+  ),
+  create: v.optional(
+    table({
+      key: v.pipe(v.optional(absolutePath), v.description("The secret key that signs.")),
+      password_file: v.pipe(
+        v.optional(absolutePath),
+        v.description("Its passphrase is the first line of this file."),
+      ),
+      level: v.pipe(v.optional(integer(1, 22), 9), v.description("zstd's level.")),
+      chunk_mib: v.pipe(v.optional(integer(1, 32), 8), v.description("Raw size of a chunk in MiB.")),
+      expires_days: v.pipe(
+        v.optional(integer(1, 36_500)),
+        v.description("Days from a bundle's creation to its expiry."),
+      ),
+    }),
+    {},
+  ),
 });
-export type BuildConfig = z.infer<typeof buildSchema>;
+export type BuildConfig = v.InferOutput<typeof buildSchema>;
 
 /**
  * Parses a configuration file.
  * @throws ZferryError `config-malformed`, naming the file and the line or field
  */
-export function parseConfig<Schema extends z.ZodType>(
+export function parseConfig<Schema extends v.GenericSchema>(
   schema: Schema,
   text: string,
   path: string,
-): z.infer<Schema> {
+): v.InferOutput<Schema> {
   const malformed = (fault: string): ZferryError =>
     new ZferryError("config-malformed", `${path}: ${fault}`, { details: { file: path } });
   let value: unknown;

@@ -1,7 +1,7 @@
-import { z } from "zod";
+import * as v from "valibot";
 import { canonicalJson, parseCanonicalJson } from "../canonical-json.js";
 import { ZferryError } from "../errors.js";
-import { checkValue } from "../schema.js";
+import { checkValue, integer, list, table } from "../schema.js";
 import { keyChangeFault } from "../trust/keys.js";
 import { LIMITS, MANIFEST_NAME, ROOT_MEMBERS, chunkName } from "./layout.js";
 
@@ -14,102 +14,112 @@ const RELEASE = /^(?!.*\.\.)(?!.*\.lock$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
 const SHORT_NAME = /^[a-z][a-z0-9-]{0,31}$/;
 const DATASET = /^[A-Za-z][\w.: -]*(\/(?!\.{1,2}(\/|$))[\w.:-][\w.: -]*)*$/;
 
-export const releaseName = z.string().regex(RELEASE, "is not a release name");
-export const productName = z.string().regex(SHORT_NAME, "is not a product name");
-export const roleName = z.string().regex(SHORT_NAME, "is not a role");
-export const datasetName = z.string().max(255).regex(DATASET, "is not a dataset name");
+export const releaseName = v.pipe(v.string(), v.regex(RELEASE, "is not a release name"));
+export const productName = v.pipe(v.string(), v.regex(SHORT_NAME, "is not a product name"));
+export const roleName = v.pipe(v.string(), v.regex(SHORT_NAME, "is not a role"));
+export const datasetName = v.pipe(
+  v.string(),
+  v.maxCodePoints(255),
+  v.regex(DATASET, "is not a dataset name"),
+);
 /** Up to 2^53-1, so that every JSON reader has it exactly. */
-export const sequenceNumber = z.int().min(1);
-export const releaseNotes = z.string().min(1).max(65_536);
+export const sequenceNumber = integer(1);
+export const releaseNotes = v.pipe(v.string(), v.minLength(1), v.maxCodePoints(65_536));
 
 /** 64 bits as a decimal string: a JSON number cannot hold them. */
-const uint64 = z
-  .string()
-  .regex(/^(0|[1-9][0-9]{0,19})$/, "is not a decimal number")
-  .refine((digits) => digits.length < 20 || digits <= "18446744073709551615", "is over 64 bits");
-export const guid = uint64.regex(/^[^0]/, "is no guid");
-const objectId = z.string().regex(/^[0-9a-f]{40}$/, "is not a git object id");
-export const snapshotName = z
-  .string()
-  .max(255)
-  .regex(/^[\w.:-][\w.: -]*$/, "is not a snapshot name");
-const seconds = z.int().min(0).max(LIMITS.time).describe("Seconds since 1970.");
-const featureName = z.string().regex(/^[a-z][a-z0-9_]{0,63}$/, "is not a feature name");
+const uint64 = v.pipe(
+  v.string(),
+  v.regex(/^(0|[1-9][0-9]{0,19})$/, "is not a decimal number"),
+  v.check((digits) => digits.length < 20 || digits <= "18446744073709551615", "is over 64 bits"),
+);
+export const guid = v.pipe(uint64, v.regex(/^[^0]/, "is no guid"));
+const objectId = v.pipe(v.string(), v.regex(/^[0-9a-f]{40}$/, "is not a git object id"));
+export const snapshotName = v.pipe(
+  v.string(),
+  v.maxCodePoints(255),
+  v.regex(/^[\w.:-][\w.: -]*$/, "is not a snapshot name"),
+);
+const seconds = v.pipe(integer(0, LIMITS.time), v.description("Seconds since 1970."));
+const featureName = v.pipe(v.string(), v.regex(/^[a-z][a-z0-9_]{0,63}$/, "is not a feature name"));
 
-const chunk = z.strictObject({
-  rawBytes: z.int().min(1).max(LIMITS.chunkRawBytes),
-  storedBytes: z.int().min(1).max(LIMITS.chunkStoredBytes),
-  largestObject: uint64.describe("The largest object number of the chunk's records."),
+const chunk = table({
+  rawBytes: integer(1, LIMITS.chunkRawBytes),
+  storedBytes: integer(1, LIMITS.chunkStoredBytes),
+  largestObject: v.pipe(uint64, v.description("The largest object number of the chunk's records.")),
 });
 
-const stream = z.strictObject({
+const stream = table({
   role: roleName,
-  dataset: datasetName.describe("On the build host, as the stream's BEGIN record has it."),
-  base: z
-    .strictObject({ snapshot: snapshotName.optional(), guid })
-    .optional()
-    .describe("Absent in a full stream. The name is absent where only the guid is known."),
-  target: z.strictObject({ snapshot: snapshotName, guid }),
-  features: z.array(featureName).max(64).describe("The feature flags of BEGIN by name, sorted."),
-  rawBytes: z.int().min(1).describe("The sum of the chunks'."),
-  chunks: z.array(chunk).min(1).max(LIMITS.chunksPerStream),
+  dataset: v.pipe(datasetName, v.description("On the build host, as the stream's BEGIN record has it.")),
+  base: v.pipe(
+    v.optional(table({ snapshot: v.optional(snapshotName), guid })),
+    v.description("Absent in a full stream. The name is absent where only the guid is known."),
+  ),
+  target: table({ snapshot: snapshotName, guid }),
+  features: v.pipe(list(featureName, 64), v.description("The feature flags of BEGIN by name, sorted.")),
+  rawBytes: v.pipe(integer(1), v.description("The sum of the chunks'.")),
+  chunks: v.pipe(list(chunk, LIMITS.chunksPerStream), v.minLength(1)),
 });
 
-const rootMember = z.strictObject({
-  rawBytes: z.int().min(0).max(LIMITS.rootMemberRawBytes),
-  storedBytes: z.int().min(1).max(LIMITS.rootMemberStoredBytes),
+const rootMember = table({
+  rawBytes: integer(0, LIMITS.rootMemberRawBytes),
+  storedBytes: integer(1, LIMITS.rootMemberStoredBytes),
 });
-const rootMetadata = rootMember.extend({ rawBytes: z.int().min(0).max(LIMITS.rootMetadataRawBytes) });
-const commit = z.strictObject({ commit: objectId, tree: objectId });
+const rootMetadata = table({
+  ...rootMember.entries,
+  rawBytes: integer(0, LIMITS.rootMetadataRawBytes),
+});
+const commit = table({ commit: objectId, tree: objectId });
 
-const root = z.strictObject({
-  base: commit.optional().describe("Absent in a full bundle."),
+const root = table({
+  base: v.pipe(v.optional(commit), v.description("Absent in a full bundle.")),
   target: commit,
-  counts: z
-    .strictObject({ added: z.int().min(0), modified: z.int().min(0), deleted: z.int().min(0) })
-    .describe("Changed paths."),
+  counts: v.pipe(
+    table({ added: integer(0), modified: integer(0), deleted: integer(0) }),
+    v.description("Changed paths."),
+  ),
   patch: rootMember,
   objects: rootMember,
   metadata: rootMetadata,
 });
 
 /** The second line of a public key file: base64 of 42 bytes that begin with `Ed`. */
-export const publicKeyText = z.string().regex(/^RW[A-Za-z0-9+/]{54}$/, "is not a public key");
+export const publicKeyText = v.pipe(v.string(), v.regex(/^RW[A-Za-z0-9+/]{54}$/, "is not a public key"));
 
-const keyChange = z.strictObject({
-  counter: sequenceNumber.describe("Higher than that of every change before."),
-  add: z.array(publicKeyText).max(LIMITS.keysChanged).describe("Public keys, sorted."),
-  revoke: z.array(publicKeyText).max(LIMITS.keysChanged).describe("Public keys, sorted."),
+const changedKeys = v.pipe(list(publicKeyText, LIMITS.keysChanged), v.description("Public keys, sorted."));
+const keyChange = table({
+  counter: v.pipe(sequenceNumber, v.description("Higher than that of every change before.")),
+  add: changedKeys,
+  revoke: changedKeys,
 });
 
-export const manifestSchema = z.strictObject({
-  format: z.literal(FORMAT_VERSION),
+export const manifestSchema = table({
+  format: v.literal(FORMAT_VERSION),
   product: productName,
-  release: z.strictObject({ name: releaseName, sequence: sequenceNumber }),
-  created: seconds.describe(
-    "The first stream's creation time in seconds since 1970, and every member's mtime.",
+  release: table({ name: releaseName, sequence: sequenceNumber }),
+  created: v.pipe(
+    seconds,
+    v.description("The first stream's creation time in seconds since 1970, and every member's mtime."),
   ),
-  expires: seconds.optional(),
-  notes: releaseNotes.optional(),
-  streams: z.array(stream).min(1).max(LIMITS.streams).describe("Sorted by role."),
-  root: root.optional().describe("Absent where / does not change."),
-  keys: keyChange.optional().describe("A change of the site's trusted keys."),
-  requires: z.strictObject({
-    poolFeatures: z
-      .array(featureName)
-      .max(64)
-      .describe("Features that the receiving pool must have enabled, without feature@, sorted."),
-    freeBytes: z.int().min(0).describe("What the streams take in the pool at most."),
+  expires: v.optional(seconds),
+  notes: v.optional(releaseNotes),
+  streams: v.pipe(list(stream, LIMITS.streams), v.minLength(1), v.description("Sorted by role.")),
+  root: v.pipe(v.optional(root), v.description("Absent where / does not change.")),
+  keys: v.pipe(v.optional(keyChange), v.description("A change of the site's trusted keys.")),
+  requires: table({
+    poolFeatures: v.pipe(
+      list(featureName, 64),
+      v.description("Features that the receiving pool must have enabled, without feature@, sorted."),
+    ),
+    freeBytes: v.pipe(integer(0), v.description("What the streams take in the pool at most.")),
   }),
-  padding: z
-    .string()
-    .max(LIMITS.paddingBytes)
-    .regex(/^ +$/, "is not spaces")
-    .optional()
-    .describe("Spaces without a meaning, which bring the contents to where the writer began them."),
+  padding: v.pipe(
+    v.optional(v.pipe(v.string(), v.maxCodePoints(LIMITS.paddingBytes), v.regex(/^ +$/, "is not spaces"))),
+    v.description("Spaces without a meaning, which bring the contents to where the writer began them."),
+  ),
 });
 
-export type Manifest = z.infer<typeof manifestSchema>;
+export type Manifest = v.InferOutput<typeof manifestSchema>;
 export type ManifestStream = Manifest["streams"][number];
 export type ManifestRoot = NonNullable<Manifest["root"]>;
 export type ManifestChunk = ManifestStream["chunks"][number];

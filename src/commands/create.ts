@@ -1,5 +1,5 @@
 import type { Command } from "commander";
-import type { ZodType } from "zod";
+import type { GenericSchema } from "valibot";
 import { packBundle, type PackOptions } from "../build/pack.js";
 import { MAX_LEVEL, MIN_LEVEL } from "../bundle/frame.js";
 import { productName, releaseName, releaseNotes, roleName, sequenceNumber } from "../bundle/manifest.js";
@@ -112,7 +112,7 @@ const needed = (value: string | undefined, option: string): string => {
 };
 
 /** An option's value, checked by the schema of the field that it becomes. */
-function checked<Value>(schema: ZodType<Value>, value: unknown, option: string): Value {
+function checked<Value>(schema: GenericSchema<unknown, Value>, value: unknown, option: string): Value {
   const parsed = checkValue(schema, value);
   if (parsed.fault === undefined) return parsed.value;
   throw new ZferryError("usage", `${option} ${JSON.stringify(value)}: ${parsed.fault}`);

@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import * as v from "valibot";
 import { makeRelease } from "../build/release.js";
 import { releaseName } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
@@ -22,7 +23,7 @@ export function define(command: Command, environment: () => Environment): void {
 
 /** Makes a release on the build host. */
 export async function runSnapshot(name: string, options: SnapshotOptions, env: Environment): Promise<void> {
-  if (!releaseName.safeParse(name).success) {
+  if (!v.is(releaseName, name)) {
     throw new ZferryError("usage", `${JSON.stringify(name)} is not a release name`, {
       hint: "1 to 64 of A-Z a-z 0-9 . _ -, starting with a letter or digit, without .. and not ending in .lock",
     });

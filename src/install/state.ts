@@ -1,6 +1,6 @@
 import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { z } from "zod";
+import * as v from "valibot";
 import {
   datasetName,
   guid,
@@ -11,7 +11,7 @@ import {
   snapshotName,
 } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
-import { checkValue } from "../schema.js";
+import { checkValue, integer, table } from "../schema.js";
 import { rootPlanSchema } from "../root/plan.js";
 import { writeFileDurably } from "../system/files.js";
 import { readSmallFile } from "../system/key-files.js";
@@ -20,67 +20,67 @@ import { acquireLock } from "../system/lock.js";
 // formats/state.md: what a site keeps in its state folder.
 
 const VERSION = 1;
-const identity = z.string().regex(/^[0-9a-f]{64}$/);
-const seconds = z.int().min(0);
+const identity = v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/));
+const seconds = integer(0);
 
-const installedStream = z.strictObject({
+const installedStream = table({
   role: roleName,
   dataset: datasetName,
   /** Null after a full stream. */
-  base: z.strictObject({ snapshot: snapshotName, guid }).nullable(),
-  target: z.strictObject({ snapshot: snapshotName, guid }),
+  base: v.nullable(table({ snapshot: snapshotName, guid })),
+  target: table({ snapshot: snapshotName, guid }),
 });
-export type InstalledStream = z.infer<typeof installedStream>;
+export type InstalledStream = v.InferOutput<typeof installedStream>;
 
-const releaseSchema = z.strictObject({
+const releaseSchema = table({
   name: releaseName,
   sequence: sequenceNumber,
   /** SHA-256 of the bundle's `SHA256SUMS`. */
   identity,
 });
 
-const installationSchema = z.strictObject({
+const installationSchema = table({
   release: releaseSchema,
   /** The manifest's. Seconds since 1970. */
   created: seconds,
   /** Seconds since 1970, by the site's clock. */
   startedAt: seconds,
   finishedAt: seconds,
-  signers: z.array(z.string()),
-  streams: z.array(installedStream),
+  signers: v.array(v.string()),
+  streams: v.array(installedStream),
   /** The site's commit of `/`; null for a bundle without a root half. */
-  commit: z.string().nullable(),
+  commit: v.nullable(v.string()),
 });
-export type Installation = z.infer<typeof installationSchema>;
+export type Installation = v.InferOutput<typeof installationSchema>;
 
-export const stateSchema = z.strictObject({
-  version: z.literal(VERSION),
-  product: z.string(),
+export const stateSchema = table({
+  version: v.literal(VERSION),
+  product: v.string(),
   /** Never decreases. */
-  highestSequence: z.int().min(0),
+  highestSequence: integer(0),
   /** Newest last. */
-  installations: z.array(installationSchema),
+  installations: v.array(installationSchema),
   /** What bundles and `bundle trust` made of the site's keys; absent while nothing. */
-  keys: z
-    .strictObject({
-      counter: z.int().min(0),
-      added: z.array(publicKeyText),
-      revoked: z.array(publicKeyText),
-    })
-    .optional(),
+  keys: v.optional(
+    table({
+      counter: integer(0),
+      added: v.array(publicKeyText),
+      revoked: v.array(publicKeyText),
+    }),
+  ),
 });
-export type SiteState = z.infer<typeof stateSchema>;
+export type SiteState = v.InferOutput<typeof stateSchema>;
 
-const journalSchema = z.strictObject({
-  version: z.literal(VERSION),
+const journalSchema = table({
+  version: v.literal(VERSION),
   release: releaseSchema,
   startedAt: seconds,
   /** `receiving`: `/` is as it was, but for prepared files. `writing`: every stream is received, `/` is being written. */
-  phase: z.enum(["receiving", "writing"]),
-  streams: z.array(installedStream),
-  root: rootPlanSchema.nullable(),
+  phase: v.picklist(["receiving", "writing"]),
+  streams: v.array(installedStream),
+  root: v.nullable(rootPlanSchema),
 });
-export type Journal = z.infer<typeof journalSchema>;
+export type Journal = v.InferOutput<typeof journalSchema>;
 
 const MAX_STATE_BYTES = 1 << 30;
 
@@ -125,10 +125,10 @@ export async function lockState(path: string): Promise<StateFolder & { release()
   return { ...openState(path), release };
 }
 
-async function readVersioned<Schema extends z.ZodType>(
+async function readVersioned<Schema extends v.GenericSchema>(
   path: string,
   schema: Schema,
-): Promise<z.infer<Schema> | undefined> {
+): Promise<v.InferOutput<Schema> | undefined> {
   const malformed = (fault: string): ZferryError =>
     new ZferryError("journal-malformed", `${path}: ${fault}`, { details: { file: path } });
   let bytes: Buffer;

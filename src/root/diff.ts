@@ -1,6 +1,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import * as v from "valibot";
 import { canonicalJson } from "../canonical-json.js";
 import { ZferryError } from "../errors.js";
 import { ancestors, showPath, type RawPath } from "../raw-path.js";
@@ -164,9 +165,7 @@ function compareTrees(before: Map<RawPath, TreeFile>, after: Map<RawPath, TreeFi
   for (const path of [...new Set([...before.keys(), ...after.keys()])].sort()) {
     const file = { path, before: before.get(path) ?? null, after: after.get(path) ?? null };
     const changed = file.before?.mode !== file.after?.mode || file.before?.id !== file.after?.id;
-    const unknown = [file.before, file.after].find(
-      (entry) => entry && !gitModeSchema.safeParse(entry.mode).success,
-    );
+    const unknown = [file.before, file.after].find((entry) => entry && !v.is(gitModeSchema, entry.mode));
     const refusal = unknown
       ? `has git mode ${unknown.mode}${unknown.mode === "160000" ? ", a submodule" : ""}`
       : fileRefusal(path);
@@ -270,7 +269,7 @@ async function recordFiles(
   const dirty: string[] = [];
   for (const [index, { path, file }] of expected.entries()) {
     const entry = found[index];
-    const mode = gitModeSchema.parse(file.mode);
+    const mode = v.parse(gitModeSchema, file.mode);
     if (entry === undefined || !isPresent(entry) || !agrees(entry, mode)) {
       dirty.push(`${showPath(path)}: git has ${mode}, the file system ${describe(entry)}`);
       continue;

@@ -1,5 +1,6 @@
 import { existsSync, realpathSync } from "node:fs";
 import { join } from "node:path";
+import * as v from "valibot";
 import { ZferryError } from "../errors.js";
 import { ancestors, showPath, type RawPath } from "../raw-path.js";
 import {
@@ -478,8 +479,7 @@ async function planFiles(
     const becomes = gitFile(merged.get(path));
     const current = live.kind === "file" || live.kind === "symlink" ? live.state : null;
     if (was !== undefined && (current === null || current.mode !== was.mode || current.blob !== was.id)) {
-      if (gitModeSchema.safeParse(was.mode).success)
-        inTheWay.push(`${showPath(path)} changed in this moment`);
+      if (v.is(gitModeSchema, was.mode)) inTheWay.push(`${showPath(path)} changed in this moment`);
       continue;
     }
     if (becomes === null) {
@@ -509,8 +509,8 @@ async function planFiles(
 }
 
 function gitFile(file: TreeFile | undefined) {
-  const mode = gitModeSchema.safeParse(file?.mode);
-  return file !== undefined && mode.success ? { mode: mode.data, blob: file.id } : null;
+  const mode = file?.mode;
+  return file !== undefined && v.is(gitModeSchema, mode) ? { mode, blob: file.id } : null;
 }
 
 /** What keeps a new file from its place; undefined when nothing does, or only what the release removes itself. */

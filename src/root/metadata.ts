@@ -1,10 +1,10 @@
-import { z } from "zod";
+import * as v from "valibot";
 import { canonicalJson, parseCanonicalJson } from "../canonical-json.js";
 import { ZferryError } from "../errors.js";
-import { checkValue } from "../schema.js";
+import { checkValue, integer, list, record, table } from "../schema.js";
 import { ancestors, showPath, type RawPath } from "../raw-path.js";
 import { ACCOUNT_NAME, MAX_ACCOUNT_ID } from "./accounts.js";
-import { directoryRefusal, fileRefusal, isPathName, pathNameSchema, pathOf } from "./paths.js";
+import { base64Text, directoryRefusal, fileRefusal, isPathName, pathNameSchema, pathOf } from "./paths.js";
 
 // formats/root.md, metadata.json
 
@@ -23,14 +23,17 @@ const CARRIED_XATTR =
 export const isCarriedXattr = (name: string): boolean =>
   CARRIED_XATTR.test(name) && Buffer.byteLength(name) <= 255;
 
-export const accountSchema = z.strictObject({
-  name: z.string().regex(ACCOUNT_NAME).nullable(),
-  id: z.int().min(0).max(MAX_ACCOUNT_ID),
+export const accountSchema = table({
+  name: v.nullable(v.pipe(v.string(), v.regex(ACCOUNT_NAME))),
+  id: integer(0, MAX_ACCOUNT_ID),
 });
 
-export const permissionsSchema = z.string().regex(/^[0-7]{4}$/);
+export const permissionsSchema = v.pipe(v.string(), v.regex(/^[0-7]{4}$/));
 
-export const xattrsSchema = z.record(z.string().regex(CARRIED_XATTR), z.base64().max(MAX_XATTR_BASE64));
+export const xattrsSchema = record(
+  v.pipe(v.string(), v.regex(CARRIED_XATTR)),
+  v.pipe(base64Text, v.maxLength(MAX_XATTR_BASE64)),
+);
 
 const attributes = {
   owner: accountSchema,
@@ -39,33 +42,31 @@ const attributes = {
   xattrs: xattrsSchema,
 };
 
-export const gitModeSchema = z.enum(["100644", "100755", "120000"]);
-export const gitIdSchema = z.string().regex(/^[0-9a-f]{40}$/);
+export const gitModeSchema = v.picklist(["100644", "100755", "120000"]);
+export const gitIdSchema = v.pipe(v.string(), v.regex(/^[0-9a-f]{40}$/));
 
-const directorySchema = z.strictObject(attributes);
-const fileSchema = z.strictObject({ mode: gitModeSchema, blob: gitIdSchema, ...attributes });
+const directorySchema = table(attributes);
+const fileSchema = table({ mode: gitModeSchema, blob: gitIdSchema, ...attributes });
 
-export const metadataSchema = z.strictObject({
-  format: z.literal(ROOT_FORMAT),
-  changes: z
-    .array(
-      z.strictObject({ path: pathNameSchema, before: fileSchema.nullable(), after: fileSchema.nullable() }),
-    )
-    .max(MAX_CHANGES),
-  directories: z
-    .array(
-      z.strictObject({ path: pathNameSchema, before: directorySchema.nullable(), after: directorySchema }),
-    )
-    .max(MAX_CHANGES),
+export const metadataSchema = table({
+  format: v.literal(ROOT_FORMAT),
+  changes: list(
+    table({ path: pathNameSchema, before: v.nullable(fileSchema), after: v.nullable(fileSchema) }),
+    MAX_CHANGES,
+  ),
+  directories: list(
+    table({ path: pathNameSchema, before: v.nullable(directorySchema), after: directorySchema }),
+    MAX_CHANGES,
+  ),
 });
 
 /** `metadata.json`: what git does not keep of the changed paths. Both lists are sorted bytewise by path. */
-export type RootMetadata = z.infer<typeof metadataSchema>;
-export type GitMode = z.infer<typeof gitModeSchema>;
-export type Account = z.infer<typeof accountSchema>;
+export type RootMetadata = v.InferOutput<typeof metadataSchema>;
+export type GitMode = v.InferOutput<typeof gitModeSchema>;
+export type Account = v.InferOutput<typeof accountSchema>;
 /** Owner, group, permission bits (four octal digits) and extended attributes (name to base64). */
-export type RecordedAttributes = z.infer<typeof directorySchema>;
-export type RecordedFile = z.infer<typeof fileSchema>;
+export type RecordedAttributes = v.InferOutput<typeof directorySchema>;
+export type RecordedFile = v.InferOutput<typeof fileSchema>;
 
 export const isSymlink = (mode: GitMode): boolean => mode === "120000";
 
@@ -115,12 +116,12 @@ export function parseMetadata(bytes: Uint8Array): RootMetadata {
   } catch (error) {
     throw malformed(error instanceof Error ? error.message : String(error), error);
   }
-  const version = z.looseObject({ format: z.int() }).safeParse(value);
-  if (version.success && version.data.format !== ROOT_FORMAT) {
+  const version = v.safeParse(v.object({ format: integer(Number.MIN_SAFE_INTEGER) }), value);
+  if (version.success && version.output.format !== ROOT_FORMAT) {
     throw new ZferryError(
       "format-unsupported",
-      `root metadata has format ${version.data.format}, this zferry reads format ${ROOT_FORMAT}`,
-      { details: { found: version.data.format, supported: ROOT_FORMAT } },
+      `root metadata has format ${version.output.format}, this zferry reads format ${ROOT_FORMAT}`,
+      { details: { found: version.output.format, supported: ROOT_FORMAT } },
     );
   }
   const parsed = checkValue(metadataSchema, value);

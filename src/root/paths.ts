@@ -1,14 +1,26 @@
-import { z } from "zod";
+import * as v from "valibot";
 import { rawBytes, rawPath, type RawPath } from "../raw-path.js";
+import { table } from "../schema.js";
 
 // formats/root.md, Paths
 
+/** Base64 of any length: a pattern that counts in fours would take too much memory for a long text. */
+export const base64Text = v.pipe(
+  v.string(),
+  v.check((text) => text.length % 4 === 0 && /^[A-Za-z0-9+/]*={0,2}$/.test(text)),
+  v.metadata({
+    format: "base64",
+    contentEncoding: "base64",
+    pattern: "^$|^(?:[0-9a-zA-Z+/]{4})*(?:(?:[0-9a-zA-Z+/]{2}==)|(?:[0-9a-zA-Z+/]{3}=))?$",
+  }),
+);
+
 /** A path in JSON: its text, or its bytes where they are not UTF-8. */
-export const pathNameSchema = z.union([
-  z.string().min(1).max(4095),
-  z.strictObject({ base64: z.base64().min(1).max(5460) }),
+export const pathNameSchema = v.union([
+  v.pipe(v.string(), v.minLength(1), v.maxCodePoints(4095)),
+  table({ base64: v.pipe(base64Text, v.minLength(1), v.maxLength(5460)) }),
 ]);
-export type PathName = z.infer<typeof pathNameSchema>;
+export type PathName = v.InferOutput<typeof pathNameSchema>;
 
 const MAX_PATH_BYTES = 4095;
 const MAX_COMPONENT_BYTES = 255;

@@ -1,8 +1,8 @@
 import { readFileSync } from "node:fs";
 import { expect, it } from "vitest";
-import { z } from "zod";
 import { encodeMetadata, metadataSchema, parseMetadata, type RootMetadata } from "../../src/root/metadata.js";
 import { canonicalJson } from "../../src/canonical-json.js";
+import { jsonSchema } from "../formats/json-schema.js";
 import { ACCOUNTS, BuildHost, file } from "./hosts.js";
 
 const page = readFileSync("formats/root.md", "utf8");
@@ -23,7 +23,7 @@ it("the page's example is what zferry makes", async () => {
 
 it("the schema file is the one that metadata is read with", () => {
   expect(JSON.parse(readFileSync("formats/root-metadata.schema.json", "utf8"))).toEqual(
-    z.toJSONSchema(metadataSchema),
+    jsonSchema(metadataSchema),
   );
 });
 
