@@ -27,7 +27,7 @@ export function readNativeList(list: Uint8Array): Map<string, bigint | string | 
   const pairs = new Map<string, bigint | string | true>();
   for (let at = START_BYTES; at + 4 <= view.length;) {
     const size = view.readInt32LE(at);
-    if (size === 0) return pairs;
+    if (size === 0) return at + 4 === view.length ? pairs : undefined;
     if (size < PAIR_BYTES || size % 8 !== 0 || at + size > view.length) return undefined;
     const nameBytes = view.readInt16LE(at + 4);
     const value = PAIR_BYTES + roundUp(Math.max(nameBytes, 0), 8);

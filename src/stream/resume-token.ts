@@ -41,12 +41,20 @@ export function parseResumeToken(text: string): ResumeToken {
   }
   const bytes = Number.parseInt(length, 16);
   if (bytes > MAX_LIST_BYTES) throw malformed(`says ${bytes} bytes, the limit is ${MAX_LIST_BYTES}`);
-  let list: Buffer;
   const compressed = Buffer.from(packed, "hex");
+  let inflated: { readonly buffer: Buffer; readonly engine: { readonly bytesWritten: number } };
   try {
-    list = inflateSync(compressed, { maxOutputLength: Math.max(1, bytes) });
+    // With `info` it tells how much it took: it passes over what comes after the end.
+    inflated = inflateSync(compressed, {
+      maxOutputLength: Math.max(1, bytes),
+      info: true,
+    }) as unknown as typeof inflated;
   } catch (error) {
     throw malformed(`cannot be decompressed: ${error instanceof Error ? error.message : String(error)}`);
+  }
+  const list = inflated.buffer;
+  if (inflated.engine.bytesWritten !== compressed.length) {
+    throw malformed(`has ${compressed.length - inflated.engine.bytesWritten} bytes after its data`);
   }
   if (list.length !== bytes) throw malformed(`holds ${list.length} bytes, it says ${bytes}`);
   // The sum is that of the compressed bytes, of which ZFS leaves out what is no whole word.

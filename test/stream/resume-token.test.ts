@@ -51,6 +51,8 @@ describe("a token", () => {
     ["a length over the limit", tokenOf(oversized)],
     ["more than its length", tokenOf(listOf(...PAIRS), 12)],
     ["less than its length", tokenOf(listOf(...PAIRS), 400)],
+    ["a byte after the data", `${tokenOf(listOf(...PAIRS))}00`],
+    ["bytes after the list", tokenOf(Buffer.concat([listOf(...PAIRS), Buffer.alloc(8)]))],
     ["no list", tokenOf(Buffer.from("no list at all"))],
     ["a list without an end", tokenOf(listOf(...PAIRS).subarray(0, -4))],
     ["a list in XDR", tokenOf(Buffer.concat([Buffer.from([1]), listOf(...PAIRS).subarray(1)]))],
