@@ -46,21 +46,29 @@ export function progressOn({ terminal, columns, write, now }: ProgressDisplay): 
       const rate = current.rate === undefined ? latest : current.rate + weight * (latest - current.rate);
       current = { what, at, done, rate };
       shown = at;
-      const line = printable(describe(what, done, total, rate));
-      write(terminal ? `${CLEAR_LINE}${line.slice(0, columns() - 1)}` : `${line}\n`);
+      const forms = describe(what, done, total, rate).map(printable);
+      const fits = forms.find((line) => !terminal || line.length < columns()) ?? forms.at(-1) ?? "";
+      write(terminal ? `${CLEAR_LINE}${fits.slice(0, columns() - 1)}` : `${fits}\n`);
       drawn = terminal;
     },
     end,
   };
 }
 
-function describe(what: string, done: number, total: number | undefined, rate: number): string {
+/** The line, and shorter forms of it. */
+function describe(what: string, done: number, total: number | undefined, rate: number): string[] {
   const speed = `${formatBytes(Math.round(rate))}/s`;
   // An estimate that turned out too low says nothing any more.
-  if (total === undefined || total === 0 || done > total) return `${what}: ${formatBytes(done)}, ${speed}`;
+  if (total === undefined || total === 0 || done > total) {
+    return [`${what}: ${formatBytes(done)}, ${speed}`, `${what}: ${formatBytes(done)}`];
+  }
   const percent = Math.floor((done / total) * 100);
   const left = rate > 0 ? `, ${formatDuration((total - done) / rate)} left` : "";
-  return `${what}: ${formatBytes(done)} of ${formatBytes(total)} (${percent} %), ${speed}${left}`;
+  return [
+    `${what}: ${formatBytes(done)} of ${formatBytes(total)} (${percent} %), ${speed}${left}`,
+    `${what}: ${percent} %${left}`,
+    `${percent} %`,
+  ];
 }
 
 function formatDuration(seconds: number): string {

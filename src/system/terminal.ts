@@ -112,7 +112,8 @@ const SILENT: ProgressReport = { update: () => undefined, end: () => undefined }
 const standardError = (): ProgressReport =>
   progressOn({
     terminal: isatty(2),
-    columns: () => process.stderr.columns ?? 80,
+    // A serial console may say 0.
+    columns: () => process.stderr.columns || 80,
     write: (text) => void process.stderr.write(text),
     now: () => performance.now(),
   });

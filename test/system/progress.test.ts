@@ -50,12 +50,20 @@ describe("on a terminal", () => {
     expect(written.length).toBeLessThan(6);
   });
 
+  test("is shortened by whole parts where the line is narrow", () => {
+    const { written, progress, pass } = display(true, 40);
+    progress.update("verifying", 0, 100 * MIB);
+    pass(1000);
+    progress.update("verifying", 10 * MIB, 100 * MIB);
+    expect(written).toEqual(["\r\u001b[Kverifying: 10 %, 9 s left"]);
+  });
+
   test("never wraps, and shows no control characters", () => {
     const { written, progress, pass } = display(true, 20);
     progress.update("a\u001b[31m name that is long", 0, 10);
     pass(1000);
     progress.update("a\u001b[31m name that is long", 5, 10);
-    expect(written).toEqual(["\r\u001b[Ka\\u{1b}[31m name th"]);
+    expect(written).toEqual(["\r\u001b[K50 %"]);
   });
 });
 
