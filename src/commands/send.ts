@@ -3,8 +3,7 @@ import type { ManifestStream } from "../bundle/manifest.js";
 import { VerifiedBundle } from "../bundle/reader.js";
 import { ZferryError } from "../errors.js";
 import { untilInterrupted, type Environment } from "../report.js";
-import { parseResumeToken, type ResumeToken } from "../stream/resume-token.js";
-import { resumeStream } from "../stream/resume.js";
+import type { ResumeToken } from "../stream/resume-token.js";
 import { openBundleFile } from "../system/bundle-file.js";
 import { chunksFrom, streamOfToken } from "../install/resume.js";
 import { readTrust } from "../install/trust.js";
@@ -35,7 +34,9 @@ export function define(command: Command, environment: () => Environment): void {
   )
     .addHelpText(
       "after",
-      "\nExample:\n  bundle send R2.bundle --key release.pub --stream usr | zfs receive -s -u rpool/SYSTEM/USR/gentoo" +
+      "\nEach chunk is checked before it is written. One that is damaged ends it with status 12, after those before it:" +
+        "\nin a pipe, set -o pipefail shows that." +
+        "\n\nExample:\n  bundle send R2.bundle --key release.pub --stream usr | zfs receive -s -u rpool/SYSTEM/USR/gentoo" +
         "\n  bundle send R2.bundle --key release.pub --token $(zfs get -H -o value receive_resume_token rpool/SYSTEM/USR/gentoo) |" +
         "\n    zfs receive -s -u rpool/SYSTEM/USR/gentoo",
     )
@@ -49,7 +50,7 @@ export async function runSend(path: string, options: SendOptions, env: Environme
       hint: "give it to zfs receive, or to a file",
     });
   }
-  const token = options.token === undefined ? undefined : parseResumeToken(options.token);
+  const token = options.token === undefined ? undefined : await parseToken(options.token);
   const file = await openBundleFile(path, threadsOf(options));
   try {
     const trust = await readTrust(options);
@@ -60,13 +61,24 @@ export async function runSend(path: string, options: SendOptions, env: Environme
     const chunks = counted(bundle.chunks(stream, indices), (done) =>
       env.progress.update(`sending ${stream.role}`, done, total),
     );
-    for await (const piece of token === undefined ? chunks : resumeStream(chunks, token)) {
+    for await (const piece of token === undefined ? chunks : resumed(chunks, token)) {
       await untilInterrupted(env.write(piece), env.signal);
     }
   } finally {
     env.progress.end();
     await file.close();
   }
+}
+
+// Loaded only when they are needed.
+const parseToken = async (text: string): Promise<ResumeToken> =>
+  (await import("../stream/resume-token.js")).parseResumeToken(text);
+
+async function* resumed(
+  chunks: AsyncIterable<Uint8Array>,
+  token: ResumeToken,
+): AsyncGenerator<Uint8Array, void, void> {
+  yield* (await import("../stream/resume.js")).resumeStream(chunks, token);
 }
 
 async function* counted(
