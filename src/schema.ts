@@ -107,7 +107,6 @@ export function record<Value extends v.GenericSchema>(
       if (!isPlainObject(input)) return schema["~run"]({ value: null }, config);
       const output: Record<string, v.InferOutput<Value>> = {};
       for (const [name, field] of Object.entries(input)) {
-        if (name === "__proto__") continue;
         const named = key["~run"]({ value: name }, config);
         const result = named.issues ? named : value["~run"]({ value: field }, config);
         if (result.issues) {
@@ -119,7 +118,13 @@ export function record<Value extends v.GenericSchema>(
             issues: [{ ...issue, path: [item, ...(issue.path ?? [])] }],
           };
         }
-        output[name] = result.value;
+        // Assigned, a field __proto__ would be none.
+        Object.defineProperty(output, name, {
+          value: result.value,
+          enumerable: true,
+          writable: true,
+          configurable: true,
+        });
       }
       return { typed: true, value: output };
     },

@@ -81,12 +81,17 @@ async function readExactly(source: ByteSource, offset: number, length: number): 
 async function readHead(source: ByteSource): Promise<Head> {
   let offset = 0;
   let mtime: number | undefined;
+  const requireBundle = (start: Uint8Array): void => {
+    const name = Buffer.from(SUMS_NAME).subarray(0, start.length);
+    if (name.equals(start.subarray(0, SUMS_NAME.length))) return;
+    throw archiveFault(`${source.name} is no bundle: it does not begin with ${SUMS_NAME}`, 0);
+  };
   const next = async (): Promise<{ name: string; bytes: Uint8Array; headerOffset: number }> => {
     const headerOffset = offset;
+    // What is too short for a header may be no bundle at all.
+    if (source.size < BLOCK_BYTES) requireBundle(await source.read(0, source.size));
     const block = await readExactly(source, offset, BLOCK_BYTES);
-    if (offset === 0 && !Buffer.from(block).subarray(0, SUMS_NAME.length).equals(Buffer.from(SUMS_NAME))) {
-      throw archiveFault(`${source.name} is no bundle: it does not begin with ${SUMS_NAME}`, 0);
-    }
+    if (offset === 0) requireBundle(block);
     const header = parseHeader(block, offset);
     mtime ??= header.mtime;
     if (header.mtime !== mtime)

@@ -172,7 +172,7 @@ export async function createBundleFile(path: string, signal: AbortSignal): Promi
         });
         throwIfInterrupted(signal);
         await refuseExisting(path);
-        if (await giveName(file.fd, path)) {
+        if (await giveName(file, path)) {
           syncPath(dirname(path));
           await close();
           return { bytes: end };
@@ -207,8 +207,11 @@ async function openNameless(path: string): Promise<{ file: FileHandle; canHaveNa
  * Names a file that was opened without a name; node has no linkat(2), and GNU ln does it so.
  * @returns whether it succeeded; otherwise there is no new name
  */
-const giveName = (fd: number, path: string): Promise<boolean> =>
-  ended("ln", ["-L", "-T", "--", "/proc/self/fd/3", path], ["ignore", "ignore", "ignore", fd]);
+async function giveName(file: FileHandle, path: string): Promise<boolean> {
+  await ended("ln", ["-L", "-T", "--", "/proc/self/fd/3", path], ["ignore", "ignore", "ignore", file.fd]);
+  const [named, { ino, dev }] = [await lstat(path).catch(() => undefined), await file.stat()];
+  return named?.ino === ino && named.dev === dev;
+}
 
 /**
  * Copies from one descriptor's place in its file to its end. Node has no copy_file_range(2), and GNU cat does it so:

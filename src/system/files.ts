@@ -38,6 +38,9 @@ const REASONS: Record<string, string> = {
   ENOSPC: "no space left",
   EDQUOT: "no space left",
   EIO: "the medium fails (EIO)",
+  EFBIG: "the file would be larger than it may be (EFBIG)",
+  EMFILE: "too many files are open (EMFILE)",
+  ENOTSUP: "the file system cannot do that (ENOTSUP)",
 };
 
 /**

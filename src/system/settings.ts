@@ -1,3 +1,4 @@
+import { isUtf8 } from "node:buffer";
 import {
   BUILD_CONFIG_PATH,
   buildSchema,
@@ -13,8 +14,9 @@ import { publicKeyLine } from "../trust/minisign.js";
 import { readPublicKey, readSmallFile } from "./key-files.js";
 
 async function readConfig(path: string, what: string, hint = ""): Promise<string> {
+  let bytes: Buffer;
   try {
-    return (await readSmallFile(path, what, 1 << 20)).toString("utf8");
+    bytes = await readSmallFile(path, what, 1 << 20);
   } catch (error) {
     const { cause } = error as { cause?: NodeJS.ErrnoException };
     if (cause?.code !== "ENOENT") throw error;
@@ -24,6 +26,11 @@ async function readConfig(path: string, what: string, hint = ""): Promise<string
       cause: error,
     });
   }
+  // Replaced by something else, a byte in a path would name another file.
+  if (!isUtf8(bytes)) {
+    throw new ZferryError("config-malformed", `${path}: is not UTF-8`, { details: { file: path } });
+  }
+  return bytes.toString("utf8");
 }
 
 /** `hint` is added to what is said where there is none. */

@@ -88,7 +88,7 @@ function startThreads(count: number, file?: FileToRead): Threads {
       const { code, message, details, hint } = answer.fault;
       waiting?.reject(new ZferryError(code, message, { details, ...(hint === undefined ? {} : { hint }) }));
     });
-    worker.on("error", fail);
+    worker.on("error", (error) => fail(threadFailure(error)));
     worker.on("exit", () => fail(new Error("a thread has ended")));
     idle.push(worker);
     return worker;
@@ -107,6 +107,16 @@ function startThreads(count: number, file?: FileToRead): Threads {
       await Promise.all(workers.map((worker) => worker.terminate()));
     },
   };
+}
+
+/** A thread that could not start, or not go on, for want of memory or descriptors. */
+function threadFailure(error: Error & { readonly code?: string }): Error {
+  if (error.code === undefined || error instanceof TypeError) return error;
+  return new ZferryError("io-failed", `a thread failed: ${error.message} (${error.code})`, {
+    details: { reason: error.code },
+    hint: "use fewer: --threads 1",
+    cause: error,
+  });
 }
 
 const MIB = 1 << 20;
