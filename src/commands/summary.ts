@@ -73,7 +73,7 @@ export function wholeNumber(
 
 /** Adds the option that {@link threadsOf} reads. */
 export const addThreadsOption = (command: Command): Command =>
-  command.option("-T, --threads <number>", "processors to use (default: all, up to 16)");
+  command.option("-T, --threads <number>", "1 to 256 (default: one for each processor, up to 16)");
 
 /** How many threads take part in what is heavy. */
 export const threadsOf = ({ threads }: { readonly threads?: string }): number =>

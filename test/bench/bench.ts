@@ -1,5 +1,14 @@
 import { execFileSync, spawn } from "node:child_process";
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { availableParallelism, cpus, totalmem } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
@@ -69,7 +78,7 @@ const median = (values: readonly number[]): number =>
 interface Row {
   readonly work: string;
   readonly alternative: string;
-  /** The issue's bound for the ratio. */
+  /** What the ratio is to be. */
   readonly atMost: number | undefined;
   readonly ratio: number;
   readonly ours: string;
@@ -77,6 +86,7 @@ interface Row {
 }
 
 const seconds = (value: number): string => `${value.toFixed(2)} s`;
+const gigabytes = (bytes: number): string => `${Number((bytes / 1e9).toFixed(1))} GB`;
 const mebibytes = (bytes: number): string => `${(bytes / MIB).toFixed(0)} MiB`;
 
 /** zferry's command and another one, in turn. */
@@ -126,6 +136,10 @@ async function main(): Promise<void> {
   if (values.help) return void process.stdout.write(USAGE);
   const { quick } = values;
   const runs = Number(values.runs ?? (quick ? 1 : 5));
+  if (!Number.isInteger(runs) || runs < 1) throw new Error(`--runs ${values.runs}: is no number of runs`);
+  if (values.stream !== undefined && !existsSync(values.stream)) {
+    throw new Error(`--stream ${values.stream}: there is no such file`);
+  }
   const note = (line: string): void => void process.stderr.write(`${line}\n`);
 
   mkdirSync(cacheFolder, { recursive: true });
@@ -201,7 +215,7 @@ async function main(): Promise<void> {
     });
     await compare("bundle --version", "node -e 0", 2, { ours: bundle("--version"), theirs: "node -e 0" });
     for (const [what, ours] of [
-      ["create", (...more: string[]) => create(stream, at("made.bundle"), ...more)],
+      [`create, level ${LEVEL},`, (...more: string[]) => create(stream, at("made.bundle"), ...more)],
       ["verify", (...more: string[]) => verify(at("usr.bundle"), ...more)],
       ["send, through a pipe,", (...more: string[]) => `${send(at("usr.bundle"), ...more)} | cat >/dev/null`],
     ] as const) {
@@ -213,9 +227,10 @@ async function main(): Promise<void> {
     }
     remove();
 
-    if (/memory|over 1 GB/.test(values.only) || values.only === "") {
+    if (/memory|bundle of/.test(values.only) || values.only === "") {
       rows.push(...(await sizes(folder, small, large, runs, note)).filter(({ work }) => wanted.test(work)));
     }
+    if (rows.length === 0) throw new Error(`--only ${values.only}: no row has such a name`);
     const table = describe(stream, rows, quick);
     process.stdout.write(table);
     if (values.output !== undefined) writeFileSync(values.output, table);
@@ -255,7 +270,7 @@ async function sizes(
     .join(" ");
   const peaks: Record<string, number[]> = { create: [], verify: [], send: [] };
   for (const bytes of [small, large]) {
-    note(`memory, ${bytes / 1e9} GB of stream`);
+    note(`memory, ${gigabytes(bytes)} of stream`);
     const file = join(folder, "synthetic.bundle");
     rmSync(file, { force: true });
     for (const [verb, script] of [
@@ -270,7 +285,7 @@ async function sizes(
     rows.push(
       await pairs(
         {
-          work: `verify, a bundle over 1 GB (${(size / 1e9).toFixed(1)} GB)`,
+          work: `verify, a bundle of ${gigabytes(size)}`,
           alternative: "openssl dgst -sha256",
           atMost: 0.65,
         },
@@ -281,8 +296,8 @@ async function sizes(
   }
   for (const [verb, [first = 0, second = 0]] of Object.entries(peaks)) {
     rows.push({
-      work: `peak memory of ${verb}, ${large / 1e9} GB of stream`,
-      alternative: `${small / 1e9} GB of stream`,
+      work: `peak memory of ${verb}, ${gigabytes(large)} of stream`,
+      alternative: `${gigabytes(small)} of stream`,
       atMost: 1.1,
       ratio: second / first,
       ours: mebibytes(second),
@@ -299,8 +314,8 @@ function describe(stream: string, rows: readonly Row[], quick: boolean): string 
     `${cpus()[0]?.model.trim()}, ${availableParallelism()} processors, ${(totalmem() / 2 ** 30).toFixed(0)} GiB, ` +
     `node ${process.versions.node}, zstd ${version("zstd", "--version")}, openssl ${version("openssl", "version")}`;
   const lines = rows.map(({ work, alternative, atMost, ratio, ours, theirs }) => {
-    const verdict = atMost === undefined || quick ? "" : ratio <= atMost ? "" : " (missed)";
-    return `| ${work} | ${alternative} | ${ours} | ${theirs} | ${ratio.toFixed(2)} | ${atMost ?? ""}${verdict} |`;
+    const bound = atMost === undefined || quick ? "" : `${atMost}${ratio <= atMost ? "" : " (missed)"}`;
+    return `| ${work} | ${alternative} | ${ours} | ${theirs} | ${ratio.toFixed(2)} | ${bound} |`;
   });
   return [
     ...(quick ? ["A quick run: it says nothing of speed.", ""] : []),
@@ -313,4 +328,9 @@ function describe(stream: string, rows: readonly Row[], quick: boolean): string 
   ].join("\n");
 }
 
-await main();
+try {
+  await main();
+} catch (error) {
+  process.stderr.write(`bench: ${error instanceof Error ? error.message : String(error)}\n`);
+  process.exitCode = 1;
+}
