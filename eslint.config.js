@@ -11,6 +11,7 @@ const LAYERS = {
     "trust",
     "stream",
     "system",
+    "config",
     "errors",
     "raw-path",
     "report",

@@ -45,7 +45,16 @@ const VERBS: readonly Verb[] = [
     summary: "show what installing a bundle on this site would do",
     load: () => import("./commands/plan.js"),
   },
-  { name: "install", summary: "install a bundle on this site", load: () => import("./commands/install.js") },
+  {
+    name: "install",
+    summary: "install a bundle on this site, or go on with what is under way",
+    load: () => import("./commands/install.js"),
+  },
+  {
+    name: "abort",
+    summary: "give up the install that is under way",
+    load: () => import("./commands/abort.js"),
+  },
   {
     name: "trust",
     summary: "show or change whose signatures this site believes",
@@ -156,7 +165,10 @@ function reportError(error: ZferryError, json: boolean): void {
     process.stderr.write(`${JSON.stringify(errorAsJson(error))}\n`);
     return;
   }
-  const lines = [`bundle: ${error.message}`, ...(error.hint === undefined ? [] : [`  ${error.hint}`])];
+  const lines = [error, ...error.also].flatMap(({ message, hint }) => [
+    `bundle: ${message}`,
+    ...(hint === undefined ? [] : [`  ${hint}`]),
+  ]);
   process.stderr.write(lines.map((line) => `${printable(line)}\n`).join(""));
   if (error.code === "unexpected")
     process.stderr.write("  this is a fault of zferry itself; please report it\n");

@@ -73,15 +73,23 @@ export class ZferryError extends Error {
   readonly code: ErrorCode;
   readonly details: ErrorDetails;
   readonly hint: string | undefined;
+  /** What is wrong besides, where more than the first fault was looked for. */
+  readonly also: readonly ZferryError[];
 
   constructor(
     code: ErrorCode,
     message: string,
-    options: { details?: ErrorDetails; hint?: string; cause?: unknown } = {},
+    options: {
+      details?: ErrorDetails;
+      hint?: string | undefined;
+      also?: readonly ZferryError[];
+      cause?: unknown;
+    } = {},
   ) {
     super(bounded(message), options.cause === undefined ? {} : { cause: options.cause });
     this.code = code;
     this.details = options.details ?? {};
     this.hint = options.hint;
+    this.also = options.also ?? [];
   }
 }

@@ -18,6 +18,8 @@ export interface Environment {
   readonly signal: AbortSignal;
   /** Asks for a passphrase on the terminal; `otherwise` is the hint where there is none. */
   askPassphrase(prompt: string, otherwise?: string): Promise<string>;
+  /** Asks on the terminal, and waits for Enter; false where there is no terminal. */
+  askToGoOn(question: string): Promise<boolean>;
   readonly progress: ProgressReport;
 }
 
@@ -75,12 +77,17 @@ export function asZferryError(error: unknown): ZferryError {
 /** The error as `--json` prints it. */
 export const errorAsJson = (error: ZferryError): unknown => ({
   error: {
-    code: error.code,
-    status: EXIT_STATUS[error.code],
-    message: error.message,
-    ...(error.hint === undefined ? {} : { hint: error.hint }),
-    details: error.details,
+    ...fieldsOf(error),
+    ...(error.also.length === 0 ? {} : { also: error.also.map(fieldsOf) }),
   },
+});
+
+const fieldsOf = ({ code, message, hint, details }: ZferryError) => ({
+  code,
+  status: EXIT_STATUS[code],
+  message,
+  ...(hint === undefined ? {} : { hint }),
+  details,
 });
 
 /** Stops at a place where stopping leaves nothing behind. */

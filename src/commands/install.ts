@@ -1,13 +1,17 @@
+import { existsSync } from "node:fs";
 import type { Command } from "commander";
-import type { VerifiedBundle } from "../bundle/reader.js";
-import { installBundle, planInstall, type InstallOptions, type Plan } from "../install/install.js";
+import { VerifiedBundle } from "../bundle/reader.js";
+import type { SiteConfig } from "../config.js";
+import { ZferryError } from "../errors.js";
+import { finishInstall, installBundle, needsBundle, planInstall, type Plan } from "../install/install.js";
+import { readUnderWay, type Journal } from "../install/state.js";
 import { fullName } from "../system/zfs.js";
 import { printable, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
 import { readSiteTrust } from "../install/trust.js";
 import { readSiteConfig } from "../system/settings.js";
 import { addThreadsOption, describeKeyChange, threadsOf, wholeNumber } from "./summary.js";
-import { verifyWhole } from "./verify.js";
+import { checkWhole } from "./verify.js";
 
 export interface CommandOptions {
   readonly dryRun?: boolean;
@@ -37,15 +41,18 @@ export const addInstallOptions = (command: Command): Command =>
 export function define(command: Command, environment: () => Environment): void {
   addInstallOptions(
     command
-      .argument("<file>", "the bundle")
+      .argument("[file]", "the bundle; without it, the install that is under way goes on")
       .option("-n, --dry-run", "do everything that changes nothing, as bundle plan does"),
   )
     .addHelpText(
       "after",
       "\nExample:\n  bundle install /media/stick/R2.bundle\n\n" +
-        "After an interruption the same command goes on, or says that there is nothing to do.",
+        "After an interruption bundle install goes on from where it was, or says that there is nothing to do;\n" +
+        "bundle abort gives it up. Another copy of the bundle may be named to go on.",
     )
-    .action((file: string, options: CommandOptions) => runInstall(file, options, environment()));
+    .action((file: string | undefined, options: CommandOptions) =>
+      file === undefined ? runGoOn(options, environment()) : runInstall(file, options, environment()),
+    );
 }
 
 /** Verifies a bundle whole, then installs it in place. */
@@ -58,21 +65,95 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
   };
   const threads = threadsOf(options);
   const trust = await readSiteTrust(site);
+  const work = workOf(site, env);
   const file = await openBundleFile(path, threads);
-  const step = (what: string): void => {
-    env.progress.end();
-    if (!env.quiet) env.note(what);
-  };
   try {
-    step(`verifying ${path}`);
-    const bundle = await verifyWhole(file, trust, env);
-    const { now, signal, progress } = env;
-    const install: InstallOptions = { site, trust, exceptions, now, signal, progress, step };
+    const bundle = await VerifiedBundle.verify(file, trust);
+    const journal = await readUnderWay(site);
+    // Of what is under way only the rest is read, each piece checked as it is used.
+    if (journal?.release.identity !== bundle.identity) {
+      work.step(`verifying ${path}`);
+      await checkWhole(bundle, env);
+    }
+    const install = { ...work, trust, exceptions };
     const plan = options.dryRun ? await planInstall(bundle, install) : await installBundle(bundle, install);
     await env.write(env.json ? asJson(bundle, plan, options) : asText(bundle, plan, options));
   } finally {
     env.progress.end();
     await file.close();
+  }
+}
+
+/** Goes on with what is under way, from the bundle where it was, if that is still needed. */
+async function runGoOn(options: CommandOptions, env: Environment): Promise<void> {
+  const { dryRun, allowDowngrade, allowExpired, acceptTime } = options;
+  if (dryRun || allowDowngrade !== undefined || allowExpired !== undefined || acceptTime) {
+    throw new ZferryError("usage", "without a file, the install that is under way goes on as it was begun", {
+      hint: "name the bundle",
+    });
+  }
+  const site = await readSiteConfig(options.config);
+  const journal = await readUnderWay(site);
+  if (journal !== undefined && (await needsBundle(journal))) {
+    return runInstall(await locateBundle(journal, env), options, env);
+  }
+  const done = await finishInstall(workOf(site, env));
+  await tellEnd(done, done?.undoing === true ? "aborted" : "installed", site, env);
+}
+
+/** Says how what was under way ended. */
+export async function tellEnd(
+  journal: Journal | undefined,
+  outcome: "installed" | "aborted",
+  { product }: SiteConfig,
+  env: Environment,
+): Promise<void> {
+  if (env.json) {
+    const { release = null, streams = [] } = journal ?? {};
+    return env.write(
+      `${JSON.stringify({ outcome: journal === undefined ? "present" : outcome, product, release, streams })}\n`,
+    );
+  }
+  if (journal === undefined) return env.write("no install is under way; nothing to do\n");
+  const { name, sequence } = journal.release;
+  const what = `${product} release ${name} (${sequence})`;
+  const text = outcome === "aborted" ? `gave up ${what}; the site is as it was before` : `installed ${what}`;
+  await env.write(`${printable(text)}\n`);
+}
+
+export const workOf = (site: SiteConfig, { now, signal, progress, quiet, note }: Environment) => ({
+  site,
+  now,
+  signal,
+  progress,
+  step: (what: string): void => {
+    progress.end();
+    if (!quiet) note(what);
+  },
+});
+
+/** Where the bundle of an install that is under way is; whoever is at a terminal is asked for it. */
+async function locateBundle({ release, origin }: Journal, env: Environment): Promise<string> {
+  const what = `release ${release.name} (${release.sequence})`;
+  const ways = "or name a copy of it: bundle install FILE; or give it up: bundle abort";
+  if (origin === null) {
+    throw new ZferryError("install-pending", `${what} is being installed, and its bundle is needed`, {
+      details: { pending: release.name },
+      hint: ways.slice("or ".length),
+    });
+  }
+  for (;;) {
+    if (existsSync(origin.file)) return origin.file;
+    const question = `${what} is being installed: insert the medium with ${origin.file}, then press Enter`;
+    if (await env.askToGoOn(question)) continue;
+    throw new ZferryError(
+      "io-failed",
+      `${what} is being installed, and its bundle is not at ${origin.file}`,
+      {
+        details: { pending: release.name, file: origin.file },
+        hint: `insert the medium with release ${release.name} and run the same command again; ${ways}`,
+      },
+    );
   }
 }
 

@@ -1,6 +1,14 @@
 import type { Command } from "commander";
-import { isRecorded, openState, type Installation, type Journal, type SiteState } from "../install/state.js";
-import { formatTime, printable, type Environment } from "../report.js";
+import {
+  openState,
+  readUnderWay,
+  type Installation,
+  type Journal,
+  type Phase,
+  type SiteState,
+} from "../install/state.js";
+import { progressOf, type StreamProgress } from "../install/steps.js";
+import { formatBytes, formatTime, printable, type Environment } from "../report.js";
 import { requireProduct } from "../install/policy.js";
 import { readSiteConfig } from "../system/settings.js";
 
@@ -18,37 +26,64 @@ export function define(command: Command, environment: () => Environment): void {
 /** Shows the installed release and an install that is under way. */
 export async function runStatus(options: StatusOptions, env: Environment): Promise<void> {
   const site = await readSiteConfig(options.config);
-  const folder = openState(site.state);
-  const state = await folder.readState();
-  const found = await folder.readJournal();
-  const journal = found === undefined || isRecorded(state, found) ? undefined : found;
+  const state = await openState(site.state).readState();
+  const journal = await readUnderWay(site);
   if (state !== undefined) requireProduct(state, site.product);
-  await env.write(env.json ? asJson(site.product, state, journal) : asText(site.product, state, journal));
+  const underWay = journal && { journal, streams: await Promise.all(journal.streams.map(progressOf)) };
+  await env.write(env.json ? asJson(site.product, state, underWay) : asText(site.product, state, underWay));
 }
 
-function asJson(product: string, state: SiteState | undefined, journal: Journal | undefined): string {
+interface UnderWay {
+  readonly journal: Journal;
+  readonly streams: readonly StreamProgress[];
+}
+
+function asJson(product: string, state: SiteState | undefined, underWay: UnderWay | undefined): string {
   return `${JSON.stringify({
     product,
     installed: state?.installations.at(-1) ?? null,
     highestSequence: state?.highestSequence ?? 0,
-    underWay:
-      journal === undefined
-        ? null
-        : { release: journal.release, startedAt: journal.startedAt, phase: journal.phase },
+    underWay: underWay === undefined ? null : describeUnderWay(underWay),
   })}\n`;
 }
 
-function asText(product: string, state: SiteState | undefined, journal: Journal | undefined): string {
+const describeUnderWay = ({ journal, streams }: UnderWay): object => {
+  const { release, startedAt, phase, undoing, origin } = journal;
+  return { release, startedAt, phase, undoing, file: origin?.file ?? null, streams };
+};
+
+function asText(product: string, state: SiteState | undefined, underWay: UnderWay | undefined): string {
   const installed = state?.installations.at(-1);
   const lines = [
     `product: ${product}`,
     ...(installed === undefined ? ["installed: no release by zferry yet"] : describe(installed)),
-    journal === undefined
-      ? "under way: nothing"
-      : `under way: release ${journal.release.name} (${journal.release.sequence}) since ${formatTime(journal.startedAt)}, ${journal.phase}; ` +
-        `go on: bundle install, with the bundle of ${journal.release.name}`,
+    ...(underWay === undefined ? ["under way: nothing"] : describeWay(underWay)),
   ];
   return `${lines.map(printable).join("\n")}\n`;
+}
+
+const DOING: Record<Phase, string> = {
+  holding: "holding the base snapshots",
+  preparing: "preparing the files of /",
+  receiving: "receiving",
+  writing: "writing the files of /",
+  recording: "recording it as installed",
+};
+
+function describeWay({ journal, streams }: UnderWay): string[] {
+  const { release, startedAt, phase, undoing, origin } = journal;
+  const what = `release ${release.name} (${release.sequence}), begun at ${formatTime(startedAt)}`;
+  return [
+    `under way: ${what}, ${undoing ? `being given up (${phase})` : DOING[phase]}`,
+    ...streams.map(({ role, dataset, received, taken, rawBytes }) => {
+      const of = rawBytes === null ? "" : ` of ${formatBytes(rawBytes)}`;
+      const share = rawBytes === null || rawBytes === 0 ? "" : ` (${Math.floor((taken / rawBytes) * 100)} %)`;
+      return `  ${role}: ${dataset}, ${received ? "received" : `${formatBytes(taken)}${of}${share} received`}`;
+    }),
+    undoing
+      ? "  goes on with: bundle abort"
+      : `  goes on with: bundle install${origin === null ? `, and the bundle of ${release.name}` : ` (from ${origin.file})`}; gives it up: bundle abort`,
+  ];
 }
 
 const describe = ({ release, finishedAt, streams, signers }: Installation): string[] => [

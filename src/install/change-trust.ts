@@ -25,7 +25,7 @@ export async function changeTrust(
       // Its bundle must be believed until the end, or the site would stay half-way.
       throw new ZferryError("install-pending", `release ${journal.release.name} is being installed`, {
         details: { pending: journal.release.name },
-        hint: `finish it first: bundle install, with the bundle of ${journal.release.name}`,
+        hint: "finish it first: bundle install; or give it up: bundle abort",
       });
     }
     if ("add" in change) {

@@ -3,16 +3,48 @@ import type { VerifiedBundle } from "../bundle/reader.js";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { formatBytes } from "../report.js";
+import { parseResumeToken, type ResumeToken } from "../stream/resume-token.js";
 import { processesRunningFrom } from "../system/in-use.js";
 import {
   datasetExists,
   fullName,
   getProperties,
+  listDiff,
   listSnapshots,
   poolFeatures,
   poolHealth,
+  resumeToken,
   type Snapshot,
 } from "../system/zfs.js";
+import { streamOfToken } from "./resume.js";
+
+/** Collects what stands against an install, so that all of it can be told at once. */
+export class Obstacles {
+  readonly #found: ZferryError[] = [];
+
+  /** The result of a check, or nothing when it found an obstacle. */
+  async unless<Result>(check: () => Promise<Result>): Promise<Result | undefined> {
+    try {
+      return await check();
+    } catch (error) {
+      if (!(error instanceof ZferryError) || error.code === "interrupted") throw error;
+      this.add(error);
+      return undefined;
+    }
+  }
+
+  add(error: ZferryError): void {
+    this.#found.push(error, ...error.also);
+  }
+
+  /** @throws ZferryError the first that was found, with all the others */
+  throwAny(): void {
+    const [first, ...also] = this.#found;
+    if (first === undefined) return;
+    const { code, message, details, hint } = first;
+    throw new ZferryError(code, message, { details, hint, also, cause: first });
+  }
+}
 
 /** What is to be done for one stream. */
 export interface StreamPlan {
@@ -23,47 +55,57 @@ export interface StreamPlan {
   readonly base: Snapshot | undefined;
   /** Whether the target snapshot is there already. */
   readonly received: boolean;
-  /** Whether an interrupted receive left something to be discarded. */
-  readonly partial: boolean;
+  /** Bytes of the stream that an interrupted receive of this install has taken. */
+  readonly taken: number;
+  /** What does not stand against it, and is good to know. */
+  readonly warnings: readonly string[];
 }
 
 /**
  * Holds every stream of a bundle against the site's datasets. Nothing is changed.
  * @param ours whether zferry itself has an install of this bundle under way
- * @throws ZferryError `base-missing`, `base-modified`, `dataset-in-use`, `dataset-unsuitable`, `site-busy`, `no-space`
+ * @param obstacles takes what stands against it: `base-missing`, `base-modified`, `dataset-in-use`, `dataset-unsuitable`,
+ * `site-busy`, `no-space`, `not-configured`
+ * @returns the streams that could be held against a dataset
  */
 export async function planStreams(
   bundle: VerifiedBundle,
   site: SiteConfig,
   ours: boolean,
+  obstacles: Obstacles,
 ): Promise<StreamPlan[]> {
   const plans: StreamPlan[] = [];
   for (const stream of bundle.manifest.streams) {
-    const dataset = site.streams[stream.role];
-    if (dataset === undefined) {
-      throw new ZferryError(
-        "not-configured",
-        `the bundle has a stream ${stream.role}, this site has no dataset for it`,
-        {
-          details: { role: stream.role },
-          hint: `name one under [streams] of the site's configuration`,
-        },
-      );
-    }
-    const plan = await planStream(stream, dataset);
-    if (!plan.received) {
-      await checkDataset(plan, bundle.manifest, ours);
-    }
-    plans.push(plan);
+    const plan = await obstacles.unless(() => planStream(stream, datasetOf(stream, site), ours));
+    if (plan === undefined) continue;
+    const warnings = plan.received ? [] : await checkDataset(plan, bundle.manifest, obstacles);
+    plans.push({ ...plan, warnings });
   }
   return plans;
 }
 
-async function planStream(stream: ManifestStream, dataset: string): Promise<StreamPlan> {
-  const exists = await datasetExists(dataset);
-  if (!exists) {
-    if (stream.base === undefined)
-      return { stream, dataset, base: undefined, received: false, partial: false };
+function datasetOf({ role }: ManifestStream, site: SiteConfig): string {
+  const dataset = site.streams[role];
+  if (dataset !== undefined) return dataset;
+  throw new ZferryError(
+    "not-configured",
+    `the bundle has a stream ${role}, this site has no dataset for it`,
+    {
+      details: { role },
+      hint: `name one under [streams] of the site's configuration`,
+    },
+  );
+}
+
+type Found = Omit<StreamPlan, "warnings"> & {
+  /** Snapshots after the base, oldest first. */
+  readonly later: readonly Snapshot[];
+};
+
+async function planStream(stream: ManifestStream, dataset: string, ours: boolean): Promise<Found> {
+  const known = { stream, dataset, received: false, taken: 0, later: [] };
+  if (!(await datasetExists(dataset))) {
+    if (stream.base === undefined) return { ...known, base: undefined };
     throw new ZferryError(
       "base-missing",
       `there is no dataset ${dataset}, and stream ${stream.role} needs a snapshot with guid ${stream.base.guid} of it`,
@@ -71,25 +113,29 @@ async function planStream(stream: ManifestStream, dataset: string): Promise<Stre
     );
   }
   const snapshots = await listSnapshots(dataset);
-  const { receive_resume_token: token } = await getProperties(dataset, ["receive_resume_token"]);
-  const partial = token !== "-";
-  const newest = snapshots.at(-1);
-  const known = { stream, dataset, partial };
   const target = snapshots.find(({ guid }) => guid === stream.target.guid);
+  const base = snapshots.find(({ guid }) => guid === stream.base?.guid);
   if (target !== undefined) {
     await requireUnmodified(dataset, target, stream);
-    const base = snapshots.find(({ guid }) => guid === stream.base?.guid);
     return { ...known, base, received: true };
   }
+  const token = await resumeToken(dataset);
+  if (token !== undefined && !ours) {
+    throw new ZferryError("site-busy", `dataset ${dataset} has a partial receive that is not zferry's`, {
+      details: { dataset },
+      hint: `let it end, or discard it: zfs receive -A ${dataset}`,
+    });
+  }
+  const taken = Number(pointOf(stream, token)?.bytes ?? 0);
   if (stream.base === undefined) {
-    if (partial && snapshots.length === 0) return { ...known, base: undefined, received: false };
+    if (token !== undefined && snapshots.length === 0) return { ...known, base: undefined, taken };
     throw new ZferryError("base-modified", `dataset ${dataset} exists, and a full stream makes a new one`, {
       details: { dataset },
       hint: "a site that has a release needs a bundle with that release as its base",
     });
   }
-  const base = snapshots.find(({ guid }) => guid === stream.base?.guid);
   if (base === undefined) {
+    const newest = snapshots.at(-1);
     const found =
       newest === undefined ? "no snapshot" : `${fullName(newest)} (guid ${newest.guid}) as its newest`;
     throw new ZferryError(
@@ -101,55 +147,104 @@ async function planStream(stream: ManifestStream, dataset: string): Promise<Stre
       },
     );
   }
-  return { ...known, base, received: false };
+  return { ...known, base, taken, later: snapshots.slice(snapshots.indexOf(base) + 1) };
 }
 
-/** What must hold of a dataset that is about to receive. */
+/** What must hold of a dataset that is about to receive; gives what is good to know. */
 async function checkDataset(
-  { stream, dataset, base, partial }: StreamPlan,
+  { stream, dataset, base, taken, later }: Found,
   manifest: Manifest,
-  ours: boolean,
-): Promise<void> {
-  const pool = dataset.split("/", 1)[0] as string;
-  await checkPool(pool, manifest);
-  if (base === undefined) {
-    const parent = dataset.slice(0, dataset.lastIndexOf("/"));
-    if (!(await datasetExists(parent))) {
-      throw new ZferryError("dataset-unsuitable", `there is no dataset ${parent} to make ${dataset} in`, {
-        hint: `zfs create -p ${parent}`,
-      });
-    }
-    if (!partial) return requireSpace(parent, stream);
+  obstacles: Obstacles,
+): Promise<string[]> {
+  const pool = poolOf(dataset);
+  const health = await obstacles.unless(() => checkPool(pool, manifest));
+  // A pool that does not answer would not answer what follows either.
+  if (health === undefined) return [];
+  const warnings = health === "ONLINE" ? [] : [`pool ${pool} is ${health}: see zpool status ${pool}`];
+  const missing = Math.max(0, stream.rawBytes - taken);
+  const exists = base !== undefined || taken > 0;
+  const place = exists ? dataset : dataset.slice(0, dataset.lastIndexOf("/"));
+  if (!exists && !(await datasetExists(place))) {
+    obstacles.add(
+      new ZferryError("dataset-unsuitable", `there is no dataset ${place} to make ${dataset} in`, {
+        hint: `zfs create -p ${place}`,
+      }),
+    );
+    return warnings;
   }
-  if (partial && !ours) {
-    throw new ZferryError("site-busy", `dataset ${dataset} has a partial receive that is not zferry's`, {
-      details: { dataset },
-      hint: `let it end, or discard it: zfs receive -A ${dataset}`,
-    });
-  }
-  if (base === undefined) return;
+  await obstacles.unless(() => requireSpace(place, stream, missing));
+  await obstacles.unless(() => requireKey(place, stream));
+  if (base === undefined) return warnings;
 
-  if (stream.features.includes("large_microzap")) {
-    // Received in place it made the kernel module panic and the pool hang: openzfs#18143, seen on 2.3.2.
-    throw new ZferryError(
-      "dataset-unsuitable",
-      `stream ${stream.role} has the feature large_microzap, which ZFS must not receive into ${dataset} in place`,
-      {
-        details: { dataset, role: stream.role },
-        hint: "the kernel can panic (openzfs#18143); start this site anew with a full bundle",
-      },
+  await obstacles.unless(() => requireNoPanic(dataset, stream));
+  await obstacles.unless(() => requireUnmodified(dataset, base, stream));
+  await obstacles.unless(() => requireUnused(dataset));
+  if (later.length > 0) {
+    const names = later.map(fullName).join(", ");
+    if (stream.features.includes("raw")) {
+      obstacles.add(
+        new ZferryError(
+          "base-modified",
+          `${dataset} has snapshots after ${fullName(base)}, which an encrypted stream cannot be received over: ${names}`,
+          {
+            details: { dataset, snapshots: later.map(fullName) },
+            hint: later.map((each) => `zfs destroy ${fullName(each)}`).join("; "),
+          },
+        ),
+      );
+    }
+    warnings.push(
+      `${dataset} has later snapshots: ${names}; one that is taken while it receives makes it stop`,
     );
   }
-  await requireUnmodified(dataset, base, stream);
-  const properties = await getProperties(dataset, ["sharenfs", "sharesmb", "keystatus"]);
-  if (properties.keystatus === "unavailable") {
-    throw new ZferryError("dataset-unsuitable", `the encryption key of ${dataset} is not loaded`, {
-      hint: `zfs load-key ${dataset}`,
-    });
+  const { "com.sun:auto-snapshot": automatic } = await getProperties(dataset, ["com.sun:auto-snapshot"]);
+  if (automatic === "true") {
+    warnings.push(
+      `${dataset} has com.sun:auto-snapshot=true; a snapshot taken while it receives makes it stop`,
+    );
   }
-  await requireUnused(dataset, properties);
-  await requireSpace(dataset, stream);
+  return warnings;
 }
+
+const poolOf = (dataset: string): string => dataset.split("/", 1)[0] as string;
+
+/** Where an interrupted receive of a stream goes on; undefined without one, and for one of another stream. */
+export function pointOf(stream: ManifestStream, token: string | undefined): ResumeToken | undefined {
+  if (token === undefined) return undefined;
+  try {
+    const point = parseResumeToken(token);
+    streamOfToken([stream], point);
+    return point;
+  } catch (error) {
+    if (error instanceof ZferryError) return undefined;
+    throw error;
+  }
+}
+
+async function requireNoPanic(dataset: string, stream: ManifestStream): Promise<void> {
+  if (!stream.features.includes("large_microzap")) return;
+  // Received in place it made the kernel module panic and the pool hang: openzfs#18143, seen on 2.3.2.
+  throw new ZferryError(
+    "dataset-unsuitable",
+    `stream ${stream.role} has the feature large_microzap, which ZFS must not receive into ${dataset} in place`,
+    {
+      details: { dataset, role: stream.role },
+      hint: "the kernel can panic (openzfs#18143); start this site anew with a full bundle",
+    },
+  );
+}
+
+async function requireKey(dataset: string, { features }: ManifestStream): Promise<void> {
+  const { keystatus } = await getProperties(dataset, ["keystatus"]);
+  // What was encrypted by the sender is received as it is.
+  if (keystatus !== "unavailable" || features.includes("raw")) return;
+  throw new ZferryError("dataset-unsuitable", `the encryption key of ${dataset} is not loaded`, {
+    details: { dataset },
+    hint: `zfs load-key ${dataset}`,
+  });
+}
+
+const SHOWN_PATHS = 20;
 
 /** A release is exact only while nothing was written after its snapshot. */
 async function requireUnmodified(
@@ -160,22 +255,25 @@ async function requireUnmodified(
   const property = `written@${since.name}`;
   const written = (await getProperties(dataset, [property]))[property] ?? "";
   if (written === "0") return;
+  const changed = (await listDiff(since)).slice(0, SHOWN_PATHS);
   throw new ZferryError(
     "base-modified",
     `dataset ${dataset} was modified after ${fullName(since)} (guid ${since.guid}): ${formatBytes(Number(written))} ` +
-      `written, and the bundle leads to guid ${target.guid}`,
+      `written${changed.length === 0 ? "" : ` (${changed.join(", ")})`}, and the bundle leads to guid ${target.guid}`,
     {
-      details: { dataset, snapshot: since.guid, target: target.guid, written },
+      details: { dataset, snapshot: since.guid, target: target.guid, written, changed },
       hint: `see what changed: zfs diff ${fullName(since)} ${dataset}; going back loses it: zfs rollback -r ${fullName(since)}`,
     },
   );
 }
 
-async function checkPool(pool: string, { requires }: Manifest): Promise<void> {
+/** Gives the pool's health. */
+async function checkPool(pool: string, { requires }: Manifest): Promise<string> {
   const health = await poolHealth(pool);
   if (health !== "ONLINE" && health !== "DEGRADED") {
     throw new ZferryError("dataset-unsuitable", `pool ${pool} is ${health}`, {
-      hint: `see zpool status ${pool}`,
+      details: { pool, health },
+      hint: `see zpool status ${pool}${health === "SUSPENDED" ? `; when its disks are back: zpool clear ${pool}` : ""}`,
     });
   }
   const enabled = await poolFeatures(pool);
@@ -190,9 +288,12 @@ async function checkPool(pool: string, { requires }: Manifest): Promise<void> {
       },
     );
   }
+  return health;
 }
 
-async function requireUnused(dataset: string, shares: { sharenfs: string; sharesmb: string }): Promise<void> {
+/** @throws ZferryError `dataset-in-use` when programs run from a dataset, here or elsewhere */
+export async function requireUnused(dataset: string): Promise<void> {
+  const shares = await getProperties(dataset, ["sharenfs", "sharesmb"]);
   for (const share of ["sharenfs", "sharesmb"] as const) {
     if (shares[share] === "off" || shares[share] === "-") continue;
     throw new ZferryError("dataset-in-use", `dataset ${dataset} is exported: ${share}=${shares[share]}`, {
@@ -217,12 +318,15 @@ async function requireUnused(dataset: string, shares: { sharenfs: string; shares
   );
 }
 
-async function requireSpace(dataset: string, stream: ManifestStream): Promise<void> {
+async function requireSpace(dataset: string, { role }: ManifestStream, bytes: number): Promise<void> {
   const { available } = await getProperties(dataset, ["available"]);
-  if (Number(available) >= stream.rawBytes) return;
+  if (Number(available) >= bytes) return;
   throw new ZferryError(
     "no-space",
-    `stream ${stream.role} may take ${formatBytes(stream.rawBytes)}, ${dataset} has ${formatBytes(Number(available))} left`,
-    { details: { dataset, needed: stream.rawBytes, available: Number(available) } },
+    `stream ${role} may take ${formatBytes(bytes)}, ${dataset} has ${formatBytes(Number(available))} left`,
+    {
+      details: { dataset, needed: bytes, available: Number(available) },
+      hint: "free space in the pool, or raise the quota",
+    },
   );
 }

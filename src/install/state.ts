@@ -1,4 +1,5 @@
-import { mkdir, rm } from "node:fs/promises";
+import { createHash } from "node:crypto";
+import { existsSync, mkdirSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import * as v from "valibot";
 import {
@@ -12,14 +13,16 @@ import {
 } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
 import { checkValue, integer, table } from "../schema.js";
-import { rootPlanSchema } from "../root/plan.js";
-import { writeFileDurably } from "../system/files.js";
+import { rootPlanSchema, type RootPlan } from "../root/plan.js";
+import { guarded, syncPath, writeFileDurably } from "../system/files.js";
 import { readSmallFile } from "../system/key-files.js";
 import { acquireLock } from "../system/lock.js";
 
 // formats/state.md: what a site keeps in its state folder.
 
-const VERSION = 1;
+const STATE_VERSION = 1;
+/** Version 1 is of zferry before it could be given up, or finished without its bundle. */
+const JOURNAL_VERSION = 2;
 const identity = v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/));
 const seconds = integer(0);
 
@@ -29,6 +32,8 @@ const installedStream = table({
   /** Null after a full stream. */
   base: v.nullable(table({ snapshot: snapshotName, guid })),
   target: table({ snapshot: snapshotName, guid }),
+  /** Of the stream; absent where an older zferry installed it. */
+  rawBytes: v.optional(integer(0)),
 });
 export type InstalledStream = v.InferOutput<typeof installedStream>;
 
@@ -54,7 +59,7 @@ const installationSchema = table({
 export type Installation = v.InferOutput<typeof installationSchema>;
 
 export const stateSchema = table({
-  version: v.literal(VERSION),
+  version: v.literal(STATE_VERSION),
   product: v.string(),
   /** Never decreases. */
   highestSequence: integer(0),
@@ -71,16 +76,56 @@ export const stateSchema = table({
 });
 export type SiteState = v.InferOutput<typeof stateSchema>;
 
-const journalSchema = table({
-  version: v.literal(VERSION),
+/** What an install does, in this order; each is journalled before it begins, and can be done again. */
+export const PHASES = ["holding", "preparing", "receiving", "writing", "recording"] as const;
+export type Phase = (typeof PHASES)[number];
+
+const journalFields = {
   release: releaseSchema,
+  /** By the site's clock; also the date of the site's commit. */
   startedAt: seconds,
-  /** `receiving`: `/` is as it was, but for prepared files. `writing`: every stream is received, `/` is being written. */
-  phase: v.picklist(["receiving", "writing"]),
   streams: v.array(installedStream),
+};
+
+/** What of a bundle is needed after its last byte was used. */
+const originSchema = table({
+  /** The absolute path that the bundle was read from. */
+  file: v.string(),
+  /** The manifest's. */
+  created: seconds,
+  signers: v.array(v.string()),
+  /** The change of the site's keys that it brings; null for none. */
+  keys: v.nullable(
+    table({ counter: sequenceNumber, add: v.array(publicKeyText), revoke: v.array(publicKeyText) }),
+  ),
+});
+
+const journalSchema = table({
+  version: v.literal(JOURNAL_VERSION),
+  ...journalFields,
+  phase: v.picklist(PHASES),
+  /** The install is being given up: the phases after `phase` are taken back, if they were ever done. */
+  undoing: v.boolean(),
+  /** Roles whose target was there before the install began. */
+  present: v.array(roleName),
+  /** Null in a journal of version 1: then only the bundle leads on. */
+  origin: v.nullable(originSchema),
+  /** SHA-256 of what `plan-….json` holds; null without a root half. */
+  plan: v.nullable(identity),
+});
+
+const journalSchemaBefore = table({
+  version: v.literal(1),
+  ...journalFields,
+  phase: v.picklist(["receiving", "writing"]),
   root: v.nullable(rootPlanSchema),
 });
-export type Journal = v.InferOutput<typeof journalSchema>;
+
+/** An install that is under way. */
+export interface Journal extends Omit<v.InferOutput<typeof journalSchema>, "version" | "plan"> {
+  /** What changes in `/`; null for a bundle without a root half. */
+  readonly root: RootPlan | null;
+}
 
 const MAX_STATE_BYTES = 1 << 30;
 
@@ -89,6 +134,17 @@ export function isRecorded(state: SiteState | undefined, { release, startedAt }:
   const last = state?.installations.at(-1);
   // The same release may be installed again, after a rollback.
   return last?.release.identity === release.identity && last.startedAt === startedAt;
+}
+
+/** The install that is under way; what is only left to be cleaned up is not. */
+export async function readUnderWay({
+  state: path,
+}: {
+  readonly state: string;
+}): Promise<Journal | undefined> {
+  const folder = openState(path);
+  const [state, journal] = [await folder.readState(), await folder.readJournal()];
+  return journal === undefined || isRecorded(state, journal) ? undefined : journal;
 }
 
 /** A site's state folder, which one process at a time may change. */
@@ -104,15 +160,75 @@ export interface StateFolder {
 /** Opens the folder for reading: nothing is made, nothing is locked. */
 export function openState(path: string): StateFolder {
   const statePath = join(path, "state.json");
-  const journalPath = join(path, "journal.json");
+  const journalPath = join(path, JOURNAL);
   return {
     path,
-    readState: () => readVersioned(statePath, stateSchema),
+    async readState() {
+      const value = await readVersioned(statePath, [STATE_VERSION]);
+      return value && checked(statePath, stateSchema, value);
+    },
     writeState: async (state) => writeFileDurably(statePath, `${JSON.stringify(state, null, 2)}\n`, 0o600),
-    readJournal: () => readVersioned(journalPath, journalSchema),
-    writeJournal: async (journal) => writeFileDurably(journalPath, `${JSON.stringify(journal)}\n`, 0o600),
-    removeJournal: () => rm(journalPath, { force: true }),
+    async readJournal() {
+      const value = await readVersioned(journalPath, [JOURNAL_VERSION - 1, JOURNAL_VERSION]);
+      if (value === undefined) return undefined;
+      if (value.version !== JOURNAL_VERSION)
+        return fromBefore(checked(journalPath, journalSchemaBefore, value));
+      const { plan, ...journal } = checked(journalPath, journalSchema, value);
+      return { ...journal, root: plan === null ? null : await readPlan(path, plan) };
+    },
+    async writeJournal({ root, ...journal }) {
+      const text = root === null ? null : `${JSON.stringify(root)}\n`;
+      const plan = text === null ? null : sha256(text);
+      // It can be large, and does not change from one phase to the next.
+      if (text !== null && plan !== null && !existsSync(join(path, planName(plan)))) {
+        writeFileDurably(join(path, planName(plan)), text, 0o600);
+      }
+      writeFileDurably(
+        journalPath,
+        `${JSON.stringify({ ...journal, version: JOURNAL_VERSION, plan })}\n`,
+        0o600,
+      );
+      removePlans(path, plan);
+    },
+    async removeJournal() {
+      guarded(journalPath, () => rmSync(journalPath, { force: true }));
+      syncPath(path);
+      removePlans(path, null);
+    },
   };
+}
+
+const JOURNAL = "journal.json";
+/** By its hash, so that a journal's plan is there until another journal is. */
+const planName = (hash: string): string => `plan-${hash}.json`;
+
+function removePlans(folder: string, kept: string | null): void {
+  for (const name of readdirSync(folder)) {
+    if (/^plan-[0-9a-f]{64}\.json$/.test(name) && (kept === null || name !== planName(kept)))
+      rmSync(join(folder, name), { force: true });
+  }
+}
+
+const sha256 = (bytes: string | Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
+
+function fromBefore(journal: v.InferOutput<typeof journalSchemaBefore>): Journal {
+  // What it called receiving began with the holds.
+  return {
+    ...journal,
+    phase: journal.phase === "writing" ? "writing" : "holding",
+    undoing: false,
+    present: [],
+    origin: null,
+  };
+}
+
+async function readPlan(folder: string, hash: string): Promise<RootPlan> {
+  const path = join(folder, planName(hash));
+  const bytes = await readStateFile(path);
+  const found = bytes === undefined ? "nothing" : sha256(bytes);
+  if (bytes === undefined || found !== hash)
+    throw malformed(path, `has SHA-256 ${found}, not that of its name`);
+  return checked(path, rootPlanSchema, parseJson(path, bytes));
 }
 
 /**
@@ -120,43 +236,63 @@ export function openState(path: string): StateFolder {
  * @throws ZferryError `site-busy` when another process has it
  */
 export async function lockState(path: string): Promise<StateFolder & { release(): Promise<void> }> {
-  await mkdir(path, { recursive: true, mode: 0o700 });
+  guarded(path, () => mkdirSync(path, { recursive: true, mode: 0o700 }));
   const release = await acquireLock(join(path, "lock"));
+  // What a write that was interrupted left.
+  for (const name of readdirSync(path)) {
+    if (/^\.(state|journal|plan-[0-9a-f]{64})\.json\.[0-9a-f]{12}$/.test(name)) rmSync(join(path, name));
+  }
+  if (!existsSync(join(path, JOURNAL))) removePlans(path, null);
   return { ...openState(path), release };
 }
 
-async function readVersioned<Schema extends v.GenericSchema>(
+const malformed = (path: string, fault: string): ZferryError =>
+  new ZferryError("journal-malformed", `${path}: ${fault}`, { details: { file: path } });
+
+function checked<Schema extends v.GenericSchema>(
   path: string,
   schema: Schema,
-): Promise<v.InferOutput<Schema> | undefined> {
-  const malformed = (fault: string): ZferryError =>
-    new ZferryError("journal-malformed", `${path}: ${fault}`, { details: { file: path } });
-  let bytes: Buffer;
+  value: unknown,
+): v.InferOutput<Schema> {
+  const parsed = checkValue(schema, value);
+  if (parsed.fault !== undefined) throw malformed(path, parsed.fault);
+  return parsed.value;
+}
+
+async function readStateFile(path: string): Promise<Buffer | undefined> {
   try {
-    bytes = await readSmallFile(path, "state", MAX_STATE_BYTES);
+    return await readSmallFile(path, "state", MAX_STATE_BYTES);
   } catch (error) {
     const cause = error instanceof Error ? (error.cause as NodeJS.ErrnoException | undefined) : undefined;
     if (cause?.code === "ENOENT") return undefined;
     throw error;
   }
-  let value: unknown;
+}
+
+function parseJson(path: string, bytes: Buffer): unknown {
   try {
-    value = JSON.parse(bytes.toString("utf8"));
+    return JSON.parse(bytes.toString("utf8"));
   } catch (error) {
-    throw malformed(error instanceof Error ? error.message : String(error));
+    throw malformed(path, error instanceof Error ? error.message : String(error));
   }
-  const version =
-    typeof value === "object" && value !== null && "version" in value ? value.version : undefined;
-  if (typeof version === "number" && version !== VERSION) {
+}
+
+async function readVersioned(
+  path: string,
+  versions: readonly number[],
+): Promise<{ readonly version?: unknown } | undefined> {
+  const bytes = await readStateFile(path);
+  if (bytes === undefined) return undefined;
+  const value = parseJson(path, bytes);
+  if (typeof value !== "object" || value === null) throw malformed(path, "is no table");
+  if ("version" in value && typeof value.version === "number" && !versions.includes(value.version)) {
     throw new ZferryError(
       "format-unsupported",
-      `${path} has version ${version}, this zferry reads version ${VERSION}`,
+      `${path} has version ${value.version}, this zferry reads ${versions.length === 1 ? "version" : "versions"} ${versions.join(" and ")}`,
       {
         hint: "use the zferry that wrote it",
       },
     );
   }
-  const parsed = checkValue(schema, value);
-  if (parsed.fault !== undefined) throw malformed(parsed.fault);
-  return parsed.value;
+  return value;
 }

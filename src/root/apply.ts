@@ -152,7 +152,7 @@ export async function discardRoot(plan: RootPlan, { git, rootDir }: ApplyOptions
   } finally {
     closeTree(tree);
   }
-  await deletePending(git);
+  await deleteRef(git, PENDING);
 }
 
 async function prepareUnits(tree: Tree, git: Git, units: readonly Unit[]): Promise<void> {
@@ -259,12 +259,49 @@ export async function commitRoot(
     closeTree(tree);
   }
   const message = `zferry: install ${plan.mergeCommit}`;
-  if (plan.releaseCommit !== null) {
-    await moveRef(git, RELEASE, plan.previousRelease, plan.releaseCommit, message);
-  }
+  await moveRef(git, RELEASE, plan.previousRelease, plan.releaseCommit, message);
   await moveRef(git, plan.branch ?? "HEAD", plan.head, plan.mergeCommit, message);
   await replaceIndex(plan, git, rootDir, scratchDir);
-  await deletePending(git);
+  await deleteRef(git, PENDING);
+}
+
+/**
+ * Takes back what `commitRoot` did, all of it or as far as it came: the site's files, HEAD and `refs/zferry/release` are
+ * as before it. Run again after a crash at any point, it ends the same.
+ * @throws ZferryError as `commitRoot`
+ */
+export async function revertRoot(
+  plan: RootPlan,
+  options: ApplyOptions & { scratchDir: string },
+): Promise<void> {
+  await discardRoot(plan, options);
+  await commitRoot(reversed(plan), options);
+}
+
+/** The plan that leads back. The blobs that it needs are those of the site's own commit. */
+function reversed(plan: RootPlan): RootPlan {
+  const back = <State>({
+    path,
+    before,
+    after,
+  }: {
+    path: RootPlan["changes"][number]["path"];
+    before: State;
+    after: State;
+  }) => ({
+    path,
+    before: after,
+    after: before,
+  });
+  return {
+    ...plan,
+    head: plan.mergeCommit,
+    mergeCommit: plan.head,
+    releaseCommit: plan.previousRelease,
+    previousRelease: plan.releaseCommit,
+    changes: plan.changes.map(back),
+    directories: plan.directories.map(back),
+  };
 }
 
 async function readRef(git: Git, ref: string): Promise<string | null> {
@@ -455,18 +492,19 @@ async function moveRef(
   git: Git,
   ref: string,
   from: string | null,
-  to: string,
+  to: string | null,
   message: string,
 ): Promise<void> {
   if ((await readRef(git, ref)) === to) return;
+  if (to === null) return deleteRef(git, ref);
   await awaitLocks(git, ref);
   await git.run(["update-ref", "--no-deref", "-m", message, ref, to, from ?? "0".repeat(40)]);
 }
 
-async function deletePending(git: Git): Promise<void> {
-  if ((await readRef(git, PENDING)) === null) return;
-  await awaitLocks(git, PENDING);
-  await git.run(["update-ref", "--no-deref", "-d", PENDING]);
+async function deleteRef(git: Git, ref: string): Promise<void> {
+  if ((await readRef(git, ref)) === null) return;
+  await awaitLocks(git, ref);
+  await git.run(["update-ref", "--no-deref", "-d", ref]);
 }
 
 /** Rounds of a tenth of a second. */

@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { ZferryError } from "../errors.js";
 
@@ -19,6 +20,7 @@ export interface ProcessOptions {
   readonly maxOutputBytes?: number;
 }
 
+const KILLED_MS = 10_000;
 const DEFAULT_MAX_OUTPUT_BYTES = 64 << 20;
 const MAX_ERROR_BYTES = 16 << 10;
 const PIPE_CLOSED = new Set(["EPIPE", "ABORT_ERR", "ERR_STREAM_PREMATURE_CLOSE"]);
@@ -167,7 +169,18 @@ export function startWriting(
     kill: () => {
       // The signal must come before the pipe closes: a receive that sees the end of input may call it complete.
       subprocess.kill("SIGKILL");
-      return subprocess.then((result) => resultOf(file, result));
+      // What waits for a disk that does not answer cannot be killed.
+      const stuck = sleep(KILLED_MS, undefined, { ref: false }).then(() => {
+        for (const stream of [stdin, subprocess.stderr]) stream.destroy();
+        subprocess.unref();
+        return {
+          status: null,
+          signal: null,
+          stdout: Buffer.of(),
+          stderr: "it waits for the kernel and does not end",
+        };
+      });
+      return Promise.race([subprocess.then((result) => resultOf(file, result)), stuck]);
     },
   };
 }

@@ -25,6 +25,7 @@ export function processEnvironment(
     now: () => new Date(),
     signal,
     askPassphrase,
+    askToGoOn,
     // With --json a line would be in the way of who parses the error.
     progress: options.quiet || (options.json && !isatty(2)) ? SILENT : standardError(),
   };
@@ -91,19 +92,30 @@ async function askPassphrase(
       hint: otherwise,
     });
   }
+  return readLine(`${prompt}: `, { shown: false });
+}
+
+async function askToGoOn(question: string): Promise<boolean> {
+  if (process.stdin.isTTY !== true) return false;
+  await readLine(`${printable(question)} `, { shown: true });
+  return true;
+}
+
+async function readLine(prompt: string, { shown }: { readonly shown: boolean }): Promise<string> {
   const muted = new Writable({ write: (_chunk, _encoding, done) => done() });
-  const lines = createInterface({ input: process.stdin, output: muted, terminal: true });
+  const output = shown ? process.stderr : muted;
+  const lines = createInterface({ input: process.stdin, output, terminal: true });
   // Not before: until then the terminal itself shows what is typed.
-  process.stderr.write(`${prompt}: `);
+  process.stderr.write(prompt);
   try {
     return await new Promise<string>((resolve, reject) => {
       lines.once("line", resolve);
-      lines.once("close", () => reject(new ZferryError("interrupted", "no passphrase was given")));
+      lines.once("close", () => reject(new ZferryError("interrupted", "nothing was answered")));
       lines.once("SIGINT", () => reject(new ZferryError("interrupted", "interrupted")));
     });
   } finally {
     lines.close();
-    process.stderr.write("\n");
+    if (!shown) process.stderr.write("\n");
   }
 }
 

@@ -205,17 +205,33 @@ export async function resumeToken(dataset: string): Promise<string | undefined> 
   return token === "-" ? undefined : token;
 }
 
+/** Goes back to a snapshot. Later ones are destroyed with what was written since: it is for the caller to look first. */
+export const rollback = async (to: Pick<Snapshot, "dataset" | "name">): Promise<void> =>
+  void (await zfs(["rollback", "-r", fullName(to)]));
+
+/** Destroys one snapshot, or a dataset that has neither snapshots nor children. */
+export const destroy = async (name: string): Promise<void> => void (await zfs(["destroy", name]));
+
+/**
+ * The paths that differ between a snapshot and its dataset now, as `zfs diff` prints them: M, +, - or R and the path. None
+ * where it cannot tell, as of a volume.
+ */
+export async function listDiff(since: Pick<Snapshot, "dataset" | "name">): Promise<string[]> {
+  const { status, stdout } = await run("zfs", ["diff", "-H", fullName(since), since.dataset]);
+  return status === 0 ? rows(stdout.toString("utf8")).map((fields) => fields.join(" ")) : [];
+}
+
 /** Discards what an interrupted receive left. */
 export const abortReceive = async (dataset: string): Promise<void> =>
   void (await zfs(["receive", "-A", dataset]));
 
-/** Whether there is such a file system or volume. */
 /** The dataset that a path lies on; undefined where that is another file system, or none. */
 export async function datasetAt(path: string): Promise<string | undefined> {
   const { status, stdout } = await run("zfs", ["list", "-H", "-o", "name", path]);
   return status === 0 ? stdout.toString("utf8").trim() : undefined;
 }
 
+/** Whether there is such a file system or volume. */
 export async function datasetExists(dataset: string): Promise<boolean> {
   const result = await run("zfs", ["list", "-H", "-o", "name", dataset]);
   if (result.status === 0) return true;

@@ -1,0 +1,26 @@
+import type { Command } from "commander";
+import { abortInstall } from "../install/install.js";
+import type { Environment } from "../report.js";
+import { readSiteConfig } from "../system/settings.js";
+import { tellEnd, workOf } from "./install.js";
+
+interface AbortOptions {
+  readonly config?: string;
+}
+
+export function define(command: Command, environment: () => Environment): void {
+  command
+    .option("--config <file>", "the site's configuration (default: /etc/zferry/site.toml)")
+    .addHelpText(
+      "after",
+      "\nExample:\n  bundle abort\n\n" +
+        "What was received is discarded, / becomes what it was. After an interruption the same command goes on.",
+    )
+    .action((options: AbortOptions) => runAbort(options, environment()));
+}
+
+/** Takes back what an install that is not done has changed. */
+export async function runAbort(options: AbortOptions, env: Environment): Promise<void> {
+  const site = await readSiteConfig(options.config);
+  await tellEnd(await abortInstall(workOf(site, env)), "aborted", site, env);
+}

@@ -1,0 +1,163 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import type { VerifiedBundle } from "../bundle/reader.js";
+import { ZferryError } from "../errors.js";
+import { untilInterrupted, type ProgressReport } from "../report.js";
+import { resumeStream } from "../stream/resume.js";
+import type { ResumeToken } from "../stream/resume-token.js";
+import type { ProcessResult } from "../system/process.js";
+import {
+  abortReceive,
+  datasetExists,
+  fullName,
+  listSnapshots,
+  poolHealth,
+  receive,
+  resumeToken,
+  zfsFailure,
+} from "../system/zfs.js";
+import { pointOf, type StreamPlan } from "./plan.js";
+import { chunksFrom } from "./resume.js";
+import type { InstalledStream } from "./state.js";
+
+export interface ReceiveOptions {
+  readonly progress: ProgressReport;
+  readonly signal: AbortSignal;
+  /** Told what is done next, in a few words for people. */
+  readonly step: (what: string) => void;
+}
+
+/**
+ * Brings a stream into its dataset. What an interrupted receive of it left is gone on with, from where it was; it is begun
+ * again only if ZFS does not take the rest.
+ * @throws ZferryError; what was received stays, for the next call
+ */
+export async function receiveStream(
+  bundle: VerifiedBundle,
+  plan: StreamPlan,
+  options: ReceiveOptions,
+): Promise<void> {
+  const { stream, dataset } = plan;
+  const left = await tokenOf(dataset);
+  const point = pointOf(stream, left);
+  // Of another stream, or not to be read.
+  if (left !== undefined && point === undefined) await discardPartial(dataset, options.signal);
+  try {
+    await patiently(options.signal, () => receiveFrom(bundle, plan, point, options));
+  } catch (error) {
+    const isRefused = error instanceof ZferryError && error.code === "zfs-failed" && point !== undefined;
+    if (!isRefused || (await tokenOf(dataset)) !== left) throw error;
+    options.step(`zfs does not go on with ${stream.role} from where it was, so it begins again`);
+    await discardPartial(dataset, options.signal);
+    await receiveFrom(bundle, plan, undefined, options);
+  }
+  if (!(await isReceived(describeStream(plan)))) {
+    throw new ZferryError(
+      "zfs-failed",
+      `zfs receive ended well, but ${dataset} has no snapshot with guid ${stream.target.guid}`,
+      { details: { dataset, expected: stream.target.guid } },
+    );
+  }
+}
+
+/** Rounds of a second. */
+const BUSY_ROUNDS = 30;
+
+/** Tries again while a dataset is busy: a receive of before that was killed may need a moment to end. */
+async function patiently(signal: AbortSignal, work: () => Promise<void>): Promise<void> {
+  for (let round = 1; ; round += 1) {
+    try {
+      return await work();
+    } catch (error) {
+      if (!(error instanceof ZferryError) || error.code !== "site-busy" || round === BUSY_ROUNDS) throw error;
+      await untilInterrupted(sleep(1000), signal);
+    }
+  }
+}
+
+/** Discards what an interrupted receive left; nothing where there is nothing. A dataset that it made goes with it. */
+export async function discardPartial(dataset: string, signal: AbortSignal): Promise<void> {
+  await patiently(signal, async () => {
+    if ((await tokenOf(dataset)) !== undefined) await abortReceive(dataset);
+  });
+}
+
+/** The token of an interrupted receive, or undefined, also where there is no dataset. */
+export const tokenOf = async (dataset: string): Promise<string | undefined> =>
+  (await datasetExists(dataset)) ? resumeToken(dataset) : undefined;
+
+export const describeStream = ({ stream, dataset, base }: StreamPlan): InstalledStream => ({
+  role: stream.role,
+  dataset,
+  base: base === undefined ? null : { snapshot: base.name, guid: base.guid },
+  target: stream.target,
+  rawBytes: stream.rawBytes,
+});
+
+export async function isReceived({ dataset, target }: InstalledStream): Promise<boolean> {
+  if (!(await datasetExists(dataset))) return false;
+  return (await listSnapshots(dataset)).some(({ guid }) => guid === target.guid);
+}
+
+/** Gives a stream, or its rest, to `zfs receive`. */
+async function receiveFrom(
+  bundle: VerifiedBundle,
+  plan: StreamPlan,
+  point: ResumeToken | undefined,
+  { progress, signal, step }: ReceiveOptions,
+): Promise<void> {
+  const { stream, dataset } = plan;
+  const target = { dataset, name: stream.target.snapshot };
+  step(
+    `receiving ${stream.role} into ${dataset}${point === undefined ? "" : `, from byte ${point.bytes} on`}`,
+  );
+  const pieces =
+    point === undefined
+      ? bundle.chunks(stream)
+      : resumeStream(bundle.chunks(stream, chunksFrom(stream, point)), point);
+  const receiver = receive(target);
+  let result: ProcessResult;
+  try {
+    let done = Number(point?.bytes ?? 0);
+    for await (const piece of pieces) {
+      if (!(await untilInterrupted(receiver.write(piece), signal))) break;
+      done += piece.length;
+      progress.update(`receiving ${stream.role}`, done, stream.rawBytes);
+    }
+    result = await untilInterrupted(receiver.finish(), signal);
+  } catch (error) {
+    await receiver.kill();
+    throw error;
+  } finally {
+    progress.end();
+  }
+  if (result.status !== 0) throw await explain(plan, zfsFailure(`zfs receive ${fullName(target)}`, result));
+}
+
+/** Says why ZFS refused, where its own words do not. */
+async function explain({ stream, dataset, base }: StreamPlan, failure: ZferryError): Promise<ZferryError> {
+  const pool = dataset.split("/", 1)[0] as string;
+  const health = await poolHealth(pool);
+  if (health === "SUSPENDED" || health === "FAULTED" || health === "UNAVAIL") {
+    // Nothing else may be asked of such a pool: it would not answer.
+    return new ZferryError("zfs-failed", `pool ${pool} is ${health}: ${failure.message}`, {
+      details: { ...failure.details, pool, health },
+      hint: `when its disks are back: zpool clear ${pool}, and run the same command again`,
+      cause: failure,
+    });
+  }
+  if (failure.code !== "zfs-failed" || base === undefined) return failure;
+  const snapshots = await listSnapshots(dataset);
+  const position = snapshots.findIndex(({ guid }) => guid === base.guid);
+  const later = snapshots.slice(position + 1).filter(({ guid }) => guid !== stream.target.guid);
+  if (position === -1 || later.length === 0) return failure;
+  const names = later.map(fullName);
+  return new ZferryError(
+    "base-modified",
+    `${names.join(", ")} ${names.length === 1 ? "is" : "are"} newer than ${fullName(base)}, which the release is received over`,
+    {
+      details: { ...failure.details, dataset, snapshots: names },
+      hint: `${names.map((name) => `zfs destroy ${name}`).join("; ")}; keep what takes snapshots from doing so, and run the same command again`,
+      cause: failure,
+    },
+  );
+}
