@@ -12,7 +12,7 @@ import {
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterAll } from "vitest";
-import { applyRoot } from "./apply.js";
+import { applyRoot, takeBackRoot } from "./apply.js";
 import { makeRootPart, type RootPart } from "../../src/root/diff.js";
 import { planRoot, type PlanOptions } from "../../src/root/merge.js";
 import type { RootPlan } from "../../src/root/plan.js";
@@ -183,6 +183,11 @@ export class Site {
   /** Applies a plan as an installer does. */
   async apply(plan: RootPlan): Promise<void> {
     await applyRoot(plan, { rootDir: this.root, scratchDir: this.scratch });
+  }
+
+  /** Gives a plan up that was applied, wholly or in part. */
+  async takeBack(plan: RootPlan): Promise<void> {
+    await takeBackRoot(plan, { rootDir: this.root, scratchDir: this.scratch });
   }
 
   async install(part: RootPart, options: Partial<PlanOptions> = {}): Promise<RootPlan> {

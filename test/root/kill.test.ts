@@ -101,7 +101,40 @@ describe("a machine that stops at any step, and runs the same again", () => {
       fs.rmSync(site.folder, { recursive: true });
     }
   }, 1_800_000);
+
+  it("is as before when it is taken back, also if it stops again meanwhile", async () => {
+    const host = everything();
+    const planned = host.site("r1", "cloned");
+    planned.commit({ "etc/own": "own\n" });
+    const plan = await planned.plan(await host.part("r1", "r2"));
+    const before = untouched(planned);
+    const whole = planned.copy();
+    const { steps: total } = await stopAfter(Infinity, () => whole.apply(plan));
+    const { steps: back } = await stopAfter(Infinity, () => whole.takeBack(plan));
+    expect(untouched(whole)).toBe(before);
+    expect(back).toBeGreaterThan(50);
+
+    for (let steps = 1; steps <= total; steps += SAMPLE) {
+      const site = planned.copy();
+      await stopAfter(steps, () => site.apply(plan));
+      await stopAfter((steps * 5) % back, () => site.takeBack(plan));
+      await site.takeBack(plan);
+      expect(untouched(site), `stopped after ${steps} of ${total} steps`).toBe(before);
+      // And it can be installed all the same: planned again, it is the same plan.
+      fs.cpSync(planned.scratch, site.scratch, { recursive: true, force: true });
+      await site.apply(plan);
+      expect(site.git("rev-parse HEAD")).toBe(plan.mergeCommit);
+      fs.rmSync(site.folder, { recursive: true });
+    }
+  }, 1_800_000);
 });
+
+/** All that an install changes. */
+function untouched(site: Site): string {
+  expect(site.leftovers()).toBe("");
+  expect(site.status()).toBe("");
+  return [site.state(), site.git("rev-parse HEAD"), site.git("for-each-ref")].join("\n");
+}
 
 function outcome(site: Site, plan: RootPlan): string {
   expect(site.leftovers()).toBe("");
