@@ -1,3 +1,4 @@
+import { spawnSync } from "node:child_process";
 import {
   chmodSync,
   existsSync,
@@ -317,6 +318,19 @@ describe("refused, with nothing changed:", () => {
       status: 16,
       message: `cannot open ${folder.file("none")}: there is no such file or folder`,
     });
+  });
+
+  test("a file that cannot be written: there is no part of it, and no link", () => {
+    const args = ["setup", "--root", folder.path, "--init", "systemd"];
+    const script = 'ulimit -f 0; exec "$@"';
+    const { status, stderr } = spawnSync("sh", ["-c", script, "sh", process.execPath, CLI, ...args], {
+      encoding: "utf8",
+    });
+    expect([status, stderr]).toEqual([
+      16,
+      `bundle: cannot write ${folder.file(UNIT)}: the file would be larger than it may be (EFBIG)\n`,
+    ]);
+    expect(readdirSync(dirname(folder.file(UNIT)))).toEqual([]);
   });
 
   test("a state folder that no line of a unit can name", async () => {
