@@ -72,7 +72,7 @@ export default tseslint.config(
   {
     languageOptions: {
       parserOptions: {
-        projectService: { allowDefaultProject: ["eslint.config.js"] },
+        projectService: { allowDefaultProject: ["eslint.config.js", "test/lab/*.mjs"] },
         tsconfigRootDir: import.meta.dirname,
       },
     },
@@ -83,7 +83,7 @@ export default tseslint.config(
       "@typescript-eslint/restrict-template-expressions": ["error", { allowNumber: true }],
     },
   },
-  { files: ["eslint.config.js"], extends: [tseslint.configs.disableTypeChecked] },
+  { files: ["eslint.config.js", "test/lab/*.mjs"], extends: [tseslint.configs.disableTypeChecked] },
   {
     files: ["src/**/*.ts"],
     rules: {

@@ -61,6 +61,11 @@ const VERBS: readonly Verb[] = [
     load: () => import("./commands/trust.js"),
   },
   {
+    name: "setup",
+    summary: "have the next boot finish an install that was interrupted",
+    load: () => import("./commands/setup.js"),
+  },
+  {
     name: "status",
     summary: "show what is installed and what is under way",
     load: () => import("./commands/status.js"),

@@ -68,13 +68,11 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
   const work = workOf(site, env);
   const file = await openBundleFile(path, threads);
   try {
+    work.step(`verifying ${path}`);
     const bundle = await VerifiedBundle.verify(file, trust);
-    const journal = await readUnderWay(site);
     // Of what is under way only the rest is read, each piece checked as it is used.
-    if (journal?.release.identity !== bundle.identity) {
-      work.step(`verifying ${path}`);
-      await checkWhole(bundle, env);
-    }
+    const isUnderWay = (await readUnderWay(site))?.release.identity === bundle.identity;
+    if (!isUnderWay) await checkWhole(bundle, env);
     const install = { ...work, trust, exceptions };
     const plan = options.dryRun ? await planInstall(bundle, install) : await installBundle(bundle, install);
     await env.write(env.json ? asJson(bundle, plan, options) : asText(bundle, plan, options));

@@ -65,11 +65,12 @@ export function guarded<T>(what: string, use: () => T): T {
 
 /**
  * Writes a file so that after a crash there is the old one or the new one, and after a failure nothing new.
+ * @param what the file for people, where `path` is not what they know it by
  * @throws ZferryError `no-space`, `io-failed`
  */
-export function writeFileDurably(path: string, data: Uint8Array | string, mode: number): void {
+export function writeFileDurably(path: string, data: Uint8Array | string, mode: number, what = path): void {
   const temporary = join(dirname(path), `.${basename(path)}.${randomBytes(6).toString("hex")}`);
-  guarded(path, () => {
+  guarded(what, () => {
     try {
       const fd = fs.openSync(temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0o600);
       try {

@@ -163,6 +163,17 @@ function openLeaf(tree: Tree, path: RawPath): Opened<{ readonly stat: fs.Stats }
   }
 }
 
+/**
+ * What kind of thing lies at a path.
+ * @throws ZferryError `io-failed`
+ */
+export function kindAt(tree: Tree, path: RawPath): Found["kind"] {
+  const leaf = openLeaf(tree, path);
+  if (leaf.kind !== "open") return leaf.kind;
+  fs.closeSync(leaf.fd);
+  return kindOf(leaf.stat);
+}
+
 // Another program must name the file as this process has it open: its own `self` is another one.
 const descriptorPath = (fd: number): string => `/proc/${process.pid}/fd/${fd}`;
 

@@ -10,9 +10,11 @@ import { manifestSchema, parseManifest } from "../../src/bundle/manifest.js";
 import { canonicalJson } from "../../src/canonical-json.js";
 import { buildSchema, parseConfig, siteSchema } from "../../src/config.js";
 import { EXIT_STATUS, ZferryError } from "../../src/errors.js";
+import { bootUnit } from "../../src/install/boot-units.js";
 import { stateSchema } from "../../src/install/state.js";
 import { errorAsJson } from "../../src/report.js";
 import { FEATURES } from "../../src/stream/records.js";
+import { INIT_SYSTEMS } from "../../src/system/init-system.js";
 import { jsonSchema } from "./json-schema.js";
 import { blocksOf, readPage, rowsOf } from "./page.js";
 
@@ -150,6 +152,22 @@ describe("exit-status.md", () => {
       hint: "remove it, or write to another name with -o",
     });
     expect(JSON.parse(block)).toEqual(errorAsJson(error));
+  });
+});
+
+describe("boot.md", () => {
+  const page = readPage("boot.md");
+
+  test.each(INIT_SYSTEMS)("has the text and the places for %s", (init) => {
+    const { text, path, mode, link } = bootUnit(init, {
+      program: ["/usr/bin/node", "/opt/zferry/dist/cli.js"],
+      config: undefined,
+      state: "/var/lib/zferry",
+      root: "/",
+    });
+    expect(blocksOf(page, init === "systemd" ? "ini systemd" : "sh openrc")).toEqual([text]);
+    const row = rowsOf(page).find(([name]) => name?.toLowerCase() === init);
+    expect(row?.slice(1)).toEqual([path, mode.toString(8), link.path]);
   });
 });
 

@@ -27,7 +27,8 @@ install_modules() {
 
 # install_tools: what the tests compare with
 install_tools() {
-  need_packages minisign=minisign zstd=zstd setfattr=attr setfacl=acl setcap=libcap2-bin flock=util-linux
+  need_packages minisign=minisign zstd=zstd setfattr=attr setfacl=acl setcap=libcap2-bin flock=util-linux \
+    systemd-analyze=systemd
 }
 
 # run_vitest NAME ARGUMENTS...: also writes ZFERRY_REPORTS/NAME.json, if there is such a folder

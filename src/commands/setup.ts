@@ -1,0 +1,103 @@
+import { join } from "node:path";
+import type { Command } from "commander";
+import { ZferryError } from "../errors.js";
+import type { BootUnit } from "../install/boot-units.js";
+import { makeUnit, placeUnit, recogniseInitSystem, removeUnits, type SetupStep } from "../install/setup.js";
+import { printable, type Environment } from "../report.js";
+import { INIT_SYSTEMS, ownCommand, type InitSystem } from "../system/init-system.js";
+import { closeTree, openTree } from "../system/tree.js";
+
+interface SetupOptions {
+  readonly init?: string;
+  readonly root?: string;
+  readonly config?: string;
+  readonly print?: boolean;
+  readonly remove?: boolean;
+}
+
+export function define(command: Command, environment: () => Environment): void {
+  command
+    .option("--init <system>", "systemd or openrc (default: the one that is there)")
+    .option("--root <folder>", "the system in this folder, instead of the one that runs")
+    .option("--config <file>", "the site's configuration, in that system (default: /etc/zferry/site.toml)")
+    .option("--print", "show what would be written, and write nothing")
+    .option("--remove", "take it away again")
+    .addHelpText(
+      "after",
+      "\nExamples:\n  bundle setup\n  bundle setup --print\n  bundle setup --root /mnt/image --init openrc\n\n" +
+        "At boot it runs bundle install, if an install is under way. It is not started now.",
+    )
+    .action((options: SetupOptions) => runSetup(options, environment()));
+}
+
+/** Has an init system finish at boot what was interrupted, or no longer. */
+export async function runSetup(options: SetupOptions, env: Environment): Promise<void> {
+  if (options.print && options.remove) {
+    throw new ZferryError("usage", "--print and --remove contradict each other");
+  }
+  const init = initOf(options);
+  const tree = openTree(options.root ?? "/");
+  try {
+    if (options.remove) {
+      const steps = removeUnits(tree, init === undefined ? INIT_SYSTEMS : [init]);
+      await env.write(env.json ? asJson(init, steps) : removalAsText(steps));
+      return;
+    }
+    const system = init ?? recogniseInitSystem(tree);
+    const unit = await makeUnit(tree, system, options.config, ownCommand(), (line) =>
+      env.note(printable(line)),
+    );
+    if (options.print) {
+      await env.write(env.json ? unitAsJson(tree.path, system, unit) : unitAsText(tree.path, unit));
+      return;
+    }
+    const steps = placeUnit(tree, unit);
+    await env.write(env.json ? asJson(system, steps) : asText(system, steps));
+  } finally {
+    closeTree(tree);
+  }
+}
+
+function initOf({ init }: SetupOptions): InitSystem | undefined {
+  const known = INIT_SYSTEMS.find((name) => name === init);
+  if (init !== undefined && known === undefined) {
+    throw new ZferryError("usage", `--init ${JSON.stringify(init)}: is not ${INIT_SYSTEMS.join(" or ")}`);
+  }
+  return known;
+}
+
+const asJson = (init: InitSystem | undefined, files: readonly SetupStep[]): string =>
+  `${JSON.stringify({ init: init ?? null, files })}\n`;
+
+const unitAsJson = (root: string, init: InitSystem, { path, mode, text, link }: BootUnit): string =>
+  `${JSON.stringify({
+    init,
+    files: [
+      { path: join(root, path), outcome: "printed", mode: mode.toString(8), text },
+      { path: join(root, link.path), outcome: "printed", target: link.target },
+    ],
+  })}\n`;
+
+const unitAsText = (root: string, { path, text, link }: BootUnit): string =>
+  `# ${printable(join(root, path))}\n${text}\n# ${printable(join(root, link.path))} -> ${link.target}\n`;
+
+function asText(init: InitSystem, steps: readonly SetupStep[]): string {
+  const written = steps.filter(({ outcome }) => outcome === "written");
+  const lines =
+    written.length === 0
+      ? [`${init} is set up already; nothing to do`]
+      : [
+          `set up ${init}: a boot finishes an install that was interrupted`,
+          ...written.map(({ path }) => `  wrote ${path}`),
+        ];
+  return `${lines.map(printable).join("\n")}\n`;
+}
+
+function removalAsText(steps: readonly SetupStep[]): string {
+  const removed = steps.filter(({ outcome }) => outcome === "removed");
+  const lines =
+    removed.length === 0
+      ? ["nothing of bundle setup is there; nothing to do"]
+      : removed.map(({ path }) => `removed ${path}`);
+  return `${lines.map(printable).join("\n")}\n`;
+}

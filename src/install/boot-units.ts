@@ -1,0 +1,148 @@
+import { join, normalize } from "node:path";
+import { ZferryError } from "../errors.js";
+import { printable } from "../report.js";
+import type { InitSystem } from "../system/init-system.js";
+
+// formats/boot.md shows these texts and has the reasons for every line.
+
+/** What zferry is started with at boot; all paths are absolute, in the system that boots. */
+export interface BootCommand {
+  /** Node and the program. */
+  readonly program: readonly string[];
+  /** The site's configuration where it is not the usual one. */
+  readonly config: string | undefined;
+  /** The site's state folder. */
+  readonly state: string;
+  /** The work tree of the root half. */
+  readonly root: string | undefined;
+}
+
+/** A file that an init system reads, and the link that has it start at boot. Paths are absolute. */
+export interface BootUnit {
+  readonly path: string;
+  readonly text: string;
+  readonly mode: number;
+  readonly link: { readonly path: string; readonly target: string };
+}
+
+/** Where they are, whatever is in them. */
+export const PLACES: Record<InitSystem, Pick<BootUnit, "path" | "mode" | "link">> = {
+  systemd: {
+    path: "/etc/systemd/system/zferry-resume.service",
+    mode: 0o644,
+    link: {
+      path: "/etc/systemd/system/multi-user.target.wants/zferry-resume.service",
+      target: "../zferry-resume.service",
+    },
+  },
+  openrc: {
+    path: "/etc/init.d/zferry-resume",
+    mode: 0o755,
+    link: { path: "/etc/runlevels/default/zferry-resume", target: "/etc/init.d/zferry-resume" },
+  },
+};
+
+const MARKER = "# Written by bundle setup of zferry.";
+
+/** Whether zferry wrote a file, this version or another. */
+export const isOurs = (text: string): boolean => text.split("\n").includes(MARKER);
+
+/** An init system's own PATH may lack any of these. It has no folder that others than root can write to. */
+const PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/**
+ * What has an init system finish an interrupted install at boot.
+ * @throws ZferryError `usage` for a path that has no place in a line of text
+ */
+export function bootUnit(init: InitSystem, command: BootCommand): BootUnit {
+  for (const path of [...command.program, command.config, command.state, command.root]) {
+    if (path === undefined || printable(path) === path) continue;
+    throw new ZferryError("usage", `${JSON.stringify(path)}: has a control character`, {
+      hint: "what starts at boot is named in a line of text: use another path",
+    });
+  }
+  const text = init === "systemd" ? systemdUnit(command) : openrcScript(command);
+  return { ...PLACES[init], text };
+}
+
+const argumentsOf = ({ program, config }: BootCommand): string[] => [
+  ...program,
+  "install",
+  ...(config === undefined ? [] : ["--config", config]),
+];
+
+const journalOf = ({ state }: BootCommand): string => join(state, "journal.json");
+
+/** systemd.unit(5), Specifiers. */
+const withoutSpecifiers = (text: string): string => text.replaceAll("%", "%%");
+
+/** A word as systemd reads it back, where it splits a value into words. systemd.syntax(7), Quoting */
+const systemdWord = (word: string): string => {
+  const text = withoutSpecifiers(word);
+  return /^[\w/.%:@+,=-]+$/.test(text) ? text : `"${text.replace(/[\\"]/g, "\\$&")}"`;
+};
+
+function systemdUnit(command: BootCommand): string {
+  const { program, config, state, root } = command;
+  const [executable = ""] = program;
+  if (/[\\"']/.test(executable)) {
+    throw new ZferryError("usage", `systemd starts no program with such a name: ${executable}`, {
+      hint: "quotes and backslashes must not be in the path of node: install it elsewhere",
+    });
+  }
+  const paths = [state, ...program, ...[root, config].filter((path) => path !== undefined)];
+  const mounts = [...new Set(paths)].map((path) => systemdWord(normalize(path)));
+  return `${MARKER}
+# It is replaced when that runs again; a drop-in (systemctl edit) stays.
+[Unit]
+Description=Finish an interrupted install of zferry
+DefaultDependencies=no
+Requires=local-fs.target
+After=local-fs.target zfs-import.target zfs-mount.service
+Before=sysinit.target systemd-tmpfiles-setup.service ldconfig.service apparmor.service
+Conflicts=shutdown.target
+Before=shutdown.target
+RequiresMountsFor=${mounts.join(" ")}
+ConditionPathExists=${withoutSpecifiers(journalOf(command))}
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+Environment=PATH=${PATH}
+ExecStart=:${argumentsOf(command).map(systemdWord).join(" ")}
+ExecStartPost=-systemctl daemon-reload
+StandardOutput=journal+console
+StandardError=journal+console
+TimeoutStartSec=infinity
+TimeoutStopSec=10min
+KillMode=mixed
+
+[Install]
+WantedBy=multi-user.target
+`;
+}
+
+const shellWord = (word: string): string =>
+  /^[\w/.%:@+,=-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
+
+function openrcScript(command: BootCommand): string {
+  return `#!/sbin/openrc-run
+${MARKER}
+# It is replaced when that runs again.
+
+description="Finishes an interrupted install of zferry"
+
+depend() {
+	before *
+	keyword -timeout
+}
+
+start() {
+	[ -e ${shellWord(journalOf(command))} ] || return 0
+	ebegin "Finishing an interrupted install of zferry"
+	PATH=${PATH} \\
+		${argumentsOf(command).map(shellWord).join(" ")} </dev/null
+	eend $? "it is not finished: bundle status tells what is under way"
+}
+`;
+}
