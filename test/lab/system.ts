@@ -30,14 +30,26 @@ export const script = (machine: Machine, command: string): string =>
 
 export const distribution = (machine: Machine, command: string) => machine.run(script(machine, command));
 
-/** Opens a machine with both pools and both configurations. */
-export async function openPools(): Promise<Machine> {
+async function configure(machine: Machine): Promise<void> {
+  await machine.write("/etc/zferry/build.toml", BUILD_CONFIG);
+  await machine.write("/etc/zferry/site.toml", SITE_CONFIG);
+}
+
+/** On a machine with both pools: both configurations, release R1 made, and the site installed from it. */
+export async function makeSystem(machine: Machine): Promise<void> {
+  await configure(machine);
+  await distribution(machine, "build-host");
+  await machine.run(
+    "bundle keygen --no-password -o /etc/zferry/release; install -D -m 644 /etc/zferry/release.pub /etc/zferry/keys/release.pub; bundle snapshot R1",
+  );
+  await distribution(machine, "site");
+}
+
+async function openWith(setUp: (machine: Machine) => Promise<void>): Promise<Machine> {
   const machine = await openMachine();
   try {
-    await machine.createPool("tank");
-    await machine.createPool("rpool");
-    await machine.write("/etc/zferry/build.toml", BUILD_CONFIG);
-    await machine.write("/etc/zferry/site.toml", SITE_CONFIG);
+    for (const pool of ["tank", "rpool"]) await machine.createPool(pool);
+    await setUp(machine);
     return machine;
   } catch (error) {
     await machine.close();
@@ -45,21 +57,11 @@ export async function openPools(): Promise<Machine> {
   }
 }
 
-/** Opens a machine with both, release R1 made, and the site installed from it. */
-export async function openSystem(): Promise<Machine> {
-  const machine = await openPools();
-  try {
-    await distribution(machine, "build-host");
-    await machine.run(
-      "bundle keygen --no-password -o /etc/zferry/release; install -D -m 644 /etc/zferry/release.pub /etc/zferry/keys/release.pub; bundle snapshot R1",
-    );
-    await distribution(machine, "site");
-    return machine;
-  } catch (error) {
-    await machine.close();
-    throw error;
-  }
-}
+/** Opens a machine with both pools and both configurations. */
+export const openPools = (): Promise<Machine> => openWith(configure);
+
+/** Opens a machine with all that `makeSystem` makes. */
+export const openSystem = (): Promise<Machine> => openWith(makeSystem);
 
 /** Changes the build host as an update to release R`number` does, makes the release and its bundle; gives the file. */
 export async function makeRelease(machine: Machine, number: number): Promise<string> {

@@ -6,8 +6,9 @@ source test/run/setup.sh
 install_modules
 npm run --silent build
 if [[ ${ZFERRY_LAB_LOCAL:-} == 1 || (-z ${ZFERRY_LAB_LOCAL:-} && -e /dev/zfs && $EUID == 0) ]]; then
-  echo "testing on this machine's own ZFS, on pools in files; ZFERRY_LAB_LOCAL=0 tests 2.1 and 2.3 in virtual machines"
-  run_vitest lab-local --project lab --exclude test/lab/guest.test.ts "$@"
+  echo "testing on this machine's own ZFS, on pools in files; ZFERRY_LAB_LOCAL=0 tests 2.1 and 2.3 in virtual machines,"
+  echo "and what only they can lose: their power"
+  run_vitest lab-local --project lab --exclude test/lab/guest.test.ts --exclude test/lab/power.test.ts "$@"
   exit
 fi
 
