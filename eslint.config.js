@@ -31,7 +31,7 @@ const LAYERS = {
     "schema",
   ],
   root: ["system", "canonical-json", "errors", "raw-path", "schema"],
-  bundle: ["trust", "canonical-json", "errors", "in-order", "schema"],
+  bundle: ["trust", "stream", "canonical-json", "errors", "in-order", "schema"],
   stream: ["errors"],
   trust: ["errors"],
   system: ["bundle", "trust", "config", "errors", "raw-path", "report"],

@@ -17,12 +17,13 @@ import {
   type ManifestStream,
 } from "../bundle/manifest.js";
 import { PACK_WORK, type PackedFrame, type PackWork } from "../bundle/members.js";
+import { describeStream, ofStream, poolFeaturesOf } from "../bundle/streams.js";
 import { encodeHead, encodeSignedSums, memberParts, padManifest, sumOf } from "../bundle/writer.js";
 import { ZferryError } from "../errors.js";
 import { inOrder } from "../in-order.js";
 import { throwIfInterrupted, type ProgressReport } from "../report.js";
 import { chunkStream, type StreamChunk } from "../stream/chunker.js";
-import type { BeginRecord, Feature } from "../stream/records.js";
+import type { BeginRecord } from "../stream/records.js";
 import type { NewBundleFile } from "../system/bundle-file.js";
 import type { KeyChange } from "../trust/keys.js";
 import { encodeSignature, sign, type SecretKey } from "../trust/minisign.js";
@@ -66,19 +67,6 @@ export interface PackOptions {
   /** How chunks are compressed, if not one after another on the calling thread. */
   readonly work?: PackWork;
 }
-
-/** Which pool feature a receiver must have enabled for a stream's feature flag. formats/manifest.md, requires */
-export const POOL_FEATURES: Partial<Record<Feature, string>> = {
-  embed_data: "embedded_data",
-  lz4: "lz4_compress",
-  large_blocks: "large_blocks",
-  redacted: "redacted_datasets",
-  large_dnode: "large_dnode",
-  raw: "encryption",
-  zstd: "zstd_compress",
-  longname: "longname",
-  large_microzap: "large_microzap",
-};
 
 /**
  * Packs streams and the root half into a bundle, checking every record as it passes. The same inputs give the same
@@ -139,7 +127,7 @@ export async function packBundle(
       progress.update(`packing ${input.role}`, done, input.estimate);
     }
     // A generator that returned has seen BEGIN and END.
-    streams.push(describeStream(input, begin as BeginRecord, chunks, done));
+    streams.push(describeStream(input.role, begin as BeginRecord, input.expected?.base?.snapshot, chunks));
   }
   await file.append(TRAILER);
   progress.end();
@@ -174,9 +162,7 @@ function describeBundle(
     ...(root === undefined ? {} : { root }),
     ...(options.keys === undefined ? {} : { keys: options.keys }),
     requires: {
-      poolFeatures: [...new Set(streams.flatMap(({ features }) => features.map(poolFeatureOf)))]
-        .filter((feature) => feature !== undefined)
-        .sort(),
+      poolFeatures: poolFeaturesOf(streams),
       freeBytes: streams.reduce((sum, { rawBytes }) => sum + rawBytes, 0),
     },
   };
@@ -241,21 +227,13 @@ async function* checkedChunks(
   try {
     yield* chunkStream(source, { chunkBytes, memory });
   } catch (error) {
-    if (!(error instanceof ZferryError && error.code.startsWith("stream-"))) throw error;
-    const { code, message, details, hint } = error;
-    throw new ZferryError(code, `stream ${role}: ${message}`, {
-      details: { role, ...details },
-      ...(hint === undefined ? {} : { hint }),
-      cause: error,
-    });
+    throw ofStream(error, `stream ${role}`, { role });
   }
 }
 
 /** What zferry's own signatures say beside what they sign. Decisions use the manifest alone. */
 export const trustedCommentOf = ({ product, release }: Manifest): string =>
   `product ${product} release ${release.name} sequence ${release.sequence}`;
-
-const poolFeatureOf = (feature: string): string | undefined => POOL_FEATURES[feature as Feature];
 
 function requireWithin(limit: number, value: number, what: string): void {
   if (value <= limit) return;
@@ -270,11 +248,6 @@ function creationTime(role: string, { creationTime: seconds }: BeginRecord): num
   );
 }
 
-function splitName(toname: string): { dataset: string; snapshot: string } {
-  const at = toname.indexOf("@");
-  return { dataset: toname.slice(0, at), snapshot: toname.slice(at + 1) };
-}
-
 function requireExpected({ role, expected }: StreamInput, begin: BeginRecord): void {
   if (expected === undefined) return;
   const wanted = { from: expected.base?.guid ?? "0", to: expected.target.guid };
@@ -286,29 +259,4 @@ function requireExpected({ role, expected }: StreamInput, begin: BeginRecord): v
       { details: { role, wanted: [wanted.from, wanted.to], found: [found.from, found.to] } },
     );
   }
-}
-
-function describeStream(
-  { role, expected }: StreamInput,
-  begin: BeginRecord,
-  chunks: ManifestChunk[],
-  rawBytes: number,
-): ManifestStream {
-  const { dataset, snapshot } = splitName(begin.toname);
-  const base =
-    begin.fromguid === 0n
-      ? undefined
-      : {
-          ...(expected?.base === undefined ? {} : { snapshot: expected.base.snapshot }),
-          guid: String(begin.fromguid),
-        };
-  return {
-    role,
-    dataset,
-    ...(base === undefined ? {} : { base }),
-    target: { snapshot, guid: String(begin.toguid) },
-    features: [...begin.features].sort(),
-    rawBytes,
-    chunks,
-  };
 }

@@ -50,7 +50,8 @@ export async function runInspect(path: string, options: InspectOptions, env: Env
   }
 }
 
-async function readChanges(bundle: Bundle): Promise<RootMetadata["changes"] | undefined> {
+/** The changed paths of the root half, after all that can be checked of its metadata alone. */
+export async function readChanges(bundle: Bundle): Promise<RootMetadata["changes"] | undefined> {
   const { root } = bundle.manifest;
   if (root === undefined) return undefined;
   const metadata = parseMetadata(await bundle.rootMember("metadata"));

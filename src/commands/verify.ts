@@ -9,6 +9,7 @@ import { addThreadsOption, describeStreams, isExpired, repeatable, summaryOf, th
 interface VerifyOptions {
   readonly key?: readonly string[];
   readonly config?: string;
+  readonly deep?: boolean;
   readonly threads?: string;
 }
 
@@ -20,9 +21,14 @@ export function define(command: Command, environment: () => Environment): void {
       .option(
         "--config <file>",
         "the site's configuration, which names its key folder (default: /etc/zferry/site.toml)",
-      ),
+      )
+      .option("--deep", "also decompress everything, and check each record of the streams and the manifest"),
   )
-    .addHelpText("after", "\nExample:\n  bundle verify R2.bundle --key release.pub")
+    .addHelpText(
+      "after",
+      "\nSignatures and hashes say that it is what its publisher made; --deep, that the streams in it are sound." +
+        "\n\nExamples:\n  bundle verify R2.bundle --key release.pub\n  bundle verify R2.bundle --key release.pub --deep",
+    )
     .action((file: string, options: VerifyOptions) => runVerify(file, options, environment()));
 }
 
@@ -46,22 +52,42 @@ export async function checkWhole(bundle: Bundle, env: Environment): Promise<void
   env.progress.end();
 }
 
+/** Checks what the members hold: every record of every stream, the root half, and what the manifest says of them. */
+async function checkDeep(bundle: Bundle, env: Environment): Promise<void> {
+  // Loaded only when they are needed.
+  const { checkStreams } = await import("../bundle/streams.js");
+  await checkStreams(bundle, (role, done, total) => {
+    throwIfInterrupted(env.signal);
+    env.progress.update(`checking ${role}`, done, total);
+  });
+  env.progress.end();
+  if (bundle.manifest.root === undefined) return;
+  const { readChanges } = await import("./inspect.js");
+  await readChanges(bundle);
+  for (const kind of ["patch", "objects"] as const) {
+    throwIfInterrupted(env.signal);
+    await bundle.rootMember(kind);
+  }
+}
+
 /** Checks a whole bundle: signatures, then every byte. */
 export async function runVerify(path: string, options: VerifyOptions, env: Environment): Promise<void> {
   const file = await openBundleFile(path, threadsOf(options));
   try {
     const trust = await readTrust(options);
     const bundle = await verifyWhole(file, trust, env);
+    const { deep = false } = options;
+    if (deep) await checkDeep(bundle, env);
     const { manifest } = bundle;
     const { release, product, expires } = manifest;
     const expired = isExpired(manifest, env.now());
     if (env.json) {
-      return await env.write(`${JSON.stringify({ verified: true, expired, ...summaryOf(bundle) })}\n`);
+      return await env.write(`${JSON.stringify({ verified: true, deep, expired, ...summaryOf(bundle) })}\n`);
     }
     const signers = bundle.signers.map(({ keyId, name }) => `${keyId} (${name})`).join(", ");
     const line =
       `OK ${path}: ${product} release ${release.name} (${release.sequence}), ${describeStreams(manifest)}, ` +
-      `${formatBytes(bundle.size)}, signed by ${signers}`;
+      `${formatBytes(bundle.size)}, signed by ${signers}${deep ? ", every record checked" : ""}`;
     await env.write(`${printable(line)}\n`);
     if (trust.product !== undefined && product !== trust.product) {
       env.note(`this site has product ${trust.product}: bundle install refuses it`);

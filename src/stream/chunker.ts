@@ -1,5 +1,5 @@
 import { ZferryError } from "../errors.js";
-import { type BeginRecord, RecordReader, type StreamSummary } from "./records.js";
+import { type BeginRecord, RecordReader, type StreamRecord, type StreamSummary } from "./records.js";
 
 const KIB = 1024;
 const MIB = 1024 * KIB;
@@ -58,23 +58,62 @@ export async function* chunkStream(
   };
 
   for await (const piece of source) {
-    for (const { begin, lastObject } of reader.read(piece)) {
-      if (begin.features.includes("resuming")) {
-        throw new ZferryError("stream-unsupported", `stream of ${begin.toname} is a resuming one`, {
-          hint: "zfs send -t made it, and it is a part only: send the snapshot without a token",
-        });
-      }
+    for (const record of reader.read(piece)) {
       // Known to be full once the record that did not fit is complete.
       if (cut.full !== undefined) {
-        yield close(cut.full, begin);
+        yield close(cut.full, record.begin);
         cut.full = undefined;
       }
-      if (lastObject > cut.open.largestObject) cut.open.largestObject = lastObject;
+      describe(cut.open, record);
     }
   }
   const summary = reader.finish();
   yield close(cut.open, summary.begin);
   return summary;
+}
+
+/**
+ * Takes chunks as they are stored, which in a row are a stream, and checks them and the stream: what {@link chunkStream}
+ * said of each is said again. As in a {@link RecordReader} nothing is certain before `finish` returned.
+ */
+export class ChunkReader {
+  readonly #reader = new RecordReader();
+  #index = 0;
+  #offset = 0;
+
+  /**
+   * @param data the next chunk
+   * @throws {ZferryError} `stream-malformed`, also for a chunk that ends inside a record, and `stream-unsupported`
+   */
+  read(data: Uint8Array): StreamChunk {
+    const open = openChunk(data);
+    let begin: BeginRecord | undefined;
+    for (const record of this.#reader.read(data)) {
+      open.bytes += record.bytes.length;
+      begin = record.begin;
+      describe(open, record);
+    }
+    const [index, offset] = [this.#index, this.#offset];
+    if (begin === undefined || open.bytes < data.length) {
+      throw new ZferryError(
+        "stream-malformed",
+        `chunk ends at byte ${offset + data.length}, inside the record at byte ${offset + open.bytes}`,
+        { details: { offset: offset + data.length } },
+      );
+    }
+    this.#index += 1;
+    this.#offset += data.length;
+    return { index, offset, data, largestObject: open.largestObject, begin };
+  }
+
+  /**
+   * To be called after the last chunk.
+   *
+   * @throws {ZferryError} `stream-malformed` if the stream ends early
+   */
+  finish(): StreamSummary {
+    return this.#reader.finish();
+  }
 }
 
 interface OpenChunk {
@@ -84,3 +123,13 @@ interface OpenChunk {
 }
 
 const openChunk = (memory: Uint8Array): OpenChunk => ({ memory, bytes: 0, largestObject: 0n });
+
+/** Adds what a record says to what is said of its chunk. */
+function describe(chunk: OpenChunk, { begin, lastObject }: StreamRecord): void {
+  if (begin.features.includes("resuming")) {
+    throw new ZferryError("stream-unsupported", `stream of ${begin.toname} is a resuming one`, {
+      hint: "zfs send -t made it, and it is a part only: send the snapshot without a token",
+    });
+  }
+  if (lastObject > chunk.largestObject) chunk.largestObject = lastObject;
+}

@@ -12,7 +12,10 @@ import {
 } from "node:fs";
 import { beforeEach, describe, expect, test } from "vitest";
 import { readIndex, readStream } from "../../fixtures/streams/recorded.js";
+import { encodeFrame } from "../../src/bundle/frame.js";
 import { LIMITS } from "../../src/bundle/layout.js";
+import { encodeManifest, type Manifest } from "../../src/bundle/manifest.js";
+import type { ErrorCode } from "../../src/errors.js";
 import { encodePublicKey, generateKeyPair } from "../../src/trust/minisign.js";
 import {
   flipped,
@@ -21,6 +24,7 @@ import {
   longStream,
   pack,
   packAll,
+  replace,
   resign,
   rootInput,
   smallStream,
@@ -181,6 +185,75 @@ describe("bundle verify", () => {
       message: `${folder.path}/none: there is no public key (*.pub)`,
       hint: "bundle trust --add FILE puts the publisher's public key there",
     });
+  });
+});
+
+describe("bundle verify --deep", () => {
+  const verify = (...more: string[]) => runHere("verify", "R2.bundle", "--key", PUBLIC, "--deep", ...more);
+  /** The example with another frame in the place of one, and a manifest that knows its size. */
+  const putFrame = (name: string, change: (frame: Uint8Array) => Uint8Array): void => {
+    const changed = replace(split(bundle), name, change);
+    const stored = changed.find((member) => member.name === name)?.content.length;
+    const sized = replace(changed, "manifest.json", (content) => {
+      const manifest = JSON.parse(Buffer.from(content).toString()) as Manifest;
+      const { patch } = manifest.root as NonNullable<Manifest["root"]>;
+      const [chunk] = manifest.streams[0]?.chunks ?? [];
+      Object.assign(name === "root/patch.zst" ? patch : (chunk ?? {}), { storedBytes: stored });
+      return encodeManifest(manifest);
+    });
+    put(join(resign(sized)));
+  };
+
+  test("says that every record was checked", async () => {
+    const { status, stdout } = await verify();
+    expect([status, stdout.toString()]).toEqual([
+      0,
+      "OK R2.bundle: demo release R2 (2), usr from guid 99 to R2, 8.5 KiB, " +
+        `signed by 0E07B77755AB6E15 (${PUBLIC}), every record checked\n`,
+    ]);
+    const deep = async (result: ReturnType<typeof verify>) =>
+      (JSON.parse((await result).stdout.toString()) as { deep: boolean }).deep;
+    expect(await deep(verify("--json"))).toBe(true);
+    expect(await deep(runHere("verify", "R2.bundle", "--key", PUBLIC, "--json"))).toBe(false);
+  });
+
+  test("needs no root half", async () => {
+    put(await packAll());
+    expect((await verify()).status).toBe(0);
+    put(await pack());
+    expect((await verify()).status).toBe(0);
+  });
+
+  test.each<[ErrorCode, string, () => void | Promise<void>]>([
+    [
+      "stream-malformed",
+      "a stream with a fault",
+      () => putFrame("streams/usr/00000000.zst", () => encodeFrame(flipped(smallStream(), 700), 9)),
+    ],
+    [
+      "metadata-malformed",
+      "counts that are not those of the metadata",
+      async () => {
+        const { summary, ...root } = rootInput();
+        const counts = { added: 1, modified: 1, deleted: 0 };
+        put(await pack({ root: { ...root, summary: { ...summary, counts } } }));
+      },
+    ],
+    [
+      "metadata-malformed",
+      "metadata that is none",
+      async () => put(await pack({ root: { ...rootInput(), metadata: Buffer.from("{}") } })),
+    ],
+    [
+      "frame-malformed",
+      "a patch of two frames",
+      () => putFrame("root/patch.zst", (frame) => Buffer.concat([frame, frame])),
+    ],
+  ])("refuses with %s what verify alone does not see: %s", async (code, _what, make) => {
+    await make();
+    expect((await runHere("verify", "R2.bundle", "--key", PUBLIC)).status).toBe(0);
+    const result = await verify("--json");
+    expect([errorOf(result).code, result.status, result.stdout.length]).toEqual([code, 10, 0]);
   });
 });
 

@@ -53,6 +53,8 @@ describe("a large bundle", () => {
     for (const threads of ["1", "4"]) {
       const verified = await runHere(["verify", BUNDLE, "--key", PUBLIC, "--threads", threads]);
       expect(verified).toMatchObject({ status: 0, stderr: "" });
+      const deep = await runHere(["verify", BUNDLE, "--key", PUBLIC, "--threads", threads, "--deep"]);
+      expect(deep).toMatchObject({ status: 0, stderr: "" });
       const sent = await runHere(["send", BUNDLE, "--key", PUBLIC, "--threads", threads]);
       expect(sent).toMatchObject({ status: 0, stderr: "" });
       expect(sent.stdout.equals(stream)).toBe(true);

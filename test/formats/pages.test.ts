@@ -4,7 +4,7 @@ import { Readable } from "node:stream";
 import { extract } from "tar-stream";
 import { describe, expect, test } from "vitest";
 import * as v from "valibot";
-import { POOL_FEATURES } from "../../src/build/pack.js";
+import { POOL_FEATURES } from "../../src/bundle/streams.js";
 import { parseHeader, LIMITS, SUMS_NAME } from "../../src/bundle/layout.js";
 import { manifestSchema, parseManifest } from "../../src/bundle/manifest.js";
 import { canonicalJson } from "../../src/canonical-json.js";
