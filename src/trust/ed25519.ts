@@ -1,9 +1,12 @@
 import { createPrivateKey, createPublicKey, verify, type KeyObject } from "node:crypto";
-import { Point, verifyAsync } from "@noble/ed25519";
+import { Point } from "@noble/ed25519";
 
 // What precedes the 32 bytes in the two DER encodings of RFC 8410, sections 4 and 7.
 const SPKI_PREFIX = Buffer.from("302a300506032b6570032100", "hex");
 const PKCS8_PREFIX = Buffer.from("302e020100300506032b657004220420", "hex");
+
+/** The order of the base point, L. */
+const ORDER = 2n ** 252n + 27742317777372353535851937790883648493n;
 
 /**
  * Whether 32 bytes are the canonical encoding of a curve point that is not one of the eight of small order.
@@ -22,20 +25,23 @@ export function isStrongPoint(bytes: Uint8Array): boolean {
  * where it leaves a choice the strict one. S is below L, both points are canonical and not of small order, and
  * the equation holds without the cofactor.
  *
- * Two implementations must agree because neither does all of it: noble multiplies by the cofactor even with
- * `zip215: false` and takes an R of small order; many versions of OpenSSL take every point of small order.
+ * OpenSSL checks the equation so, and S; but many versions take every point of small order, and keys that are not
+ * canonical. noble's own `verify` would not do: it multiplies by the cofactor even with `zip215: false`, takes an R of
+ * small order, and needs as long as all other starting of a process.
  */
-export async function verifyStrictly(
-  publicKey: Uint8Array,
-  signature: Uint8Array,
-  message: Uint8Array,
-): Promise<boolean> {
+export function verifyStrictly(publicKey: Uint8Array, signature: Uint8Array, message: Uint8Array): boolean {
   return (
+    signature.length === 64 &&
+    isStrongPoint(publicKey) &&
     isStrongPoint(signature.subarray(0, 32)) &&
-    (await verifyAsync(signature, message, publicKey, { zip215: false })) &&
+    isReduced(signature.subarray(32)) &&
     verify(null, message, publicKeyObject(publicKey), signature)
   );
 }
+
+/** Whether a little-endian number is below L. */
+const isReduced = (bytes: Uint8Array): boolean =>
+  BigInt(`0x${Buffer.from(bytes).reverse().toString("hex")}`) < ORDER;
 
 /** The private key with this 32-byte seed. A key object prints as nothing, so that no log ever shows the seed. */
 export function privateKeyFrom(seed: Uint8Array): KeyObject {

@@ -1,6 +1,12 @@
-import { generateKeyPairSync, randomBytes, scrypt, sign as signEd25519, type KeyObject } from "node:crypto";
+import {
+  createHash,
+  generateKeyPairSync,
+  randomBytes,
+  scrypt,
+  sign as signEd25519,
+  type KeyObject,
+} from "node:crypto";
 import { promisify } from "node:util";
-import { blake2b } from "@noble/hashes/blake2.js";
 import { ZferryError, type ErrorCode } from "../errors.js";
 import { isStrongPoint, privateKeyFrom, publicBytesOf, seedOf, verifyStrictly } from "./ed25519.js";
 
@@ -131,9 +137,9 @@ export async function parseSecretKey(
     const wrong = refusal("password-wrong", `secret key ${name}`);
     if (passphrase === undefined) throw wrong("is encrypted, and no password was given");
     sealed = xor(sealed, await deriveStream(await passphrase(), salt, opslimit, memlimit));
-    if (!checksumOf(sealed).equals(sealed.subarray(72)))
+    if (!(await checksumOf(sealed)).equals(sealed.subarray(72)))
       throw wrong("cannot be decrypted with this password");
-  } else if (!isZero(sealed.subarray(72)) && !checksumOf(sealed).equals(sealed.subarray(72))) {
+  } else if (!isZero(sealed.subarray(72)) && !(await checksumOf(sealed)).equals(sealed.subarray(72))) {
     // `minisign -G -W` leaves the checksum zero, `minisign -C -W` keeps the true one.
     throw refuse("does not match its checksum");
   }
@@ -155,7 +161,7 @@ export async function encodeSecretKey(
   passphrase: string | undefined,
 ): Promise<Uint8Array> {
   const key = Buffer.concat([keyNumberOf(keyId), seedOf(privateKey), publicBytesOf(privateKey)]);
-  let sealed: Uint8Array = Buffer.concat([key, checksumOf(key)]);
+  let sealed: Uint8Array = Buffer.concat([key, await checksumOf(key)]);
   let kdf = UNENCRYPTED;
   const parameters = Buffer.alloc(SALT_BYTES + 2 * 8);
   if (passphrase !== undefined) {
@@ -185,7 +191,7 @@ export function sign(
   const refuse = refusal("signature-malformed", "new signature");
   checkComment(untrustedComment, UNTRUSTED, UNTRUSTED_COMMENT_BYTES_MAX, refuse);
   checkComment(trustedComment, TRUSTED, TRUSTED_COMMENT_BYTES_MAX, refuse);
-  const signature = signEd25519(null, blake2b(message), privateKey);
+  const signature = signEd25519(null, hashOf(message), privateKey);
   const globalSignature = signEd25519(null, commentMessage(signature, trustedComment), privateKey);
   return { keyId, signature, trustedComment, globalSignature, untrustedComment };
 }
@@ -231,10 +237,10 @@ export async function verifySignature(
 ): Promise<{ keyId: string; trustedComment: string }> {
   const refuse = refusal("signature-invalid", `signature by key ${signedBy}`);
   if (signedBy !== keyId) throw refuse(`is not by key ${keyId} (${name})`);
-  if (!(await verifyStrictly(key, signature, blake2b(message)))) {
+  if (!verifyStrictly(key, signature, hashOf(message))) {
     throw refuse(`does not fit the signed file and the public key ${name}`);
   }
-  if (!(await verifyStrictly(key, globalSignature, commentMessage(signature, trustedComment)))) {
+  if (!verifyStrictly(key, globalSignature, commentMessage(signature, trustedComment))) {
     throw refuse(`does not fit its trusted comment and the public key ${name}`);
   }
   return { keyId, trustedComment };
@@ -320,8 +326,13 @@ function commentMessage(signature: Uint8Array, trustedComment: string): Uint8Arr
   return Buffer.concat([signature, Buffer.from(trustedComment)]);
 }
 
+/** BLAKE2b-512, which is what is signed. */
+const hashOf = (message: Uint8Array): Buffer => createHash("blake2b512").update(message).digest();
+
 /** Covers the algorithm, the key number, the seed and the public key. */
-function checksumOf(sealed: Uint8Array): Buffer {
+async function checksumOf(sealed: Uint8Array): Promise<Buffer> {
+  // OpenSSL has no BLAKE2b-256. Loaded only when it is needed.
+  const { blake2b } = await import("@noble/hashes/blake2.js");
   return Buffer.from(blake2b(Buffer.concat([ED25519, sealed.subarray(0, 72)]), { dkLen: 32 }));
 }
 
