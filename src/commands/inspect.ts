@@ -6,9 +6,8 @@ import { showPath } from "../raw-path.js";
 import { checkCounts, parseMetadata, type RootMetadata } from "../root/metadata.js";
 import { pathOf } from "../root/paths.js";
 import { openBundleFile } from "../system/bundle-file.js";
-import { readTrust } from "../install/trust.js";
 import { parseSignature } from "../trust/minisign.js";
-import { describeBase, describeKeyChange, isExpired, repeatable, summaryOf } from "./summary.js";
+import { describeBase, describeKeyChange, isExpired, readTrust, repeatable, summaryOf } from "./summary.js";
 
 interface InspectOptions {
   readonly key?: readonly string[];

@@ -6,8 +6,7 @@ import { untilInterrupted, type Environment } from "../report.js";
 import type { ResumeToken } from "../stream/resume-token.js";
 import { openBundleFile } from "../system/bundle-file.js";
 import { chunksFrom, streamOfToken } from "../install/resume.js";
-import { readTrust } from "../install/trust.js";
-import { addThreadsOption, repeatable, threadsOf } from "./summary.js";
+import { addThreadsOption, readTrust, repeatable, threadsOf } from "./summary.js";
 
 interface SendOptions {
   readonly key?: readonly string[];

@@ -1,7 +1,9 @@
 import type { Command } from "commander";
-import { VerifiedBundle, type Bundle } from "../bundle/reader.js";
+import { VerifiedBundle, type Bundle, type Trust } from "../bundle/reader.js";
 import type { Manifest, ManifestStream } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
+import type { SiteTrust } from "../install/trust.js";
+import { readPublicKey } from "../system/key-files.js";
 import { usualThreads } from "../system/threads.js";
 import type { KeyChange } from "../trust/keys.js";
 import { parsePublicKey } from "../trust/minisign.js";
@@ -78,3 +80,23 @@ export const addThreadsOption = (command: Command): Command =>
 /** How many threads take part in what is heavy. */
 export const threadsOf = ({ threads }: { readonly threads?: string }): number =>
   wholeNumber(threads, "--threads", 1, 256) ?? usualThreads();
+
+/**
+ * The keys that are named, one of which is enough; or else the site's, with its product.
+ * @throws ZferryError `usage` when both are given: the site's threshold would be passed over
+ */
+export async function readTrust(options: {
+  readonly key?: readonly string[];
+  readonly config?: string;
+}): Promise<Trust & Partial<Pick<SiteTrust, "product">>> {
+  if (options.key !== undefined) {
+    if (options.config !== undefined) {
+      throw new ZferryError("usage", "--key and --config: believe the keys that are named, or the site's");
+    }
+    return { keys: await Promise.all(options.key.map(readPublicKey)), threshold: 1 };
+  }
+  // Loaded only when they are needed.
+  const { readSiteConfig } = await import("../system/settings.js");
+  const { readSiteTrust } = await import("../install/trust.js");
+  return readSiteTrust(await readSiteConfig(options.config, ", or a public key with --key"));
+}

@@ -3,8 +3,15 @@ import { VerifiedBundle, type Bundle, type Trust } from "../bundle/reader.js";
 import type { ByteSource } from "../bundle/members.js";
 import { formatBytes, formatTime, printable, throwIfInterrupted, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
-import { readTrust } from "../install/trust.js";
-import { addThreadsOption, describeStreams, isExpired, repeatable, summaryOf, threadsOf } from "./summary.js";
+import {
+  addThreadsOption,
+  describeStreams,
+  isExpired,
+  readTrust,
+  repeatable,
+  summaryOf,
+  threadsOf,
+} from "./summary.js";
 
 interface VerifyOptions {
   readonly key?: readonly string[];

@@ -1,8 +1,7 @@
 import type { Trust } from "../bundle/reader.js";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
-import { readKeyFolder, readPublicKey } from "../system/key-files.js";
-import { readSiteConfig } from "../system/settings.js";
+import { readKeyFolder } from "../system/key-files.js";
 import { NO_KEYS, trustedKeys, type KeySet } from "../trust/keys.js";
 import type { PublicKey } from "../trust/minisign.js";
 import { openState, type SiteState } from "./state.js";
@@ -55,21 +54,4 @@ async function readState(path: string): Promise<SiteState | undefined> {
       cause: error,
     });
   }
-}
-
-/**
- * The keys that are named, one of which is enough; or else the site's, with its product.
- * @throws ZferryError `usage` when both are given: the site's threshold would be passed over
- */
-export async function readTrust(options: {
-  readonly key?: readonly string[];
-  readonly config?: string;
-}): Promise<Trust & Partial<Pick<SiteTrust, "product">>> {
-  if (options.key !== undefined) {
-    if (options.config !== undefined) {
-      throw new ZferryError("usage", "--key and --config: believe the keys that are named, or the site's");
-    }
-    return { keys: await Promise.all(options.key.map(readPublicKey)), threshold: 1 };
-  }
-  return readSiteTrust(await readSiteConfig(options.config, ", or a public key with --key"));
 }
