@@ -12,7 +12,7 @@ import { makeRelease, makeSystem, RPOOL, script, SITE_USR } from "./system.js";
  * folder, is on a disk without a cache of the host's. SOAK_CUTS is the number of cuts (12), SOAK_SEED their seed.
  */
 
-const CUTS = Number(process.env["SOAK_CUTS"] ?? 12);
+const CUTS = Number(process.env["SOAK_CUTS"] ?? 6);
 const SEED = Number(process.env["SOAK_SEED"] ?? Math.floor(Math.random() * 1e9));
 const PHASES = ["holding", "preparing", "receiving", "writing", "recording"];
 const ROOT = `${RPOOL}/ROOT/site`;

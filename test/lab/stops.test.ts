@@ -8,8 +8,9 @@ import { BUILD_USR, makeRelease, openSystem, RPOOL, script, SITE_USR } from "./s
  * of it, or with what it was.
  */
 
-/** What takes a round for each step is shared between the versions of ZFS: each has every other step of it. */
+/** Rounds are shared between the versions of ZFS: each has every other step of this, and the rest of that. */
 const isMine = (index: number): boolean => usesLocalZfs() || index % 2 === (defaultZfs() === "2.3" ? 1 : 0);
+const isOthers = (index: number): boolean => usesLocalZfs() || !isMine(index);
 
 const FILE = "/tmp/R2.bundle";
 const ROOT = `${RPOOL}/ROOT/site`;
@@ -91,6 +92,7 @@ describe("an install that is killed before any step", () => {
     "is brought to its end by bundle install, without the file where that is under way",
     async () => {
       for (const [index, step] of steps.entries()) {
+        if (!isMine(index)) continue;
         const output = await lines(`${RESET}
         ${stopped(`install ${FILE}`, index + 1)} >/dev/null 2>&1 && exit 1
         bundle status | sed -n 's/^under way: //p'
@@ -109,7 +111,7 @@ describe("an install that is killed before any step", () => {
     "is given up by bundle abort, and the site is as it was",
     async () => {
       for (const [index, step] of steps.entries()) {
-        if (!isMine(index)) continue;
+        if (!isOthers(index) || index % 4 > 1) continue;
         const where = `killed before ${index + 1}, ${step}`;
         await lines(`${RESET}
         ${stopped(`install ${FILE}`, index + 1)} >/dev/null 2>&1 && exit 1
@@ -128,7 +130,7 @@ describe("an install that is interrupted by Ctrl-C before any step", () => {
     "leaves the site as it was, or can be gone on with",
     async () => {
       for (const [index, step] of steps.entries()) {
-        if (!isMine(index)) continue;
+        if (!isOthers(index)) continue;
         const where = `interrupted before ${index + 1}, ${step}`;
         const status = await lines(`${RESET}
         status=0; ${stopped(`install ${FILE}`, index + 1, "INT")} >/dev/null 2>/tmp/err || status=$?; echo $status`);
