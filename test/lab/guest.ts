@@ -384,7 +384,7 @@ export class LocalMachine extends JobMachine {
 export class Guest extends JobMachine {
   readonly zfsVersion: string;
   readonly checkout = "/zferry";
-  private readonly image: string;
+  protected readonly image: string;
   private readonly options: MachineOptions;
   private qemu: ChildProcess | undefined;
   /** Those who wait for a job, and as `ready` who waits for the boot. */
@@ -517,6 +517,13 @@ export class Guest extends JobMachine {
     await exit;
   }
 
+  /** What is booted: the initramfs in the image, and what it needs to find its root. */
+  protected get system(): { initrd: string; args: string; drives: string[] } {
+    // The first drive, since it must be vda.
+    const drives = drive("root", join(this.image, "rootfs.sqfs"), "readonly=on");
+    return { initrd: "initrd.gz", args: "", drives };
+  }
+
   private async boot(args: string[], kernelArgs: string, stdio: StdioOptions): Promise<ChildProcess> {
     if (this.qemu !== undefined) throw new Error("the guest is on already");
     const { memory = 3072, cpus = Number(process.env["ZFERRY_LAB_CPUS"] ?? 2), disks = [] } = this.options;
@@ -524,15 +531,12 @@ export class Guest extends JobMachine {
       ...["-fsdev", `local,id=${tag},path=${path},security_model=none,multidevs=remap,readonly=${readonly}`],
       ...["-device", `virtio-9p-pci,fsdev=${tag},mount_tag=${tag}`],
     ];
-    const drive = (name: string, path: string, mode: string) => [
-      ...["-drive", `if=none,id=drive-${name},file=${path},format=raw,${mode}`],
-      ...["-device", `virtio-blk-pci,drive=drive-${name},serial=${name}`],
-    ];
+    const { initrd, args: systemArgs, drives } = this.system;
     const qemu = [
       ...[...QEMU, "-m", String(memory), "-smp", String(cpus), ...(await accelerator(this.image))],
-      ...["-kernel", join(this.image, "vmlinux"), "-initrd", join(this.image, "initrd.gz")],
-      ...["-append", `console=ttyS0 quiet panic=-1 oops=panic mitigations=off ${kernelArgs}`],
-      ...drive("root", join(this.image, "rootfs.sqfs"), "readonly=on"), // the first, since it must be vda
+      ...["-kernel", join(this.image, "vmlinux"), "-initrd", join(this.image, initrd)],
+      ...["-append", `console=ttyS0 quiet panic=-1 oops=panic mitigations=off ${systemArgs} ${kernelArgs}`],
+      ...drives,
       ...drive("application", join(this.folder, "application.sqfs"), "readonly=on"),
       ...disks.flatMap(({ name }) => drive(name, join(this.folder, `${name}.disk`), "cache=none")),
       ...share("lab", join(HERE, "guest"), "on"),
@@ -549,6 +553,12 @@ export class Guest extends JobMachine {
     return child;
   }
 }
+
+/** QEMU's arguments for a disk. */
+export const drive = (name: string, path: string, mode: string): string[] => [
+  ...["-drive", `if=none,id=drive-${name},file=${path},format=raw,${mode}`],
+  ...["-device", `virtio-blk-pci,drive=drive-${name},serial=${name}`],
+];
 
 /** Milliseconds until a guest that does not answer is given up. */
 const BOOT_TIMEOUT = 180_000;
