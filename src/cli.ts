@@ -1,9 +1,9 @@
 #!/usr/bin/env node
 import { readFileSync } from "node:fs";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
-import { EXIT_STATUS, ZferryError } from "./errors.js";
+import { EXIT_STATUS, ToldElsewhere, ZferryError } from "./errors.js";
 import { asZferryError, errorAsJson, printable, type Environment } from "./report.js";
-import { isOutputStuck, processEnvironment, writeOutput } from "./system/terminal.js";
+import { isMoved, isOutputStuck, processEnvironment, settleMoved, writeOutput } from "./system/terminal.js";
 
 /** What a file in commands/ exports: it adds arguments, options, an example and the action. */
 interface CommandModule {
@@ -79,7 +79,7 @@ const VERBS: readonly Verb[] = [
 
 async function main(argv: readonly string[]): Promise<number> {
   const interrupted = new AbortController();
-  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
+  for (const signal of ["SIGINT", "SIGTERM", ...(isMoved() ? [] : ["SIGHUP"])])
     process.on(signal, () => interrupted.abort());
 
   const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as {
@@ -117,6 +117,7 @@ async function main(argv: readonly string[]): Promise<number> {
   }
 
   try {
+    if (isMoved()) settleMoved();
     requireUtf8(argv);
     try {
       await program.parseAsync(argv, { from: "user" });
@@ -126,6 +127,7 @@ async function main(argv: readonly string[]): Promise<number> {
     }
     return 0;
   } catch (error) {
+    if (error instanceof ToldElsewhere) return error.status;
     const known = error instanceof CommanderError ? usageError(error, wanted) : asZferryError(error);
     const told =
       interrupted.signal.aborted && known.code !== "interrupted"

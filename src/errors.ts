@@ -64,6 +64,16 @@ const bounded = (message: string): string =>
     ? message
     : `${message.slice(0, MAX_MESSAGE)}… (${message.length - MAX_MESSAGE} characters more)`;
 
+/** Another process of ours failed, and told why: only its exit status is left to be passed on. */
+export class ToldElsewhere extends Error {
+  readonly status: number;
+
+  constructor(status: number) {
+    super(`exit status ${status}`);
+    this.status = status;
+  }
+}
+
 /**
  * The one error class. `message` is lower case without a final period and names the object and both values;
  * `hint` says on a line of its own what to do.

@@ -7,6 +7,8 @@ export interface Environment {
   write(data: string | Uint8Array): Promise<void>;
   /** Standard error, a line for people. */
   note(line: string): void;
+  /** Standard error, as another process of ours wrote it. */
+  relay(bytes: Uint8Array): void;
   readonly stdin: Readable;
   readonly json: boolean;
   /** Neither progress nor steps are told; warnings are. */
@@ -16,6 +18,8 @@ export interface Environment {
   readonly now: () => Date;
   /** Aborted by Ctrl-C and by SIGTERM. */
   readonly signal: AbortSignal;
+  /** Whether we were started by ourselves, in private mounts and a session of our own. */
+  readonly moved: boolean;
   /** Asks for a passphrase on the terminal; `otherwise` is the hint where there is none. */
   askPassphrase(prompt: string, otherwise?: string): Promise<string>;
   /** Asks on the terminal, and waits for Enter; false where there is no terminal. */

@@ -1,15 +1,18 @@
 import type { Command } from "commander";
 import { abortInstall } from "../install/install.js";
+import { runMoved } from "../install/live.js";
 import type { Environment } from "../report.js";
 import { readSiteConfig } from "../system/settings.js";
 import { tellEnd, workOf } from "./install.js";
 
 interface AbortOptions {
+  readonly live?: boolean;
   readonly config?: string;
 }
 
 export function define(command: Command, environment: () => Environment): void {
   command
+    .option("--live", "also of a dataset that the running system uses: what runs from it will likely die")
     .option("--config <file>", "the site's configuration (default: /etc/zferry/site.toml)")
     .addHelpText(
       "after",
@@ -22,5 +25,6 @@ export function define(command: Command, environment: () => Environment): void {
 /** Takes back what an install that is not done has changed. */
 export async function runAbort(options: AbortOptions, env: Environment): Promise<void> {
   const site = await readSiteConfig(options.config);
-  await tellEnd(await abortInstall(workOf(site, env)), "aborted", site, env);
+  if (options.live && (await runMoved(site, env))) return;
+  await tellEnd(await abortInstall(workOf(site, env, options)), "aborted", site, env);
 }

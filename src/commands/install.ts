@@ -4,7 +4,9 @@ import { VerifiedBundle } from "../bundle/reader.js";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { finishInstall, installBundle, needsBundle, planInstall, type Plan } from "../install/install.js";
+import { dangerOf, requireMoved, runMoved } from "../install/live.js";
 import { readUnderWay, type Journal } from "../install/state.js";
+import type { Uses } from "../system/in-use.js";
 import { fullName } from "../system/zfs.js";
 import { printable, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
@@ -20,6 +22,7 @@ export interface CommandOptions {
   readonly acceptTime?: boolean;
   readonly config?: string;
   readonly threads?: string;
+  readonly live?: boolean;
 }
 
 /** What `install` and `plan` have in common. */
@@ -35,6 +38,7 @@ export const addInstallOptions = (command: Command): Command =>
         "--accept-time",
         "take a release that was made after what the clock says, and its time for this site's",
       )
+      .option("--live", "also into a dataset that the running system uses: what runs from it will likely die")
       .option("--config <file>", "the site's configuration (default: /etc/zferry/site.toml)"),
   );
 
@@ -58,6 +62,7 @@ export function define(command: Command, environment: () => Environment): void {
 /** Verifies a bundle whole, then installs it in place. */
 export async function runInstall(path: string, options: CommandOptions, env: Environment): Promise<void> {
   const site = await readSiteConfig(options.config);
+  if (options.live && !options.dryRun && (await runMoved(site, env))) return;
   const exceptions = {
     allowDowngrade: wholeNumber(options.allowDowngrade, "--allow-downgrade", 1, Number.MAX_SAFE_INTEGER),
     allowExpired: wholeNumber(options.allowExpired, "--allow-expired", 1, Number.MAX_SAFE_INTEGER),
@@ -65,7 +70,7 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
   };
   const threads = threadsOf(options);
   const trust = await readSiteTrust(site);
-  const work = workOf(site, env);
+  const work = workOf(site, env, options);
   const file = await openBundleFile(path, threads);
   try {
     work.step(`verifying ${path}`);
@@ -75,6 +80,8 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
     if (!isUnderWay) await checkWhole(bundle, env);
     const install = { ...work, trust, exceptions };
     const plan = options.dryRun ? await planInstall(bundle, install) : await installBundle(bundle, install);
+    // For who reads the log: the result goes to who is still there to take it.
+    if (env.moved) work.step(`${outcome(plan, options)}: release ${bundle.manifest.release.name}`);
     await env.write(env.json ? asJson(bundle, plan, options) : asText(bundle, plan, options));
   } finally {
     env.progress.end();
@@ -91,11 +98,12 @@ async function runGoOn(options: CommandOptions, env: Environment): Promise<void>
     });
   }
   const site = await readSiteConfig(options.config);
+  if (options.live && (await runMoved(site, env))) return;
   const journal = await readUnderWay(site);
   if (journal !== undefined && (await needsBundle(journal))) {
     return runInstall(await locateBundle(journal, env), options, env);
   }
-  const done = await finishInstall(workOf(site, env));
+  const done = await finishInstall(workOf(site, env, options));
   await tellEnd(done, done?.undoing === true ? "aborted" : "installed", site, env);
 }
 
@@ -119,7 +127,12 @@ export async function tellEnd(
   await env.write(`${printable(text)}\n`);
 }
 
-export const workOf = (site: SiteConfig, { now, signal, progress, quiet, note }: Environment) => ({
+/** What the steps of an install, and of giving it up, are done with. */
+export const workOf = (
+  site: SiteConfig,
+  { now, signal, progress, quiet, note }: Environment,
+  { live, dryRun }: { readonly live?: boolean; readonly dryRun?: boolean },
+) => ({
   site,
   now,
   signal,
@@ -128,6 +141,12 @@ export const workOf = (site: SiteConfig, { now, signal, progress, quiet, note }:
     progress.end();
     if (!quiet) note(what);
   },
+  live: live
+    ? (dataset: string, uses: Uses): void => {
+        if (!dryRun) requireMoved(dataset, uses);
+        dangerOf(dataset, uses).forEach(note);
+      }
+    : undefined,
 });
 
 /** Where the bundle of an install that is under way is; whoever is at a terminal is asked for it. */

@@ -11,7 +11,7 @@ import type { RootPlan } from "../root/plan.js";
 import { guarded } from "../system/files.js";
 import { changeKeys, requireEnough, type KeyChange } from "../trust/keys.js";
 import { requireOwnUntouched, requireStateOffStreams, requireStateUntracked } from "./apart.js";
-import { Obstacles, planStreams, type StreamPlan } from "./plan.js";
+import { Obstacles, planStreams, type Live, type StreamPlan } from "./plan.js";
 import { checkRelease, type Exceptions } from "./policy.js";
 import { describeStream, isReceived } from "./receive.js";
 import { isRecorded, lockState, openState, type Journal, type SiteState, type StateFolder } from "./state.js";
@@ -27,6 +27,8 @@ export interface InstallOptions {
   readonly progress: ProgressReport;
   /** Told what is done next, in a few words for people. */
   readonly step: (what: string) => void;
+  /** With `--live`: told who uses a dataset that is to be received into, or taken back. */
+  readonly live: Live | undefined;
 }
 
 export interface Plan {
@@ -134,7 +136,7 @@ export async function abortInstall(
     const [state, journal] = [await folder.readState(), await folder.readJournal()];
     if (journal === undefined) return undefined;
     const work: Work = { ...options, folder, scratchDir: scratch, bundle: undefined, streams: [], state };
-    if (!journal.undoing) await requireUndoable(journal);
+    if (!journal.undoing) await requireUndoable(journal, options.live);
     await undo(journal, work);
     return journal;
   });
@@ -218,7 +220,7 @@ async function makePlan(
     );
   }
   await obstacles.unless(() => requireStateOffStreams(site));
-  const streams = await planStreams(bundle, site, journal !== undefined, obstacles);
+  const streams = await planStreams(bundle, site, journal !== undefined, options.live, obstacles);
   const keys = await obstacles.unless(async () => planKeys(bundle, options, state));
   const known = { state, journal, streams, keys };
   if (journal?.phase === "writing" || journal?.phase === "recording") {

@@ -4,7 +4,7 @@ import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { formatBytes } from "../report.js";
 import { parseResumeToken, type ResumeToken } from "../stream/resume-token.js";
-import { processesRunningFrom } from "../system/in-use.js";
+import { usesOf, type Uses } from "../system/in-use.js";
 import {
   datasetExists,
   fullName,
@@ -61,9 +61,13 @@ export interface StreamPlan {
   readonly warnings: readonly string[];
 }
 
+/** Takes it upon itself to receive into a dataset that is in use, or throws. */
+export type Live = (dataset: string, uses: Uses) => void;
+
 /**
  * Holds every stream of a bundle against the site's datasets. Nothing is changed.
  * @param ours whether zferry itself has an install of this bundle under way
+ * @param live told who uses a dataset; undefined: one in use is an obstacle
  * @param obstacles takes what stands against it: `base-missing`, `base-modified`, `dataset-in-use`, `dataset-unsuitable`,
  * `site-busy`, `no-space`, `not-configured`
  * @returns the streams that could be held against a dataset
@@ -72,13 +76,14 @@ export async function planStreams(
   bundle: VerifiedBundle,
   site: SiteConfig,
   ours: boolean,
+  live: Live | undefined,
   obstacles: Obstacles,
 ): Promise<StreamPlan[]> {
   const plans: StreamPlan[] = [];
   for (const stream of bundle.manifest.streams) {
     const plan = await obstacles.unless(() => planStream(stream, datasetOf(stream, site), ours));
     if (plan === undefined) continue;
-    const warnings = plan.received ? [] : await checkDataset(plan, bundle.manifest, obstacles);
+    const warnings = plan.received ? [] : await checkDataset(plan, bundle.manifest, live, obstacles);
     plans.push({ ...plan, warnings });
   }
   return plans;
@@ -154,6 +159,7 @@ async function planStream(stream: ManifestStream, dataset: string, ours: boolean
 async function checkDataset(
   { stream, dataset, base, taken, later }: Found,
   manifest: Manifest,
+  live: Live | undefined,
   obstacles: Obstacles,
 ): Promise<string[]> {
   const pool = poolOf(dataset);
@@ -178,7 +184,7 @@ async function checkDataset(
 
   await obstacles.unless(() => requireNoPanic(dataset, stream));
   await obstacles.unless(() => requireUnmodified(dataset, base, stream));
-  await obstacles.unless(() => requireUnused(dataset));
+  await obstacles.unless(() => requireUnused(dataset, live));
   if (later.length > 0) {
     const names = later.map(fullName).join(", ");
     if (stream.features.includes("raw")) {
@@ -291,29 +297,41 @@ async function checkPool(pool: string, { requires }: Manifest): Promise<string> 
   return health;
 }
 
-/** @throws ZferryError `dataset-in-use` when programs run from a dataset, here or elsewhere */
-export async function requireUnused(dataset: string): Promise<void> {
+/**
+ * @param live undefined: one in use is refused
+ * @throws ZferryError `dataset-in-use` when programs run from a dataset, here or elsewhere
+ */
+export async function requireUnused(dataset: string, live: Live | undefined): Promise<void> {
   const shares = await getProperties(dataset, ["sharenfs", "sharesmb"]);
-  for (const share of ["sharenfs", "sharesmb"] as const) {
-    if (shares[share] === "off" || shares[share] === "-") continue;
-    throw new ZferryError("dataset-in-use", `dataset ${dataset} is exported: ${share}=${shares[share]}`, {
-      details: { dataset },
-      hint: "programs of other machines may run from it",
-    });
+  const shared = (["sharenfs", "sharesmb"] as const)
+    .filter((share) => shares[share] !== "off" && shares[share] !== "-")
+    .map((share) => `${share}=${shares[share]}`);
+  const found = await usesOf(dataset);
+  const uses = { ...found, others: [...shared, ...found.others] };
+  if (live !== undefined) return live(dataset, uses);
+  const { runners, others } = uses;
+  if (others.length > 0) {
+    throw new ZferryError(
+      "dataset-in-use",
+      `dataset ${dataset} is exported or shared: ${others.join(", ")}`,
+      {
+        details: { dataset, uses: others },
+        hint: "what runs from it elsewhere would lose its files; end that, or install with --live all the same",
+      },
+    );
   }
-  const runners = await processesRunningFrom(dataset);
   const [first] = runners;
   if (first === undefined) return;
-  const others = runners.length === 1 ? "" : ` and ${runners.length - 1} more`;
+  const more = runners.length === 1 ? "" : ` and ${runners.length - 1} more`;
   throw new ZferryError(
     "dataset-in-use",
-    `processes of the running system run from ${dataset}: ${first.name} (${first.pid}, ${first.path})${others}`,
+    `processes of the running system run from ${dataset}: ${first.name} (${first.pid}, ${first.path})${more}`,
     {
       details: {
         dataset,
         processes: runners.slice(0, 20).map(({ pid, name, path }) => `${pid} ${name} ${path}`),
       },
-      hint: "receiving would take their files from under them; install from another system, such as a rescue system",
+      hint: "they would lose their files and likely die: install from another system, such as a rescue system, or, to be followed by a reboot, with --live",
     },
   );
 }

@@ -17,7 +17,7 @@ import {
   rollback,
 } from "../system/zfs.js";
 import { changeKeys } from "../trust/keys.js";
-import { requireUnused, type StreamPlan } from "./plan.js";
+import { requireUnused, type Live, type StreamPlan } from "./plan.js";
 import { discardPartial, isReceived, receiveStream, tokenOf, type ReceiveOptions } from "./receive.js";
 import {
   isRecorded,
@@ -217,7 +217,7 @@ export async function progressOf(stream: InstalledStream): Promise<StreamProgres
  * Whether the streams that are received can be taken back without anything else being lost.
  * @throws ZferryError `base-modified`, `base-missing`, `dataset-in-use`
  */
-export async function requireUndoable(journal: Journal): Promise<void> {
+export async function requireUndoable(journal: Journal, live: Live | undefined): Promise<void> {
   for (const stream of ownStreams(journal)) {
     if (!(await isReceived(stream))) continue;
     const { dataset, base, target } = stream;
@@ -244,7 +244,7 @@ export async function requireUndoable(journal: Journal): Promise<void> {
         hint: "save and remove that first; or go on: bundle install",
       });
     }
-    await requireUnused(dataset);
+    await requireUnused(dataset, live);
   }
 }
 

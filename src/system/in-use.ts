@@ -1,7 +1,8 @@
-import { readdir, readFile, readlink, stat } from "node:fs/promises";
+import { readdir, readlink } from "node:fs/promises";
 import { join } from "node:path";
+import { deviceOf, readMounts, readText, unescapeOctal, visibleMounts } from "./mounts.js";
 
-/** A running process that executes or has mapped a file of a dataset. */
+/** A running process that executes, has mapped or otherwise uses a file of a dataset. */
 export interface Runner {
   readonly pid: number;
   /** The name that the kernel shows. */
@@ -10,58 +11,81 @@ export interface Runner {
   readonly path: string;
 }
 
-const readText = (path: string): Promise<string> => readFile(path, "utf8").catch(() => "");
+/** Who takes the files of a dataset for unchanging. */
+export interface Uses {
+  readonly runners: readonly Runner[];
+  /** For people: what other machines or devices read from it. */
+  readonly others: readonly string[];
+  /** A file that this process runs from, or the place where it would find the next program; undefined if neither is there. */
+  readonly own: string | undefined;
+}
 
 /**
- * Processes of the running system whose program or mapped files lie on a dataset, wherever any process sees it
- * mounted. A receive into the dataset would take the files from under them.
+ * Who uses a dataset, wherever any process sees it mounted: a receive into it would take the files from under them. These
+ * are processes whose program or mapped files lie on it, those of other mount namespaces (containers) also for any open
+ * file or folder, exports by NFS, and loop devices. A program that we start can only come from a place that we see.
  */
-export async function processesRunningFrom(dataset: string): Promise<Runner[]> {
+export async function usesOf(dataset: string): Promise<Uses> {
   const pids = (await readdir("/proc")).filter((name) => /^[0-9]+$/.test(name));
-  const devices = await mountedDevices(dataset, pids);
-  if (devices.size === 0) return [];
+  const { devices, points } = await mountsOf(dataset, pids);
+  if (devices.size === 0) return { runners: [], others: [], own: undefined };
+  const ours = await namespaceOf("self");
   const runners: Runner[] = [];
   for (const pid of pids) {
-    const path = (await runningProgram(pid, devices)) ?? (await mappedFile(pid, devices));
+    const path =
+      (await usedFile(pid, ["exe"], devices)) ??
+      (await mappedFile(pid, devices)) ??
+      ((await namespaceOf(pid)) === ours ? undefined : await openFile(pid, devices));
     if (path === undefined) continue;
     runners.push({ pid: Number(pid), name: (await readText(join("/proc", pid, "comm"))).trim(), path });
   }
-  return runners;
+  const [place] = await visibleMounts("self", [dataset]);
+  return {
+    runners,
+    others: [...(await exportsOf(devices, points)), ...(await loopsOf(devices))],
+    own: runners.find(({ pid }) => pid === process.pid)?.path ?? place?.point,
+  };
 }
 
-/** Device numbers, "major:minor" in decimal, under which any mount namespace has the dataset. */
-async function mountedDevices(dataset: string, pids: readonly string[]): Promise<Set<string>> {
+const namespaceOf = (pid: string): Promise<string> => readlink(join("/proc", pid, "ns/mnt")).catch(() => "");
+
+/** Devices, as in `Mount`, under which any mount namespace has the dataset, and the places where it is seen. */
+async function mountsOf(
+  dataset: string,
+  pids: readonly string[],
+): Promise<{ devices: Set<string>; points: Set<string> }> {
   const devices = new Set<string>();
+  const points = new Set<string>();
   const namespaces = new Set<string>();
   for (const pid of pids) {
-    const namespace = await readlink(join("/proc", pid, "ns/mnt")).catch(() => "");
+    const namespace = await namespaceOf(pid);
     if (namespace === "" || namespaces.has(namespace)) continue;
     namespaces.add(namespace);
-    for (const line of (await readText(join("/proc", pid, "mountinfo"))).split("\n")) {
-      const [before = "", after = ""] = line.split(" - ");
-      const [type, source = ""] = after.split(" ");
-      if (type === "zfs" && unescapeOctal(source) === dataset) devices.add(before.split(" ")[2] ?? "");
+    for (const { type, source, device, point } of await readMounts(pid)) {
+      if (type !== "zfs" || source !== dataset) continue;
+      devices.add(device);
+      points.add(point);
     }
   }
-  return devices;
+  return { devices, points };
 }
 
-const unescapeOctal = (text: string): string =>
-  text.replace(/\\([0-7]{3})/g, (_match, digits: string) => String.fromCharCode(parseInt(digits, 8)));
-
-async function runningProgram(pid: string, devices: ReadonlySet<string>): Promise<string | undefined> {
-  const program = join("/proc", pid, "exe");
-  const file = await stat(program).catch(() => undefined);
-  if (file === undefined || !devices.has(decimalDevice(file.dev))) return undefined;
-  return readlink(program).catch(() => program);
+/** The first of a process's links in /proc that leads to one of the devices: where it leads. */
+async function usedFile(
+  pid: string,
+  links: readonly string[],
+  devices: ReadonlySet<string>,
+): Promise<string | undefined> {
+  for (const link of links.map((name) => join("/proc", pid, name))) {
+    const device = await deviceOf(link);
+    if (device !== undefined && devices.has(device)) return readlink(link).catch(() => link);
+  }
+  return undefined;
 }
 
-/** st_dev as glibc packs it. */
-function decimalDevice(device: number): string {
-  const bits = BigInt(device);
-  const major = ((bits >> 8n) & 0xfffn) | ((bits >> 32n) & ~0xfffn);
-  const minor = (bits & 0xffn) | ((bits >> 12n) & ~0xffn);
-  return `${major}:${minor & 0xffffffffn}`;
+async function openFile(pid: string, devices: ReadonlySet<string>): Promise<string | undefined> {
+  const descriptors = await readdir(join("/proc", pid, "fd")).catch(() => []);
+  return usedFile(pid, ["root", "cwd", ...descriptors.map((name) => join("fd", name))], devices);
 }
 
 async function mappedFile(pid: string, devices: ReadonlySet<string>): Promise<string | undefined> {
@@ -72,4 +96,32 @@ async function mappedFile(pid: string, devices: ReadonlySet<string>): Promise<st
     if (devices.has(`${parseInt(major, 16)}:${parseInt(minor, 16)}`)) return path ?? "";
   }
   return undefined;
+}
+
+/** What the NFS server of the kernel knows, and what exportfs would tell it when it is asked. */
+async function exportsOf(devices: ReadonlySet<string>, points: ReadonlySet<string>): Promise<string[]> {
+  const found = new Set<string>();
+  for (const table of ["/proc/fs/nfsd/exports", "/var/lib/nfs/etab"]) {
+    for (const line of (await readText(table)).split("\n")) {
+      const [, escaped = "", options = ""] = /^(\/\S*)\s+(.*)$/.exec(line) ?? [];
+      if (escaped === "") continue;
+      const path = unescapeOctal(escaped);
+      const device = await deviceOf(path);
+      const crossed =
+        /\bcrossmnt\b/.test(options) &&
+        [...points].some((point) => point.startsWith(path.replace(/\/?$/, "/")));
+      if (crossed || (device !== undefined && devices.has(device))) found.add(`export of ${path} by NFS`);
+    }
+  }
+  return [...found];
+}
+
+async function loopsOf(devices: ReadonlySet<string>): Promise<string[]> {
+  const found: string[] = [];
+  for (const name of await readdir("/sys/block").catch(() => [])) {
+    const file = (await readText(join("/sys/block", name, "loop/backing_file"))).trimEnd();
+    const device = file === "" ? undefined : await deviceOf(file);
+    if (device !== undefined && devices.has(device)) found.push(`/dev/${name}, which is ${file}`);
+  }
+  return found;
 }

@@ -18,17 +18,30 @@ export function processEnvironment(
       // With --json nothing but an error is on standard error, so that it can be parsed.
       if (!options.json) process.stderr.write(`${printable(line)}\n`);
     },
+    relay: (bytes) => void process.stderr.write(bytes),
     stdin: process.stdin,
     json: options.json,
     quiet: options.quiet,
     terminal: isatty(1),
     now: () => new Date(),
     signal,
+    moved: isMoved(),
     askPassphrase,
     askToGoOn,
     // With --json a line would be in the way of who parses the error.
     progress: options.quiet || (options.json && !isatty(2)) ? SILENT : standardError(),
   };
+}
+
+/** In the environment of a process that was started by ourselves in private mounts: the folder that it is to go to. */
+export const MOVED = "ZFERRY_MOVED";
+
+export const isMoved = (): boolean => process.env[MOVED] !== undefined;
+
+/** Goes to the folder of who started us, and lives on when they hang up. */
+export function settleMoved(): void {
+  process.on("SIGHUP", () => undefined);
+  process.chdir(process.env[MOVED] ?? "/");
 }
 
 /**

@@ -1,0 +1,96 @@
+import { join } from "node:path";
+import type { SiteConfig } from "../config.js";
+import { ToldElsewhere, ZferryError } from "../errors.js";
+import type { Environment } from "../report.js";
+import type { Uses } from "../system/in-use.js";
+import { visibleMounts } from "../system/mounts.js";
+import { openPrivateMounts } from "../system/private-mounts.js";
+import { followProcess, openOutputs } from "../system/relay.js";
+import { fullName, getProperties, listSnapshots } from "../system/zfs.js";
+import { requireStateOffStreams } from "./apart.js";
+import { lockState } from "./state.js";
+
+// A receive takes the files from under what runs from the dataset. formats/state.md, In place under a running system
+
+const LOG_NAME = "install.log";
+const MOST_NAMES = 12;
+
+/**
+ * Runs this command once more in a session of its own, where snapshots are in the place of the site's datasets, and
+ * follows it to its end.
+ * @returns false where there is nothing to move away from: the command is to do its work itself
+ * @throws ToldElsewhere, ZferryError `site-busy`, `interrupted`
+ */
+export async function runMoved(site: SiteConfig, env: Environment): Promise<boolean> {
+  const snapshots = env.moved ? undefined : await presentSnapshots(Object.values(site.streams));
+  if (snapshots === undefined || snapshots.size === 0) return false;
+  await requireStateOffStreams(site);
+  // The log of an install that is running must not be lost.
+  await (await lockState(site.state)).release();
+  const log = join(site.state, LOG_NAME);
+  const outputs = openOutputs(log);
+  try {
+    const mounts = await openPrivateMounts();
+    let child;
+    try {
+      await mounts.cover(snapshots);
+      child = mounts.restart(outputs.output, outputs.errors);
+    } finally {
+      mounts.close();
+    }
+    if (!env.quiet) env.note(`running from ${[...snapshots.values()].join(", ")}; the log is ${log}`);
+    const ended = await followProcess(child, outputs, { errors: env.relay, output: env.write });
+    if (ended === undefined) {
+      throw new ZferryError("interrupted", "hung up; the install goes on", { hint: `its log is ${log}` });
+    }
+    if ("signal" in ended) {
+      throw new ZferryError("interrupted", `the install was ended by ${ended.signal}`, {
+        hint: "the same command goes on",
+        details: { signal: ended.signal, log },
+      });
+    }
+    if (ended.status !== 0) throw new ToldElsewhere(ended.status);
+    return true;
+  } finally {
+    outputs.close();
+  }
+}
+
+/**
+ * The newest snapshot of each dataset that we see, by its full name. One that was modified since is left out: an install
+ * refuses it.
+ */
+async function presentSnapshots(datasets: readonly string[]): Promise<Map<string, string>> {
+  const present = new Map<string, string>();
+  for (const dataset of datasets) {
+    if ((await visibleMounts("self", [dataset])).length === 0) continue;
+    const newest = (await listSnapshots(dataset)).at(-1);
+    const { written } = await getProperties(dataset, ["written"]);
+    if (newest !== undefined && written === "0") present.set(dataset, fullName(newest));
+  }
+  return present;
+}
+
+/** @throws ZferryError `dataset-in-use` when a receive would take our own files, or those of a program that we start */
+export function requireMoved(dataset: string, { own }: Uses): void {
+  if (own === undefined) return;
+  throw new ZferryError("dataset-in-use", `zferry itself would lose its files: ${own} lies on ${dataset}`, {
+    details: { dataset, path: own },
+    hint: "install from another system, such as a rescue system",
+  });
+}
+
+/** What is to be told before a dataset is received into that is in use: lines for people. */
+export function dangerOf(dataset: string, { runners, others }: Uses): string[] {
+  const lines: string[] = [];
+  if (runners.length > 0) {
+    const names = runners.slice(0, MOST_NAMES).map(({ name, pid }) => `${name} (${pid})`);
+    const more = runners.length > MOST_NAMES ? ` and ${runners.length - MOST_NAMES} more` : "";
+    lines.push(
+      `danger: what runs from ${dataset} loses its files and will likely die: ${names.join(", ")}${more}`,
+    );
+  }
+  if (others.length > 0) lines.push(`danger: ${dataset} is read elsewhere: ${others.join(", ")}`);
+  if (lines.length > 0) lines.push("  stop what can be stopped, and reboot when the install is done");
+  return lines;
+}
