@@ -6,6 +6,7 @@ import type { Uses } from "../system/in-use.js";
 import { visibleMounts } from "../system/mounts.js";
 import { openPrivateMounts } from "../system/private-mounts.js";
 import { followProcess, openOutputs } from "../system/relay.js";
+import { makeResident } from "../system/resident.js";
 import { fullName, getProperties, listSnapshots } from "../system/zfs.js";
 import { requireStateOffStreams } from "./apart.js";
 import { lockState } from "./state.js";
@@ -38,6 +39,7 @@ export async function runMoved(site: SiteConfig, env: Environment): Promise<bool
     } finally {
       mounts.close();
     }
+    makeResident();
     if (!env.quiet) env.note(`running from ${[...snapshots.values()].join(", ")}; the log is ${log}`);
     const ended = await followProcess(child, outputs, { errors: env.relay, output: env.write });
     if (ended === undefined) {

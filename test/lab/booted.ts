@@ -65,8 +65,7 @@ export class BootedGuest extends Guest {
   protected override get system() {
     return {
       initrd: "initrd-zfs.gz",
-      // Half of a small memory is more than the cache of ZFS needs.
-      args: "root=zfs:AUTO zfs.zfs_arc_max=67108864 systemd.show_status=0",
+      args: "root=zfs:AUTO systemd.show_status=0",
       drives: drive("system", this.disk0, "cache=none"),
     };
   }
