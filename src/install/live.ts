@@ -9,7 +9,7 @@ import { followProcess, openOutputs } from "../system/relay.js";
 import { makeResident } from "../system/resident.js";
 import { fullName, getProperties, listSnapshots } from "../system/zfs.js";
 import { requireStateOffStreams } from "./apart.js";
-import { lockState } from "./state.js";
+import { lockState, readUnderWay } from "./state.js";
 
 // A receive takes the files from under what runs from the dataset. formats/state.md, In place under a running system
 
@@ -23,7 +23,7 @@ const MOST_NAMES = 12;
  * @throws ToldElsewhere, ZferryError `site-busy`, `interrupted`
  */
 export async function runMoved(site: SiteConfig, env: Environment): Promise<boolean> {
-  const snapshots = env.moved ? undefined : await presentSnapshots(Object.values(site.streams));
+  const snapshots = env.moved ? undefined : await presentSnapshots(site);
   if (snapshots === undefined || snapshots.size === 0) return false;
   await requireStateOffStreams(site);
   // The log of an install that is running must not be lost.
@@ -59,16 +59,22 @@ export async function runMoved(site: SiteConfig, env: Environment): Promise<bool
 }
 
 /**
- * The newest snapshot of each dataset that we see, by its full name. One that was modified since is left out: an install
- * refuses it.
+ * For each dataset that we see, the full name of the snapshot that takes its place: the base of what is under way, which giving
+ * up goes back to, or else the newest. A dataset that was modified since is left out: an install refuses it.
  */
-async function presentSnapshots(datasets: readonly string[]): Promise<Map<string, string>> {
+async function presentSnapshots(site: SiteConfig): Promise<Map<string, string>> {
+  const journal = await readUnderWay(site);
   const present = new Map<string, string>();
-  for (const dataset of datasets) {
+  for (const dataset of Object.values(site.streams)) {
     if ((await visibleMounts("self", [dataset])).length === 0) continue;
-    const newest = (await listSnapshots(dataset)).at(-1);
-    const { written } = await getProperties(dataset, ["written"]);
-    if (newest !== undefined && written === "0") present.set(dataset, fullName(newest));
+    const snapshots = await listSnapshots(dataset);
+    const under = journal?.streams.find((stream) => stream.dataset === dataset)?.base?.guid;
+    const base = snapshots.find(({ guid }) => guid === under);
+    const newest = snapshots.at(-1);
+    if (base !== undefined) present.set(dataset, fullName(base));
+    else if (newest !== undefined && (await getProperties(dataset, ["written"])).written === "0") {
+      present.set(dataset, fullName(newest));
+    }
   }
   return present;
 }
