@@ -61,6 +61,26 @@ export interface PackWork {
 const PIECE_BYTES = 256 << 10;
 const NOTHING = { release: () => undefined };
 
+/** Reads bytes of a member; what the source throws names the member too. */
+export async function readOf(
+  source: ByteSource,
+  member: string,
+  offset: number,
+  length: number,
+): Promise<Uint8Array> {
+  try {
+    return await source.read(offset, length);
+  } catch (error) {
+    if (!(error instanceof ZferryError)) throw error;
+    const { code, message, details, hint } = error;
+    throw new ZferryError(code, `${message}, in ${member}`, {
+      details: { ...details, member },
+      hint,
+      cause: error,
+    });
+  }
+}
+
 /**
  * Checks every byte of a member: header, content, padding.
  * @throws ZferryError `archive-malformed`, `content-mismatch`, and what the source gives
@@ -70,17 +90,17 @@ export async function checkMember(
   { name, offset, storedBytes, sha256 }: StoredMember,
   created: number,
 ): Promise<void> {
-  const header = await source.read(offset - BLOCK_BYTES, BLOCK_BYTES);
+  const header = await readOf(source, name, offset - BLOCK_BYTES, BLOCK_BYTES);
   if (Buffer.compare(header, encodeHeader({ name, size: storedBytes, mtime: created })) !== 0) {
     throw archiveFault(`the tar header is not that of ${name}`, offset - BLOCK_BYTES);
   }
   const hash = createHash("sha256");
   for (let done = 0; done < storedBytes; done += PIECE_BYTES) {
-    hash.update(await source.read(offset + done, Math.min(PIECE_BYTES, storedBytes - done)));
+    hash.update(await readOf(source, name, offset + done, Math.min(PIECE_BYTES, storedBytes - done)));
   }
   requireHash(source, name, hash.digest("hex"), sha256);
   const end = offset + storedBytes;
-  requirePadding(await source.read(end, paddingOf(storedBytes)), end);
+  requirePadding(await readOf(source, name, end, paddingOf(storedBytes)), end);
 }
 
 /**
@@ -91,7 +111,7 @@ export async function readMember(
   source: ByteSource,
   { name, offset, storedBytes, sha256 }: StoredMember,
 ): Promise<Uint8Array> {
-  const bytes = await source.read(offset, storedBytes);
+  const bytes = await readOf(source, name, offset, storedBytes);
   requireHash(source, name, createHash("sha256").update(bytes).digest("hex"), sha256);
   return bytes;
 }

@@ -29,6 +29,7 @@ import {
   decodeMember,
   memberWork,
   readMember,
+  readOf,
   requireHash,
   requirePadding,
   type ByteSource,
@@ -64,7 +65,13 @@ interface Head {
 
 const sha256 = (bytes: Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
 
-async function readExactly(source: ByteSource, offset: number, length: number): Promise<Uint8Array> {
+/** @param member for messages */
+async function readExactly(
+  source: ByteSource,
+  member: string,
+  offset: number,
+  length: number,
+): Promise<Uint8Array> {
   if (offset + length > source.size) {
     throw new ZferryError(
       "bundle-truncated",
@@ -75,7 +82,7 @@ async function readExactly(source: ByteSource, offset: number, length: number): 
       },
     );
   }
-  return source.read(offset, length);
+  return readOf(source, member, offset, length);
 }
 
 async function readHead(source: ByteSource): Promise<Head> {
@@ -90,7 +97,7 @@ async function readHead(source: ByteSource): Promise<Head> {
     const headerOffset = offset;
     // What is too short for a header may be no bundle at all.
     if (source.size < BLOCK_BYTES) requireBundle(await source.read(0, source.size));
-    const block = await readExactly(source, offset, BLOCK_BYTES);
+    const block = await readExactly(source, "a header", offset, BLOCK_BYTES);
     if (offset === 0) requireBundle(block);
     const header = parseHeader(block, offset);
     mtime ??= header.mtime;
@@ -102,7 +109,12 @@ async function readHead(source: ByteSource): Promise<Head> {
     if (header.size > limit) {
       throw archiveFault(`${header.name} has ${header.size} bytes, the limit is ${limit}`, offset);
     }
-    const content = await readExactly(source, offset + BLOCK_BYTES, header.size + paddingOf(header.size));
+    const content = await readExactly(
+      source,
+      header.name,
+      offset + BLOCK_BYTES,
+      header.size + paddingOf(header.size),
+    );
     requirePadding(content.subarray(header.size), offset + BLOCK_BYTES + header.size);
     offset += BLOCK_BYTES + content.length;
     return { name: header.name, bytes: content.subarray(0, header.size), headerOffset };
@@ -295,7 +307,7 @@ export class Bundle {
       progress(offset + storedBytes, this.#end);
     }
     const trailer = this.#end - TRAILER.length;
-    requirePadding(await readExactly(this.#source, trailer, TRAILER.length), trailer);
+    requirePadding(await readExactly(this.#source, "the end", trailer, TRAILER.length), trailer);
     progress(this.#end, this.#end);
   }
 }

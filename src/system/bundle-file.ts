@@ -91,7 +91,10 @@ async function readableSize(handle: FileHandle, stat: Stats): Promise<number | u
   const one = Buffer.alloc(1);
   while (low < high) {
     const middle = Math.floor((low + high) / 2);
-    const { bytesRead } = await handle.read(one, 0, 1, middle).catch(() => ({ bytesRead: 0 }));
+    // What fails there is there; behind the end nothing fails.
+    const { bytesRead } = await handle
+      .read(one, 0, 1, middle)
+      .catch(({ code }: NodeJS.ErrnoException) => ({ bytesRead: code === "EIO" ? 1 : 0 }));
     if (bytesRead === 1) low = middle + 1;
     else high = middle;
   }

@@ -20,9 +20,9 @@ export function mapSystemError(error: unknown, what: string): unknown {
     return error;
   }
   const code = error.code === "ENOSPC" || error.code === "EDQUOT" ? "no-space" : "io-failed";
-  const reason = REASONS[error.code] ?? error.code;
-  return new ZferryError(code, `cannot ${String(error.syscall)} ${what}: ${reason}`, {
+  return new ZferryError(code, `cannot ${String(error.syscall)} ${what}: ${reasonOf(error.code)}`, {
     details: { path: what, reason: error.code },
+    hint: HINTS[error.code],
     cause: error,
   });
 }
@@ -41,6 +41,15 @@ const REASONS: Record<string, string> = {
   EFBIG: "the file would be larger than it may be (EFBIG)",
   EMFILE: "too many files are open (EMFILE)",
   ENOTSUP: "the file system cannot do that (ENOTSUP)",
+};
+
+/** Why a system call failed, in words. */
+export const reasonOf = (code: string): string => REASONS[code] ?? code;
+
+const HINTS: Record<string, string> = {
+  EROFS: "mount it for writing: mount -o remount,rw FOLDER",
+  ENOSPC: "free space there",
+  EDQUOT: "free space there, or raise the quota",
 };
 
 /**

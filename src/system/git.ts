@@ -120,12 +120,17 @@ function bind(options: { gitDir?: string; workTree?: string; fsync?: "all" | "no
 
 /** A git command that failed, as an error. */
 function gitFailure(args: readonly string[], result: ProcessResult): ZferryError {
-  const lines = result.stderr.split("\n").slice(-5);
-  const said = lines.at(-1) || `exit status ${result.status ?? result.signal ?? "unknown"}`;
-  const code = /No space left on device|Disk quota exceeded/.test(result.stderr) ? "no-space" : "git-failed";
-  return new ZferryError(code, `git ${args[0] ?? ""} failed: ${said}`, {
-    details: { command: ["git", ...args].join(" "), stderr: lines },
-  });
+  const lines = result.stderr.split("\n");
+  const full = lines.find((line) => /No space left on device|Disk quota exceeded/.test(line));
+  const said = full ?? (lines.at(-1) || `exit status ${result.status ?? result.signal ?? "unknown"}`);
+  return new ZferryError(
+    full === undefined ? "git-failed" : "no-space",
+    `git ${args[0] ?? ""} failed: ${said}`,
+    {
+      details: { command: ["git", ...args].join(" "), stderr: lines.slice(-5) },
+      ...(full === undefined ? {} : { hint: "free space on the disks of / and of the state folder" }),
+    },
+  );
 }
 
 /**

@@ -1,5 +1,6 @@
 import { readSync } from "node:fs";
 import { ZferryError } from "../errors.js";
+import { reasonOf } from "./files.js";
 
 /** A file that is open for reading, as a thread gets it too. */
 export interface FileToRead {
@@ -25,10 +26,10 @@ export function readAt({ fd, name, size }: FileToRead, target: Uint8Array, offse
       const code = (error as NodeJS.ErrnoException).code ?? "unknown";
       throw new ZferryError(
         "io-failed",
-        `${name}: cannot read bytes ${position} to ${offset + target.length}: ${code}`,
+        `${name}: cannot read bytes ${position} to ${offset + target.length}: ${reasonOf(code)}`,
         {
-          details: { file: name, offset: position, reason: code },
-          hint: "the medium may be failing; try another copy",
+          details: { file: name, offset: position, end: offset + target.length, reason: code },
+          hint: "run the same command again, if need be with the medium in another port; or name another copy",
           cause: error,
         },
       );
