@@ -3,12 +3,19 @@ import type { Command } from "commander";
 import { VerifiedBundle } from "../bundle/reader.js";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
-import { finishInstall, installBundle, needsBundle, planInstall, type Plan } from "../install/install.js";
+import {
+  finishInstall,
+  installBundle,
+  needsBundle,
+  planInstall,
+  requireNoOther,
+  type Plan,
+} from "../install/install.js";
 import { dangerOf, requireMoved, runMoved } from "../install/live.js";
 import { readUnderWay, type Journal } from "../install/state.js";
 import type { Uses } from "../system/in-use.js";
 import { fullName } from "../system/zfs.js";
-import { printable, type Environment } from "../report.js";
+import { formatBytes, formatDuration, printable, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
 import { readSiteTrust } from "../install/trust.js";
 import { readSiteConfig } from "../system/settings.js";
@@ -75,10 +82,15 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
   try {
     work.step(`verifying ${path}`);
     const bundle = await VerifiedBundle.verify(file, trust);
+    const journal = await readUnderWay(site);
+    requireNoOther(bundle, journal);
     // Of what is under way only the rest is read, each piece checked as it is used.
-    const isUnderWay = (await readUnderWay(site))?.release.identity === bundle.identity;
-    if (!isUnderWay) await checkWhole(bundle, env);
-    const install = { ...work, trust, exceptions };
+    if (journal === undefined) await checkWhole(bundle, env);
+    const warn = (what: string): void => {
+      env.progress.end();
+      if (!env.json) env.note(`warning: ${what}`);
+    };
+    const install = { ...work, trust, exceptions, warn };
     const plan = options.dryRun ? await planInstall(bundle, install) : await installBundle(bundle, install);
     // For who reads the log: the result goes to who is still there to take it.
     if (env.moved) work.step(`${outcome(plan, options)}: release ${bundle.manifest.release.name}`);
@@ -185,16 +197,23 @@ function asJson(bundle: VerifiedBundle, plan: Plan, options: CommandOptions): st
     outcome: outcome(plan, options),
     product,
     release: { ...release, identity: bundle.identity },
-    streams: plan.streams.map(({ stream, dataset, base, received }) => ({
+    streams: plan.streams.map(({ stream, dataset, base, received, taken, space }) => ({
       role: stream.role,
       dataset,
       base: base === undefined ? null : { snapshot: base.name, guid: base.guid },
       target: stream.target,
       received,
+      taken,
+      rawBytes: stream.rawBytes,
+      space,
     })),
     keys: plan.keys ?? null,
     root:
-      plan.root === undefined ? null : { changes: plan.root.changes.length, commit: plan.root.mergeCommit },
+      plan.root === undefined
+        ? null
+        : { changes: plan.root.changes.length, commit: plan.root.mergeCommit, space: plan.rootSpace },
+    time: plan.time,
+    warnings: plan.streams.flatMap(({ warnings }) => warnings),
   })}\n`;
 }
 
@@ -202,12 +221,27 @@ function asText(bundle: VerifiedBundle, plan: Plan, options: CommandOptions): st
   const { release, product } = bundle.manifest;
   const name = `${product} release ${release.name} (${release.sequence})`;
   if (plan.present) return `${name} is installed; nothing to do\n`;
-  const lines = plan.streams.map(({ stream, dataset, base, received }) => {
+  const lines = plan.streams.flatMap(({ stream, dataset, base, space }) => {
     const from = base === undefined ? "new" : `from ${fullName(base)}`;
-    return `  ${stream.role}: ${dataset}, ${from} to ${stream.target.snapshot}${received && options.dryRun ? " (received already)" : ""}`;
+    const what = `  ${stream.role}: ${dataset}, ${from} to ${stream.target.snapshot}`;
+    if (!options.dryRun) return [what];
+    if (space === null) return [`${what} (received already)`];
+    return [what, `    takes at most ${formatBytes(space.needed)} of ${formatBytes(space.available)}`];
   });
   if (plan.root !== undefined) lines.push(`  /: ${plan.root.changes.length} files change`);
+  if (options.dryRun) {
+    for (const { folder, needed, free } of plan.rootSpace) {
+      lines.push(`    takes at most ${formatBytes(needed)} of ${formatBytes(free)} in ${folder}`);
+    }
+  }
   if (plan.keys !== undefined) lines.push(`  keys: ${describeKeyChange(plan.keys)}`);
+  if (options.dryRun) lines.push(`  time: ${describeTime(plan.time)}`);
   const title = options.dryRun ? `${name} would be installed; nothing was changed` : `installed ${name}`;
   return `${[title, ...lines].map(printable).join("\n")}\n`;
+}
+
+/** "about 2 min, at 34.2 MiB/s as before" */
+function describeTime({ seconds, bytesPerSecond, assumed }: Plan["time"]): string {
+  const why = assumed ? "(assumed: no install of before tells it)" : "as before";
+  return `about ${formatDuration(seconds)}, at ${formatBytes(bytesPerSecond)}/s ${why}`;
 }

@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import { ZferryError } from "../errors.js";
 import {
   openState,
   readUnderWay,
@@ -29,13 +30,26 @@ export async function runStatus(options: StatusOptions, env: Environment): Promi
   const state = await openState(site.state).readState();
   const journal = await readUnderWay(site);
   if (state !== undefined) requireProduct(state, site.product);
-  const underWay = journal && { journal, streams: await Promise.all(journal.streams.map(progressOf)) };
+  const underWay = journal && { journal, streams: await Promise.all(journal.streams.map(askProgress)) };
   await env.write(env.json ? asJson(site.product, state, underWay) : asText(site.product, state, underWay));
 }
 
+/** How far a stream is; of a pool that does not answer, why that cannot be told. */
+type Progress = StreamProgress | (Pick<StreamProgress, "role" | "dataset" | "rawBytes"> & { fault: string });
+
 interface UnderWay {
   readonly journal: Journal;
-  readonly streams: readonly StreamProgress[];
+  readonly streams: readonly Progress[];
+}
+
+async function askProgress(stream: Journal["streams"][number]): Promise<Progress> {
+  try {
+    return await progressOf(stream);
+  } catch (error) {
+    if (!(error instanceof ZferryError)) throw error;
+    const { role, dataset, rawBytes = null } = stream;
+    return { role, dataset, rawBytes, fault: error.message };
+  }
 }
 
 function asJson(product: string, state: SiteState | undefined, underWay: UnderWay | undefined): string {
@@ -75,15 +89,20 @@ function describeWay({ journal, streams }: UnderWay): string[] {
   const what = `release ${release.name} (${release.sequence}), begun at ${formatTime(startedAt)}`;
   return [
     `under way: ${what}, ${undoing ? `being given up (${phase})` : DOING[phase]}`,
-    ...streams.map(({ role, dataset, received, taken, rawBytes }) => {
-      const of = rawBytes === null ? "" : ` of ${formatBytes(rawBytes)}`;
-      const share = rawBytes === null || rawBytes === 0 ? "" : ` (${Math.floor((taken / rawBytes) * 100)} %)`;
-      return `  ${role}: ${dataset}, ${received ? "received" : `${formatBytes(taken)}${of}${share} received`}`;
-    }),
+    ...streams.map((stream) => `  ${stream.role}: ${stream.dataset}, ${describeProgress(stream)}`),
     undoing
       ? "  goes on with: bundle abort"
       : `  goes on with: bundle install${origin === null ? `, and the bundle of ${release.name}` : ` (from ${origin.file})`}; gives it up: bundle abort`,
   ];
+}
+
+function describeProgress(stream: Progress): string {
+  if ("fault" in stream) return stream.fault;
+  const { received, taken, rawBytes } = stream;
+  if (received) return "received";
+  const of = rawBytes === null ? "" : ` of ${formatBytes(rawBytes)}`;
+  const share = rawBytes === null || rawBytes === 0 ? "" : ` (${Math.floor((taken / rawBytes) * 100)} %)`;
+  return `${formatBytes(taken)}${of}${share} received`;
 }
 
 const describe = ({ release, finishedAt, streams, signers }: Installation): string[] => [

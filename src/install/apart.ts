@@ -1,10 +1,12 @@
-import { existsSync, realpathSync } from "node:fs";
+import { accessSync, constants, existsSync, realpathSync, statfsSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { showPath } from "../raw-path.js";
+import { formatBytes } from "../report.js";
 import { pathOf } from "../root/paths.js";
 import type { RootPlan } from "../root/plan.js";
+import { guarded } from "../system/files.js";
 import type { Git } from "../system/git.js";
 import { datasetAt } from "../system/zfs.js";
 
@@ -15,6 +17,9 @@ function resolved(path: string): string {
   return existsSync(path) ? realpathSync(path) : join(resolved(dirname(path)), relative(dirname(path), path));
 }
 
+/** The nearest folder of a path that does exist. */
+const existing = (path: string): string => (existsSync(path) ? path : existing(dirname(path)));
+
 const isWithin = (folder: string, path: string): boolean => path === folder || path.startsWith(`${folder}/`);
 
 /**
@@ -22,9 +27,7 @@ const isWithin = (folder: string, path: string): boolean => path === folder || p
  */
 export async function requireStateOffStreams({ state, streams }: SiteConfig): Promise<void> {
   const path = resolved(state);
-  let there = path;
-  while (!existsSync(there)) there = dirname(there);
-  const dataset = await datasetAt(there);
+  const dataset = await datasetAt(existing(path));
   if (dataset === undefined || !Object.values(streams).some((stream) => isWithin(stream, dataset))) return;
   throw new ZferryError(
     "dataset-unsuitable",
@@ -33,6 +36,25 @@ export async function requireStateOffStreams({ state, streams }: SiteConfig): Pr
       details: { path, dataset },
       hint: "name another folder as state in the site's configuration",
     },
+  );
+}
+
+/** What journal, plan and state take, and the old ones beside the new ones. */
+const STATE_BYTES = 1 << 20;
+
+/** @throws ZferryError `io-failed`, `no-space` when an install could not keep its journal */
+export function requireStateWritable({ state }: SiteConfig): void {
+  const free = guarded(state, () => {
+    const folder = existing(state);
+    accessSync(folder, constants.W_OK);
+    const { bavail, bsize } = statfsSync(folder);
+    return bavail * bsize;
+  });
+  if (free >= STATE_BYTES) return;
+  throw new ZferryError(
+    "no-space",
+    `the state folder ${state} has ${formatBytes(free)} left, an install needs ${formatBytes(STATE_BYTES)}`,
+    { details: { path: state, needed: STATE_BYTES, free }, hint: "free space there" },
   );
 }
 

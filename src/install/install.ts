@@ -6,12 +6,25 @@ import type { VerifiedBundle } from "../bundle/reader.js";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import type { ProgressReport } from "../report.js";
-import { planRoot } from "../root/merge.js";
+import { planRoot, type RootSpace } from "../root/merge.js";
 import type { RootPlan } from "../root/plan.js";
 import { guarded } from "../system/files.js";
 import { changeKeys, requireEnough, type KeyChange } from "../trust/keys.js";
-import { requireOwnUntouched, requireStateOffStreams, requireStateUntracked } from "./apart.js";
-import { Obstacles, planStreams, type Live, type StreamPlan } from "./plan.js";
+import {
+  requireOwnUntouched,
+  requireStateOffStreams,
+  requireStateUntracked,
+  requireStateWritable,
+} from "./apart.js";
+import {
+  estimateTime,
+  Obstacles,
+  planStreams,
+  requireAnswer,
+  type Live,
+  type StreamPlan,
+  type TimeEstimate,
+} from "./plan.js";
 import { checkRelease, type Exceptions } from "./policy.js";
 import { describeStream, isReceived } from "./receive.js";
 import { isRecorded, lockState, openState, type Journal, type SiteState, type StateFolder } from "./state.js";
@@ -29,7 +42,12 @@ export interface InstallOptions {
   readonly step: (what: string) => void;
   /** With `--live`: told who uses a dataset that is to be received into, or taken back. */
   readonly live: Live | undefined;
+  /** Told what does not stand against the install, and is good to know. */
+  readonly warn: (what: string) => void;
 }
+
+/** What goes on without a bundle has nothing to judge. */
+export type GoOnOptions = Omit<InstallOptions, "trust" | "exceptions" | "warn">;
 
 export interface Plan {
   /** What lies in the state folder. */
@@ -38,6 +56,9 @@ export interface Plan {
   readonly journal: Journal | undefined;
   readonly streams: readonly StreamPlan[];
   readonly root: RootPlan | undefined;
+  /** Of `/`: what each of its file systems needs and has; empty where the plan of `/` is that of the journal. */
+  readonly rootSpace: readonly RootSpace[];
+  readonly time: TimeEstimate;
   /** The bundle's change of the site's keys, if it is newer than what the site had. */
   readonly keys: KeyChange | undefined;
   /** Nothing is left to do. */
@@ -49,6 +70,7 @@ export interface Plan {
  * @throws ZferryError whatever the install would be refused for; `also` has what else it would be refused for
  */
 export async function planInstall(bundle: VerifiedBundle, options: InstallOptions): Promise<Plan> {
+  for (const dataset of Object.values(options.site.streams)) await requireAnswer(dataset);
   const scratch = await mkdtemp(join(tmpdir(), "zferry-"));
   try {
     return await makePlan(bundle, options, openState(options.site.state), scratch);
@@ -99,9 +121,7 @@ export async function installBundle(bundle: VerifiedBundle, options: InstallOpti
  * @returns the journal of what was brought to its end; undefined when nothing is under way
  * @throws ZferryError `install-pending` when the bundle is needed
  */
-export async function finishInstall(
-  options: Omit<InstallOptions, "trust" | "exceptions">,
-): Promise<Journal | undefined> {
+export async function finishInstall(options: GoOnOptions): Promise<Journal | undefined> {
   return withState(options.site, async (folder, scratch) => {
     const [state, journal] = [await folder.readState(), await folder.readJournal()];
     if (journal === undefined) return undefined;
@@ -129,9 +149,7 @@ export async function needsBundle(journal: Journal): Promise<boolean> {
  * @throws ZferryError `dataset-in-use`, `base-modified` before anything is changed, when a stream that is received cannot
  * be taken back
  */
-export async function abortInstall(
-  options: Omit<InstallOptions, "trust" | "exceptions">,
-): Promise<Journal | undefined> {
+export async function abortInstall(options: GoOnOptions): Promise<Journal | undefined> {
   return withState(options.site, async (folder, scratch) => {
     const [state, journal] = [await folder.readState(), await folder.readJournal()];
     if (journal === undefined) return undefined;
@@ -147,6 +165,7 @@ async function withState<Result>(
   site: SiteConfig,
   use: (folder: StateFolder, scratch: string) => Promise<Result>,
 ): Promise<Result> {
+  for (const dataset of Object.values(site.streams)) await requireAnswer(dataset);
   const folder = await lockState(site.state);
   const scratch = join(folder.path, "scratch");
   try {
@@ -181,6 +200,21 @@ const originOf = (
   keys: keys ?? null,
 });
 
+/**
+ * @param journal of what is under way
+ * @throws ZferryError `install-pending` when a bundle is not the one that leads it on
+ */
+export function requireNoOther(bundle: VerifiedBundle, journal: Journal | undefined): void {
+  const { release } = bundle.manifest;
+  if (journal !== undefined && journal.release.identity !== bundle.identity) {
+    throw pending(
+      journal,
+      `${bundle.name} is another bundle: ${bundle.manifest.product} release ${release.name} (${release.sequence})`,
+    );
+  }
+  if (journal?.undoing) throw pending(journal, "and cannot be installed before that is done");
+}
+
 /** That another command must come first. */
 function pending({ release, undoing }: Journal, why: string): ZferryError {
   const what = undoing ? "being given up" : "being installed";
@@ -191,7 +225,7 @@ function pending({ release, undoing }: Journal, why: string): ZferryError {
       details: { pending: release.name },
       hint: undoing
         ? "finish that first: bundle abort"
-        : "finish it first: bundle install; or give it up: bundle abort",
+        : `finish it first, with the bundle of ${release.name}: bundle install; or give it up: bundle abort`,
     },
   );
 }
@@ -206,11 +240,7 @@ async function makePlan(
   const state = await folder.readState();
   const found = await folder.readJournal();
   const journal = found === undefined || isRecorded(state, found) ? undefined : found;
-  const { release } = bundle.manifest;
-  if (journal !== undefined && journal.release.identity !== bundle.identity) {
-    throw pending(journal, `the bundle is another: release ${release.name} (${release.sequence})`);
-  }
-  if (journal?.undoing) throw pending(journal, "and cannot be installed before that is done");
+  requireNoOther(bundle, journal);
 
   const obstacles = new Obstacles();
   // An install that began is finished, though the bundle expired since.
@@ -220,9 +250,12 @@ async function makePlan(
     );
   }
   await obstacles.unless(() => requireStateOffStreams(site));
+  await obstacles.unless(async () => requireStateWritable(site));
   const streams = await planStreams(bundle, site, journal !== undefined, options.live, obstacles);
   const keys = await obstacles.unless(async () => planKeys(bundle, options, state));
-  const known = { state, journal, streams, keys };
+  for (const warning of streams.flatMap(({ warnings }) => warnings)) options.warn(warning);
+  const rootSpace: RootSpace[] = [];
+  const known = { state, journal, streams, rootSpace, time: estimateTime(streams, state), keys };
   if (journal?.phase === "writing" || journal?.phase === "recording") {
     obstacles.throwAny();
     return { ...known, root: journal.root ?? undefined, present: false };
@@ -235,7 +268,7 @@ async function makePlan(
     streams.every(({ received }) => received);
   const root = present
     ? undefined
-    : await obstacles.unless(() => planRootHalf(bundle, options, scratch, journal?.startedAt));
+    : await obstacles.unless(() => planRootHalf(bundle, options, scratch, rootSpace, journal?.startedAt));
   obstacles.throwAny();
   return { ...known, root, present };
 }
@@ -260,6 +293,7 @@ async function planRootHalf(
   bundle: VerifiedBundle,
   { site, now }: InstallOptions,
   scratchDir: string,
+  space: RootSpace[],
   startedAt = Math.floor(now().getTime() / 1000),
 ): Promise<RootPlan | undefined> {
   const { root, release } = bundle.manifest;
@@ -272,6 +306,7 @@ async function planRootHalf(
     scratchDir,
     summary: root,
     release: release.name,
+    space: (found) => space.push(...found),
     // Of an install that goes on the same: what is planned again is then the same plan, if nothing else changed.
     date: startedAt,
     patch: await bundle.rootMember("patch"),

@@ -17,6 +17,7 @@ import {
   type Snapshot,
 } from "../system/zfs.js";
 import { streamOfToken } from "./resume.js";
+import type { SiteState } from "./state.js";
 
 /** Collects what stands against an install, so that all of it can be told at once. */
 export class Obstacles {
@@ -46,6 +47,20 @@ export class Obstacles {
   }
 }
 
+/**
+ * Asked first, and alone: whatever else is asked of a pool whose disks are gone waits until they are back.
+ * @throws ZferryError `dataset-unsuitable`, `not-configured` when it is not imported
+ */
+export async function requireAnswer(dataset: string): Promise<void> {
+  const pool = poolOf(dataset);
+  const health = await poolHealth(pool);
+  if (health === "ONLINE" || health === "DEGRADED") return;
+  throw new ZferryError("dataset-unsuitable", `pool ${pool} is ${health}: its disks do not answer`, {
+    details: { pool, health },
+    hint: `see zpool status ${pool}; when its disks are back: zpool clear ${pool}`,
+  });
+}
+
 /** What is to be done for one stream. */
 export interface StreamPlan {
   readonly stream: ManifestStream;
@@ -57,6 +72,8 @@ export interface StreamPlan {
   readonly received: boolean;
   /** Bytes of the stream that an interrupted receive of this install has taken. */
   readonly taken: number;
+  /** Bytes that the rest of the stream takes at most, and that its dataset may still take; null once it is received. */
+  readonly space: { readonly needed: number; readonly available: number } | null;
   /** What does not stand against it, and is good to know. */
   readonly warnings: readonly string[];
 }
@@ -83,8 +100,10 @@ export async function planStreams(
   for (const stream of bundle.manifest.streams) {
     const plan = await obstacles.unless(() => planStream(stream, datasetOf(stream, site), ours));
     if (plan === undefined) continue;
-    const warnings = plan.received ? [] : await checkDataset(plan, bundle.manifest, live, obstacles);
-    plans.push({ ...plan, warnings });
+    const checked = plan.received
+      ? { space: null, warnings: [] }
+      : await checkDataset(plan, bundle.manifest, live, obstacles);
+    plans.push({ ...plan, ...checked });
   }
   return plans;
 }
@@ -102,7 +121,7 @@ function datasetOf({ role }: ManifestStream, site: SiteConfig): string {
   );
 }
 
-type Found = Omit<StreamPlan, "warnings"> & {
+type Found = Omit<StreamPlan, "space" | "warnings"> & {
   /** Snapshots after the base, oldest first. */
   readonly later: readonly Snapshot[];
 };
@@ -155,18 +174,46 @@ async function planStream(stream: ManifestStream, dataset: string, ours: boolean
   return { ...known, base, taken, later: snapshots.slice(snapshots.indexOf(base) + 1) };
 }
 
-/** What must hold of a dataset that is about to receive; gives what is good to know. */
+export interface TimeEstimate {
+  readonly seconds: number;
+  readonly bytesPerSecond: number;
+  /** Nothing that was installed here tells the rate. */
+  readonly assumed: boolean;
+}
+
+const ASSUMED_BYTES_PER_SECOND = 50 << 20;
+/** One that was interrupted took longer than its work, so the quickest of a few counts. */
+const INSTALLATIONS_LOOKED_AT = 3;
+/** What is smaller tells what the rest of an install takes. */
+const TELLING_BYTES = 16 << 20;
+
+/** How long an install may take, from the rate of those before it. */
+export function estimateTime(streams: readonly StreamPlan[], state: SiteState | undefined): TimeEstimate {
+  const rates = (state?.installations ?? []).slice(-INSTALLATIONS_LOOKED_AT).map((installation) => {
+    const bytes = installation.streams.reduce((sum, { rawBytes = 0 }) => sum + rawBytes, 0);
+    const seconds = Math.max(1, installation.finishedAt - installation.startedAt);
+    return bytes < TELLING_BYTES ? 0 : bytes / seconds;
+  });
+  const known = Math.round(Math.max(0, ...rates));
+  const bytesPerSecond = known === 0 ? ASSUMED_BYTES_PER_SECOND : known;
+  const bytes = streams.reduce((sum, { space }) => sum + (space?.needed ?? 0), 0);
+  return { seconds: Math.ceil(bytes / bytesPerSecond), bytesPerSecond, assumed: known === 0 };
+}
+
+/** What must hold of a dataset that is about to receive. */
 async function checkDataset(
   { stream, dataset, base, taken, later }: Found,
   manifest: Manifest,
   live: Live | undefined,
   obstacles: Obstacles,
-): Promise<string[]> {
+): Promise<Pick<StreamPlan, "space" | "warnings">> {
   const pool = poolOf(dataset);
-  const health = await obstacles.unless(() => checkPool(pool, manifest));
-  // A pool that does not answer would not answer what follows either.
-  if (health === undefined) return [];
-  const warnings = health === "ONLINE" ? [] : [`pool ${pool} is ${health}: see zpool status ${pool}`];
+  await obstacles.unless(() => requireFeatures(pool, manifest));
+  const health = await poolHealth(pool);
+  const warnings =
+    health === "ONLINE"
+      ? []
+      : [`pool ${pool} is ${health}: one more disk that fails may take all; see zpool status ${pool}`];
   const missing = Math.max(0, stream.rawBytes - taken);
   const exists = base !== undefined || taken > 0;
   const place = exists ? dataset : dataset.slice(0, dataset.lastIndexOf("/"));
@@ -176,11 +223,12 @@ async function checkDataset(
         hint: `zfs create -p ${place}`,
       }),
     );
-    return warnings;
+    return { space: null, warnings };
   }
-  await obstacles.unless(() => requireSpace(place, stream, missing));
+  const space = { needed: missing, available: await availableTo(place) };
+  await obstacles.unless(async () => requireSpace(place, stream, space));
   await obstacles.unless(() => requireKey(place, stream));
-  if (base === undefined) return warnings;
+  if (base === undefined) return { space, warnings };
 
   await obstacles.unless(() => requireNoPanic(dataset, stream));
   await obstacles.unless(() => requireUnmodified(dataset, base, stream));
@@ -209,7 +257,7 @@ async function checkDataset(
       `${dataset} has com.sun:auto-snapshot=true; a snapshot taken while it receives makes it stop`,
     );
   }
-  return warnings;
+  return { space, warnings };
 }
 
 const poolOf = (dataset: string): string => dataset.split("/", 1)[0] as string;
@@ -273,15 +321,7 @@ async function requireUnmodified(
   );
 }
 
-/** Gives the pool's health. */
-async function checkPool(pool: string, { requires }: Manifest): Promise<string> {
-  const health = await poolHealth(pool);
-  if (health !== "ONLINE" && health !== "DEGRADED") {
-    throw new ZferryError("dataset-unsuitable", `pool ${pool} is ${health}`, {
-      details: { pool, health },
-      hint: `see zpool status ${pool}${health === "SUSPENDED" ? `; when its disks are back: zpool clear ${pool}` : ""}`,
-    });
-  }
+async function requireFeatures(pool: string, { requires }: Manifest): Promise<void> {
   const enabled = await poolFeatures(pool);
   const missing = requires.poolFeatures.filter((feature) => !enabled.has(feature));
   if (missing.length > 0) {
@@ -294,7 +334,6 @@ async function checkPool(pool: string, { requires }: Manifest): Promise<string> 
       },
     );
   }
-  return health;
 }
 
 /**
@@ -336,14 +375,21 @@ export async function requireUnused(dataset: string, live: Live | undefined): Pr
   );
 }
 
-async function requireSpace(dataset: string, { role }: ManifestStream, bytes: number): Promise<void> {
-  const { available } = await getProperties(dataset, ["available"]);
-  if (Number(available) >= bytes) return;
+/** Of the pool, within every quota above. */
+const availableTo = async (dataset: string): Promise<number> =>
+  Number((await getProperties(dataset, ["available"])).available);
+
+function requireSpace(
+  dataset: string,
+  { role }: ManifestStream,
+  { needed, available }: NonNullable<StreamPlan["space"]>,
+): void {
+  if (available >= needed) return;
   throw new ZferryError(
     "no-space",
-    `stream ${role} may take ${formatBytes(bytes)}, ${dataset} has ${formatBytes(Number(available))} left`,
+    `stream ${role} may take ${formatBytes(needed)}, ${dataset} has ${formatBytes(available)} left`,
     {
-      details: { dataset, needed: bytes, available: Number(available) },
+      details: { dataset, needed, available },
       hint: "free space in the pool, or raise the quota",
     },
   );

@@ -10,12 +10,11 @@ import {
   datasetExists,
   fullName,
   listSnapshots,
-  poolHealth,
   receive,
   resumeToken,
   zfsFailure,
 } from "../system/zfs.js";
-import { pointOf, type StreamPlan } from "./plan.js";
+import { pointOf, requireAnswer, type StreamPlan } from "./plan.js";
 import { chunksFrom } from "./resume.js";
 import type { InstalledStream } from "./state.js";
 
@@ -40,14 +39,14 @@ export async function receiveStream(
   const left = await tokenOf(dataset);
   const point = pointOf(stream, left);
   // Of another stream, or not to be read.
-  if (left !== undefined && point === undefined) await discardPartial(dataset, options.signal);
+  if (left !== undefined && point === undefined) await discardPartial(dataset, options);
   try {
-    await patiently(options.signal, () => receiveFrom(bundle, plan, point, options));
+    await patiently(options, () => receiveFrom(bundle, plan, point, options));
   } catch (error) {
     const isRefused = error instanceof ZferryError && error.code === "zfs-failed" && point !== undefined;
     if (!isRefused || (await tokenOf(dataset)) !== left) throw error;
     options.step(`zfs does not go on with ${stream.role} from where it was, so it begins again`);
-    await discardPartial(dataset, options.signal);
+    await discardPartial(dataset, options);
     await receiveFrom(bundle, plan, undefined, options);
   }
   if (!(await isReceived(describeStream(plan)))) {
@@ -63,20 +62,27 @@ export async function receiveStream(
 const BUSY_ROUNDS = 30;
 
 /** Tries again while a dataset is busy: a receive of before that was killed may need a moment to end. */
-async function patiently(signal: AbortSignal, work: () => Promise<void>): Promise<void> {
+async function patiently(
+  { signal, step }: Pick<ReceiveOptions, "signal" | "step">,
+  work: () => Promise<void>,
+): Promise<void> {
   for (let round = 1; ; round += 1) {
     try {
       return await work();
     } catch (error) {
       if (!(error instanceof ZferryError) || error.code !== "site-busy" || round === BUSY_ROUNDS) throw error;
+      if (round === 2) step(`${error.message}; trying again for ${BUSY_ROUNDS} seconds`);
       await untilInterrupted(sleep(1000), signal);
     }
   }
 }
 
 /** Discards what an interrupted receive left; nothing where there is nothing. A dataset that it made goes with it. */
-export async function discardPartial(dataset: string, signal: AbortSignal): Promise<void> {
-  await patiently(signal, async () => {
+export async function discardPartial(
+  dataset: string,
+  options: Pick<ReceiveOptions, "signal" | "step">,
+): Promise<void> {
+  await patiently(options, async () => {
     if ((await tokenOf(dataset)) !== undefined) await abortReceive(dataset);
   });
 }
@@ -119,11 +125,12 @@ async function receiveFrom(
   try {
     let done = Number(point?.bytes ?? 0);
     for await (const piece of pieces) {
-      if (!(await untilInterrupted(receiver.write(piece), signal))) break;
+      const written = whileAnswering(dataset, receiver.write(piece));
+      if (!(await untilInterrupted(written, signal))) break;
       done += piece.length;
       progress.update(`receiving ${stream.role}`, done, stream.rawBytes);
     }
-    result = await untilInterrupted(receiver.finish(), signal);
+    result = await untilInterrupted(whileAnswering(dataset, receiver.finish()), signal);
   } catch (error) {
     await receiver.kill();
     throw error;
@@ -133,18 +140,24 @@ async function receiveFrom(
   if (result.status !== 0) throw await explain(plan, zfsFailure(`zfs receive ${fullName(target)}`, result));
 }
 
+const ASK_MS = 5_000;
+
+/** Waits for zfs. What it writes to a pool whose disks are gone waits for ever, so the pool is asked if it takes long. */
+async function whileAnswering<Result>(dataset: string, work: Promise<Result>): Promise<Result> {
+  for (;;) {
+    const asking = new AbortController();
+    const first = await Promise.race([
+      work.then((result) => ({ result })),
+      sleep(ASK_MS, undefined, { signal: asking.signal }).catch(() => undefined),
+    ]).finally(() => asking.abort());
+    if (first !== undefined) return first.result;
+    await requireAnswer(dataset);
+  }
+}
+
 /** Says why ZFS refused, where its own words do not. */
 async function explain({ stream, dataset, base }: StreamPlan, failure: ZferryError): Promise<ZferryError> {
-  const pool = dataset.split("/", 1)[0] as string;
-  const health = await poolHealth(pool);
-  if (health === "SUSPENDED" || health === "FAULTED" || health === "UNAVAIL") {
-    // Nothing else may be asked of such a pool: it would not answer.
-    return new ZferryError("zfs-failed", `pool ${pool} is ${health}: ${failure.message}`, {
-      details: { ...failure.details, pool, health },
-      hint: `when its disks are back: zpool clear ${pool}, and run the same command again`,
-      cause: failure,
-    });
-  }
+  await requireAnswer(dataset);
   if (failure.code !== "zfs-failed" || base === undefined) return failure;
   const snapshots = await listSnapshots(dataset);
   const position = snapshots.findIndex(({ guid }) => guid === base.guid);

@@ -91,13 +91,13 @@ const STEPS: Record<Phase, Step> = {
         if (!stream.received && bundle !== undefined) await receiveStream(bundle, stream, options);
       }
     },
-    async undo(journal, { signal, step }) {
+    async undo(journal, options) {
       for (const stream of ownStreams(journal).toReversed()) {
         if (await isReceived(stream)) {
-          step(`taking ${stream.dataset} back to what it was`);
+          options.step(`taking ${stream.dataset} back to what it was`);
           await takeBack(stream);
         } else {
-          await discardPartial(stream.dataset, signal);
+          await discardPartial(stream.dataset, options);
         }
       }
     },
@@ -131,10 +131,11 @@ const STEPS: Record<Phase, Step> = {
 export async function carryOut(journal: Journal, outdated: RootPlan | null, work: Work): Promise<void> {
   const { folder, site } = work;
   if (outdated !== null) await discardRoot(outdated, await siteRoot(site));
+  let reached = journal;
   for (const phase of PHASES.slice(PHASES.indexOf(journal.phase))) {
-    const reached = { ...journal, phase };
-    await folder.writeJournal(reached);
     try {
+      await folder.writeJournal({ ...journal, phase });
+      reached = { ...journal, phase };
       await STEPS[phase].do(reached, work);
     } catch (error) {
       throw await afterFailure(error, reached, work);
@@ -160,17 +161,31 @@ export async function undo(journal: Journal, work: Work): Promise<void> {
 async function afterFailure(error: unknown, journal: Journal, work: Work): Promise<unknown> {
   // A pool that does not answer must not be asked.
   const isSilent = error instanceof ZferryError && "health" in error.details;
-  const kept = isSilent ? "what is received stays" : await describeReceived(journal);
-  if (kept === undefined) {
+  const kept = isSilent ? STAYS : await describeReceived(journal).catch(() => STAYS);
+  if (kept !== undefined) return withWays(error, kept);
+  try {
     // Also after an interruption, to its end.
-    await undo(journal, { ...work, signal: new AbortController().signal });
+    if (await isBegun(work)) await undo(journal, { ...work, signal: new AbortController().signal });
     return error;
+  } catch (failure) {
+    const why = failure instanceof Error ? failure.message : String(failure);
+    return withWays(error, `what was prepared is not taken back: ${why}`);
   }
+}
+
+const STAYS = "what is received stays";
+
+const isBegun = async ({ folder }: Work): Promise<boolean> => (await folder.readJournal()) !== undefined;
+
+/** The error, with what became of the site and how to go on. */
+function withWays(error: unknown, kept: string): unknown {
   if (!(error instanceof ZferryError)) return error;
-  const ways = `${kept}; to go on: bundle install; to give it up: bundle abort`;
-  return new ZferryError(error.code, error.message, {
-    details: error.details,
-    hint: error.hint === undefined ? ways : `${error.hint}; ${ways}`,
+  const { code, message, details, hint } = error;
+  const copy = "member" in details ? ", or from another copy: bundle install FILE" : "";
+  const ways = `${kept}; to go on: bundle install${copy}; to give it up: bundle abort`;
+  return new ZferryError(code, message, {
+    details,
+    hint: hint === undefined ? ways : `${hint}; ${ways}`,
     cause: error,
   });
 }

@@ -41,6 +41,13 @@ import {
 import { pathName, pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
 
+/** Room for the new files on one file system, in bytes. */
+export interface RootSpace {
+  readonly folder: string;
+  readonly needed: number;
+  readonly free: number;
+}
+
 export interface PlanOptions {
   /** The site's repository. */
   readonly git: Git;
@@ -55,6 +62,8 @@ export interface PlanOptions {
   readonly metadata: Uint8Array;
   /** The release's name, for messages of commits. */
   readonly release: string;
+  /** Told what each file system of `/` needs and has. */
+  readonly space?: (found: readonly RootSpace[]) => void;
   /** The date of the commits, in seconds since 1970. */
   readonly date: number;
 }
@@ -106,7 +115,15 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
     writeCommit(scratch, tree, parents, message, options.date);
   const merged = await mergeTrees(scratch, base, site.tree, theirs, commit);
 
-  const disk = await planDisk({ rootDir, scratch, metadata, changes, head: site.tree, merged });
+  const disk = await planDisk({
+    rootDir,
+    scratch,
+    metadata,
+    changes,
+    head: site.tree,
+    merged,
+    space: options.space,
+  });
   const releaseCommit =
     pristine &&
     (await commit(theirs, pristine.commit === null ? [] : [pristine.commit], `Release ${release}`));
@@ -417,6 +434,7 @@ interface DiskOptions {
   /** Trees: the site's, and what it becomes. */
   readonly head: string;
   readonly merged: string;
+  readonly space: PlanOptions["space"];
 }
 
 type Disk = Pick<RootPlan, "changes" | "directories">;
@@ -438,7 +456,9 @@ async function planDisk(options: DiskOptions): Promise<Disk> {
     );
     attributes.finish();
     refuseMountPoints(options.rootDir, changes);
-    await requireSpace(tree, options.scratch, changes, directories);
+    const space = await spaceFor(tree, options.scratch, changes, directories);
+    options.space?.(space);
+    requireSpace(space);
     const named = <T extends { path: RawPath }>(entry: T) => ({ ...entry, path: pathName(entry.path) });
     return { changes: changes.map(named), directories: directories.map(named) };
   } finally {
@@ -700,19 +720,19 @@ function refuseMountPoints(
 const BLOCK_BYTES = 4096;
 
 /** Every changed file is written beside its place first, so the new ones need room in addition to the old ones. */
-async function requireSpace(
+async function spaceFor(
   tree: Tree,
   scratch: Git,
   changes: readonly FileChange[],
   directories: readonly DirectoryChange[],
-): Promise<void> {
+): Promise<RootSpace[]> {
   const made = new Set(directories.filter(({ before }) => before === null).map(({ path }) => path));
   const sizes = await blobSizes(
     scratch,
     new Set(changes.flatMap(({ after }) => (after === null ? [] : [after.blob]))),
   );
   const spaces = new Map<string, ReturnType<typeof freeSpace>>();
-  const needs = new Map<number, { free: number; bytes: number; folder: string }>();
+  const needs = new Map<number, RootSpace>();
   for (const { path, after } of changes) {
     if (after === null) continue;
     let folder = folderOf(path);
@@ -720,19 +740,27 @@ async function requireSpace(
     if (!spaces.has(folder)) spaces.set(folder, freeSpace(tree, folder));
     const space = spaces.get(folder);
     if (space === undefined) continue;
-    const need = needs.get(space.device) ?? { free: space.bytes, bytes: 0, folder: join(tree.path, folder) };
-    need.bytes += Math.ceil((sizes.get(after.blob) ?? 0) / BLOCK_BYTES + 1) * BLOCK_BYTES;
-    needs.set(space.device, need);
+    const known = needs.get(space.device);
+    const bytes = Math.ceil((sizes.get(after.blob) ?? 0) / BLOCK_BYTES + 1) * BLOCK_BYTES;
+    needs.set(space.device, {
+      folder: known?.folder ?? join(tree.path, folder),
+      needed: (known?.needed ?? 0) + bytes,
+      free: space.bytes,
+    });
   }
-  for (const { free, bytes, folder } of needs.values()) {
-    if (bytes > free) {
-      throw new ZferryError(
-        "no-space",
-        `the release needs ${bytes} bytes for files in ${folder}, ${free} are free`,
-        {
-          details: { path: folder, needed: bytes, free },
-        },
-      );
-    }
+  return [...needs.values()];
+}
+
+function requireSpace(spaces: readonly RootSpace[]): void {
+  for (const { folder, needed, free } of spaces) {
+    if (needed <= free) continue;
+    throw new ZferryError(
+      "no-space",
+      `the release needs ${needed} bytes for files in ${folder}, ${free} are free`,
+      {
+        details: { path: folder, needed, free },
+        hint: `free space on the file system of ${folder}`,
+      },
+    );
   }
 }

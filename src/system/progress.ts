@@ -1,4 +1,4 @@
-import { formatBytes, printable, type ProgressReport } from "../report.js";
+import { formatBytes, formatDuration, printable, type ProgressReport } from "../report.js";
 
 /** Where progress is shown, and when it is. */
 export interface ProgressDisplay {
@@ -69,9 +69,4 @@ function describe(what: string, done: number, total: number | undefined, rate: n
     `${what}: ${percent} %${left}`,
     `${percent} %`,
   ];
-}
-
-function formatDuration(seconds: number): string {
-  if (seconds < 90) return `${Math.ceil(seconds)} s`;
-  return seconds < 90 * 60 ? `${Math.ceil(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }

@@ -41,6 +41,12 @@ const KNOWN_FAILURES: readonly {
     code: "not-configured",
     hint: "load the zfs module: modprobe zfs",
   },
+  {
+    pattern: /I\/O is currently suspended/i,
+    code: "dataset-unsuitable",
+    hint: "see zpool status; when its disks are back: zpool clear",
+  },
+  { pattern: /no such pool/i, code: "not-configured", hint: "import it: zpool import" },
   { pattern: /has been modified/i, code: "base-modified" },
   { pattern: /does not match incremental source/i, code: "base-missing" },
   {
