@@ -225,9 +225,9 @@ function fromBefore(journal: v.InferOutput<typeof journalSchemaBefore>): Journal
 async function readPlan(folder: string, hash: string): Promise<RootPlan> {
   const path = join(folder, planName(hash));
   const bytes = await readStateFile(path);
-  const found = bytes === undefined ? "nothing" : sha256(bytes);
-  if (bytes === undefined || found !== hash)
-    throw malformed(path, `has SHA-256 ${found}, not that of its name`);
+  if (bytes === undefined) throw malformed(path, "is not there, and the journal needs it");
+  const found = sha256(bytes);
+  if (found !== hash) throw malformed(path, `has SHA-256 ${found}, not that of its name`);
   return checked(path, rootPlanSchema, parseJson(path, bytes));
 }
 
@@ -247,7 +247,11 @@ export async function lockState(path: string): Promise<StateFolder & { release()
 }
 
 const malformed = (path: string, fault: string): ZferryError =>
-  new ZferryError("journal-malformed", `${path}: ${fault}`, { details: { file: path } });
+  new ZferryError("journal-malformed", `${path}: ${fault}`, {
+    details: { file: path },
+    // It is only ever written whole.
+    hint: "its disk may be failing; nothing is changed before it is as it was: bring it back from a copy",
+  });
 
 function checked<Schema extends v.GenericSchema>(
   path: string,
@@ -273,7 +277,7 @@ function parseJson(path: string, bytes: Buffer): unknown {
   try {
     return JSON.parse(bytes.toString("utf8"));
   } catch (error) {
-    throw malformed(path, error instanceof Error ? error.message : String(error));
+    throw malformed(path, `is cut off or no JSON: ${error instanceof Error ? error.message : String(error)}`);
   }
 }
 

@@ -12,7 +12,7 @@ import { encodeManifest, parseManifest, type Manifest } from "../../src/bundle/m
 import type { ByteSource } from "../../src/bundle/members.js";
 import { Bundle, VerifiedBundle } from "../../src/bundle/reader.js";
 import { encodeMember } from "../../src/bundle/writer.js";
-import type { ErrorCode } from "../../src/errors.js";
+import { ZferryError, type ErrorCode } from "../../src/errors.js";
 import { encodeSignature, generateKeyPair, sign } from "../../src/trust/minisign.js";
 import {
   CREATED,
@@ -558,5 +558,38 @@ describe("a medium that changes between two reads", () => {
       TRUST,
     );
     expect(Math.max(...reads.values())).toBe(1);
+  });
+});
+
+describe("a medium that fails", () => {
+  /** Every read that has a byte of `at` fails. */
+  const failing = (at: number): ByteSource => {
+    const source = sourceOf(bundle);
+    return {
+      ...source,
+      async read(offset, length) {
+        if (offset > at || offset + length <= at) return source.read(offset, length);
+        throw new ZferryError("io-failed", `cannot read bytes ${offset} to ${offset + length}`, {
+          details: { offset },
+          hint: "try again",
+        });
+      },
+    };
+  };
+  const check = async (source: ByteSource): Promise<void> =>
+    (await VerifiedBundle.verify(source, TRUST)).checkContents();
+
+  test("is told with the member, whichever it is", async () => {
+    for (const { name, content } of split(bundle)) {
+      const at = offsetOf(name, split(bundle)) + BLOCK_BYTES + content.length - 1;
+      const { code, message, details, hint } = await refusal(() => check(failing(at)));
+      expect([code, details["member"], hint]).toEqual(["io-failed", name, "try again"]);
+      expect(message).toMatch(new RegExp(`^cannot read bytes \\d+ to \\d+, in ${name}$`));
+    }
+  });
+
+  test("is told where there is no member", async () => {
+    expect((await refusal(() => check(failing(0)))).details["member"]).toBe("a header");
+    expect((await refusal(() => check(failing(bundle.length - 1)))).details["member"]).toBe("the end");
   });
 });

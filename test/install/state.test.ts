@@ -1,0 +1,198 @@
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { ZferryError } from "../../src/errors.js";
+import { lockState, openState, readUnderWay, type Journal } from "../../src/install/state.js";
+
+// formats/state.md
+
+const ID = "a".repeat(40);
+
+const JOURNAL: Journal = {
+  release: { name: "R5", sequence: 5, identity: "b".repeat(64) },
+  startedAt: 1_800_000_000,
+  phase: "receiving",
+  undoing: false,
+  streams: [
+    {
+      role: "usr",
+      dataset: "rpool/usr",
+      base: { snapshot: "R4", guid: "4" },
+      target: { snapshot: "R5", guid: "5" },
+      rawBytes: 1000,
+    },
+  ],
+  present: [],
+  origin: { file: "/media/R5.bundle", created: 1_800_000_000, signers: [], keys: null },
+  root: {
+    format: 1,
+    head: ID,
+    branch: null,
+    mergeCommit: ID,
+    releaseCommit: null,
+    previousRelease: null,
+    changes: [],
+    directories: [],
+  },
+};
+
+let folder: string;
+const file = (name: string): string => join(folder, name);
+const names = (): string[] => readdirSync(folder).sort();
+const planFile = (): string => names().find((name) => name.startsWith("plan-")) ?? "no plan";
+
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), "zferry-state-"));
+});
+afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+/** What reading the journal fails with; the folder must be as it was. */
+async function faultOf(): Promise<{ code: string; message: string; hint: string | undefined }> {
+  const before = names().map((name) => [name, readFileSync(file(name), "hex")]);
+  try {
+    await readUnderWay({ state: folder });
+  } catch (error) {
+    expect(names().map((name) => [name, readFileSync(file(name), "hex")])).toEqual(before);
+    if (error instanceof ZferryError) return error;
+    throw error;
+  }
+  throw new Error("nothing is refused");
+}
+
+describe("a journal", () => {
+  test("is read as it was written, with its plan", async () => {
+    await openState(folder).writeJournal(JOURNAL);
+    expect(names()).toEqual(["journal.json", planFile()]);
+    expect(await readUnderWay({ state: folder })).toMatchObject(JOURNAL);
+    await openState(folder).removeJournal();
+    expect(names()).toEqual([]);
+  });
+
+  test("has the plan of its own only", async () => {
+    const state = openState(folder);
+    await state.writeJournal(JOURNAL);
+    const old = planFile();
+    await state.writeJournal({ ...JOURNAL, root: { ...JOURNAL.root!, mergeCommit: "c".repeat(40) } });
+    expect(names()).toEqual(["journal.json", planFile()]);
+    expect(planFile()).not.toBe(old);
+  });
+
+  test("that is cut off is refused", async () => {
+    await openState(folder).writeJournal(JOURNAL);
+    writeFileSync(file("journal.json"), readFileSync(file("journal.json")).subarray(0, 100));
+    expect(await faultOf()).toMatchObject({
+      code: "journal-malformed",
+      message: expect.stringContaining(`${file("journal.json")}: is cut off or no JSON: `) as string,
+      hint: expect.stringContaining("nothing is changed") as string,
+    });
+  });
+
+  test("that is empty is refused", async () => {
+    writeFileSync(file("journal.json"), "");
+    expect((await faultOf()).code).toBe("journal-malformed");
+  });
+
+  test("of another version is refused, naming both", async () => {
+    writeFileSync(file("journal.json"), JSON.stringify({ version: 3 }));
+    expect(await faultOf()).toMatchObject({
+      code: "format-unsupported",
+      message: `${file("journal.json")} has version 3, this zferry reads versions 1 and 2`,
+      hint: "use the zferry that wrote it",
+    });
+  });
+
+  test("with a member that is not known is refused", async () => {
+    await openState(folder).writeJournal(JOURNAL);
+    const value = JSON.parse(readFileSync(file("journal.json"), "utf8")) as object;
+    writeFileSync(file("journal.json"), JSON.stringify({ ...value, more: 1 }));
+    expect(await faultOf()).toMatchObject({
+      code: "journal-malformed",
+      message: expect.stringContaining("more") as string,
+    });
+  });
+
+  test("whose plan is gone is refused", async () => {
+    await openState(folder).writeJournal(JOURNAL);
+    const plan = file(planFile());
+    rmSync(plan);
+    expect(await faultOf()).toMatchObject({
+      code: "journal-malformed",
+      message: `${plan}: is not there, and the journal needs it`,
+    });
+  });
+
+  test("whose plan was changed is refused", async () => {
+    await openState(folder).writeJournal(JOURNAL);
+    const plan = file(planFile());
+    writeFileSync(plan, "{}\n");
+    expect(await faultOf()).toMatchObject({
+      code: "journal-malformed",
+      message: expect.stringMatching(/: has SHA-256 [0-9a-f]{64}, not that of its name$/) as string,
+    });
+  });
+
+  test.each([
+    ["receiving", "holding"],
+    ["writing", "writing"],
+  ])("of version 1 in its phase %s is gone on with from %s", async (phase, from) => {
+    const { release, startedAt, streams, root } = JOURNAL;
+    writeFileSync(
+      file("journal.json"),
+      JSON.stringify({ version: 1, release, startedAt, streams, phase, root }),
+    );
+    expect(await readUnderWay({ state: folder })).toMatchObject({
+      release,
+      startedAt,
+      streams,
+      root,
+      phase: from,
+      undoing: false,
+      present: [],
+      origin: null,
+    });
+  });
+
+  test("of an install that is recorded is of nothing under way", async () => {
+    const state = openState(folder);
+    await state.writeJournal(JOURNAL);
+    const { release, startedAt, streams } = JOURNAL;
+    const installation = { release, created: 1, startedAt, finishedAt: startedAt, signers: [], streams };
+    await state.writeState({
+      version: 1,
+      product: "demo",
+      highestSequence: 5,
+      installations: [{ ...installation, commit: null }],
+    });
+    expect(await readUnderWay({ state: folder })).toBeUndefined();
+  });
+});
+
+describe("the lock", () => {
+  test("removes what writes that were interrupted left, and nothing else", async () => {
+    const torn = ["state", "journal", `plan-${"0".repeat(64)}`].map((name) => `.${name}.json.0123456789ab`);
+    for (const name of [...torn, ".state.json.backup", "notes"]) writeFileSync(file(name), "{");
+    const state = await lockState(folder);
+    expect(names()).toEqual([".state.json.backup", "lock", "notes"]);
+    await state.release();
+  });
+
+  test("removes a plan without a journal, and keeps that of one", async () => {
+    const state = await lockState(folder);
+    await state.writeJournal(JOURNAL);
+    await state.release();
+    const plan = planFile();
+    await (await lockState(folder)).release();
+    expect(names()).toEqual(["journal.json", "lock", plan]);
+    rmSync(file("journal.json"));
+    await (await lockState(folder)).release();
+    expect(names()).toEqual(["lock"]);
+  });
+
+  test("is one process's, or one opening's, at a time", async () => {
+    const state = await lockState(folder);
+    await expect(lockState(folder)).rejects.toMatchObject({ code: "site-busy" });
+    await state.release();
+    await (await lockState(folder)).release();
+  });
+});
