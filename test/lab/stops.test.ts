@@ -52,6 +52,10 @@ const RESET = `
 const stopped = (command: string, step = 0, by = "KILL"): string =>
   `STOP_AT=${step} STOP_BY=${by} STOP_LOG=/tmp/steps node --import ${machine.checkout}/test/lab/stop-at.mjs /opt/zferry/dist/cli.js ${command}`;
 
+/** The same, where anything but a kill before the step is a failure. */
+const killed = (command: string, step: number): string =>
+  `if ${stopped(command, step)} >/dev/null 2>&1; then exit 1; fi`;
+
 const stepsOf = async (command: string): Promise<string[]> =>
   (await lines(`rm -f /tmp/steps; ${stopped(command)} >&2; cat /tmp/steps`))
     .split("\n")
@@ -94,7 +98,7 @@ describe("an install that is killed before any step", () => {
       for (const [index, step] of steps.entries()) {
         if (!isMine(index)) continue;
         const output = await lines(`${RESET}
-        ${stopped(`install ${FILE}`, index + 1)} >/dev/null 2>&1 && exit 1
+        ${killed(`install ${FILE}`, index + 1)}
         bundle status | sed -n 's/^under way: //p'
         bundle install >/tmp/out; [[ $(</tmp/out) == installed* ]] || bundle install ${FILE} >/tmp/out; cat /tmp/out`);
         const where = `killed before ${index + 1}, ${step}`;
@@ -114,7 +118,7 @@ describe("an install that is killed before any step", () => {
         if (!isOthers(index) || index % 4 > 1) continue;
         const where = `killed before ${index + 1}, ${step}`;
         await lines(`${RESET}
-        ${stopped(`install ${FILE}`, index + 1)} >/dev/null 2>&1 && exit 1
+        ${killed(`install ${FILE}`, index + 1)}
         bundle abort`);
         // Once it is recorded there is nothing to be given up.
         const recorded = index > steps.indexOf("state");
@@ -153,7 +157,7 @@ it(
   async () => {
     // With everything of both halves done.
     const last = steps.indexOf("state") + 1;
-    const half = `${RESET}\n${stopped(`install ${FILE}`, last)} >/dev/null 2>&1 && exit 1`;
+    const half = `${RESET}\n${killed(`install ${FILE}`, last)}`;
     await lines(half);
     const undoing = await stepsOf("abort");
     expect(undoing).toContain("zfs rollback");
@@ -162,7 +166,7 @@ it(
       if (!isMine(index)) continue;
       const where = `giving up, killed before ${index + 1}, ${step}`;
       await lines(`${half}
-      ${stopped("abort", index + 1)} >/dev/null 2>&1 && exit 1
+      ${killed("abort", index + 1)}
       bundle ${index % 4 < 2 ? "abort" : "install"}`);
       const once = await siteState();
       expect(`${where}\n${once}`).toBe(`${where}\n${before}`);
@@ -174,10 +178,10 @@ it(
 it("refuses a second install, and another bundle by its name, while one is under way", async () => {
   await lines(RESET);
   const { stderr, status } = await machine.run(
-    `bundle install ${FILE} >/tmp/first.out 2>&1 & first=$!
-    until [[ -e /var/lib/zferry/journal.json ]]; do sleep 0.02; done
+    `${stopped(`install ${FILE}`, steps.indexOf("zfs receive") + 1, "STOP")} >/tmp/first.out 2>&1 & first=$!
+    until [[ $(ps -o stat= -p $first) == T* ]]; do sleep 0.1; done
     status=0; bundle install ${FILE} || status=$?
-    wait $first; exit $status`,
+    kill -CONT $first; wait $first; exit $status`,
     { check: false },
   );
   expect([status, stderr]).toEqual([17, expect.stringContaining("another install is running on this site")]);
@@ -186,7 +190,7 @@ it("refuses a second install, and another bundle by its name, while one is under
   const next = await makeRelease(machine, 3);
   await lines(`
     ${RESET}
-    ${stopped(`install ${FILE}`, steps.indexOf("journal: writing") + 1)} >/dev/null 2>&1 && exit 1
+    ${killed(`install ${FILE}`, steps.indexOf("journal: writing") + 1)}
     mv ${FILE} ${FILE}.away; mv ${next} ${FILE}`);
   const other = await machine.run("bundle install", { check: false });
   await lines(`mv ${FILE} ${next}`);
@@ -198,12 +202,12 @@ it("refuses a second install, and another bundle by its name, while one is under
   expect(await siteState()).toBe(installed);
 
   await lines(`${RESET}; mv ${FILE}.away ${FILE}
-    ${stopped(`install ${FILE}`, steps.indexOf("zfs receive") + 1)} >/dev/null 2>&1 && exit 1`);
+    ${killed(`install ${FILE}`, steps.indexOf("zfs receive") + 1)}`);
   const refused = await machine.run(`bundle install ${next}`, { check: false });
   expect([refused.status, refused.stderr]).toEqual([
     17,
     expect.stringMatching(
-      /release R2 \(2\) is being installed, the bundle is another: release R3 \(3\)[^]*bundle abort/,
+      /release R2 \(2\) is being installed, \/tmp\/R3.bundle is another bundle: gentoo release R3 \(3\)[^]*bundle abort/,
     ),
   ]);
   await lines(`mv ${FILE} ${FILE}.away`);
