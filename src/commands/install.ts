@@ -11,7 +11,7 @@ import {
   requireNoOther,
   type Plan,
 } from "../install/install.js";
-import { dangerOf, requireMoved, runMoved } from "../install/live.js";
+import { dangerOf, faceDanger, runMoved } from "../install/live.js";
 import { readUnderWay, type Journal } from "../install/state.js";
 import type { Uses } from "../system/in-use.js";
 import { fullName } from "../system/zfs.js";
@@ -154,9 +154,9 @@ export const workOf = (
     if (!quiet) note(what);
   },
   live: live
-    ? (dataset: string, uses: Uses): void => {
-        if (!dryRun) requireMoved(dataset, uses);
+    ? async (dataset: string, uses: Uses): Promise<void> => {
         dangerOf(dataset, uses).forEach(note);
+        if (!dryRun) await faceDanger(dataset, uses);
       }
     : undefined,
 });

@@ -2,11 +2,10 @@ import { join } from "node:path";
 import type { SiteConfig } from "../config.js";
 import { ToldElsewhere, ZferryError } from "../errors.js";
 import type { Environment } from "../report.js";
-import type { Uses } from "../system/in-use.js";
+import { loadMapped, type Uses } from "../system/in-use.js";
 import { visibleMounts } from "../system/mounts.js";
 import { openPrivateMounts } from "../system/private-mounts.js";
 import { followProcess, openOutputs } from "../system/relay.js";
-import { makeResident } from "../system/resident.js";
 import { fullName, getProperties, listSnapshots } from "../system/zfs.js";
 import { requireStateOffStreams } from "./apart.js";
 import { lockState, readUnderWay } from "./state.js";
@@ -39,7 +38,6 @@ export async function runMoved(site: SiteConfig, env: Environment): Promise<bool
     } finally {
       mounts.close();
     }
-    makeResident();
     if (!env.quiet) env.note(`running from ${[...snapshots.values()].join(", ")}; the log is ${log}`);
     const ended = await followProcess(child, outputs, { errors: env.relay, output: env.write });
     if (ended === undefined) {
@@ -79,9 +77,12 @@ async function presentSnapshots(site: SiteConfig): Promise<Map<string, string>> 
   return present;
 }
 
-/** @throws ZferryError `dataset-in-use` when a receive would take our own files, or those of a program that we start */
-export function requireMoved(dataset: string, { own }: Uses): void {
-  if (own === undefined) return;
+/**
+ * The last thing before a receive into a dataset that is in use.
+ * @throws ZferryError `dataset-in-use` when it would take our own files, or those of a program that we start
+ */
+export async function faceDanger(dataset: string, { own }: Uses): Promise<void> {
+  if (own === undefined) return loadMapped(dataset);
   throw new ZferryError("dataset-in-use", `zferry itself would lose its files: ${own} lies on ${dataset}`, {
     details: { dataset, path: own },
     hint: "install from another system, such as a rescue system",

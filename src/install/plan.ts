@@ -79,7 +79,7 @@ export interface StreamPlan {
 }
 
 /** Takes it upon itself to receive into a dataset that is in use, or throws. */
-export type Live = (dataset: string, uses: Uses) => void;
+export type Live = (dataset: string, uses: Uses) => Promise<void>;
 
 /**
  * Holds every stream of a bundle against the site's datasets. Nothing is changed.

@@ -1,4 +1,4 @@
-import { readdir, readlink } from "node:fs/promises";
+import { open, readdir, readlink } from "node:fs/promises";
 import { join } from "node:path";
 import { deviceOf, readMounts, readText, unescapeOctal, visibleMounts } from "./mounts.js";
 
@@ -10,6 +10,8 @@ export interface Runner {
   /** The file of the dataset. */
   readonly path: string;
 }
+
+const LOAD_BYTES = 1 << 20;
 
 /** Who takes the files of a dataset for unchanging. */
 export interface Uses {
@@ -26,7 +28,7 @@ export interface Uses {
  * file or folder, exports by NFS, and loop devices. A program that we start can only come from a place that we see.
  */
 export async function usesOf(dataset: string): Promise<Uses> {
-  const pids = (await readdir("/proc")).filter((name) => /^[0-9]+$/.test(name));
+  const pids = await processes();
   const { devices, points } = await mountsOf(dataset, pids);
   if (devices.size === 0) return { runners: [], others: [], own: undefined };
   const ours = await namespaceOf("self");
@@ -46,6 +48,9 @@ export async function usesOf(dataset: string): Promise<Uses> {
     own: runners.find(({ pid }) => pid === process.pid)?.path ?? place?.point,
   };
 }
+
+const processes = async (): Promise<string[]> =>
+  (await readdir("/proc")).filter((name) => /^[0-9]+$/.test(name));
 
 const namespaceOf = (pid: string): Promise<string> => readlink(join("/proc", pid, "ns/mnt")).catch(() => "");
 
@@ -89,13 +94,43 @@ async function openFile(pid: string, devices: ReadonlySet<string>): Promise<stri
 }
 
 async function mappedFile(pid: string, devices: ReadonlySet<string>): Promise<string | undefined> {
-  for (const line of (await readText(join("/proc", pid, "maps"))).split("\n")) {
-    // address perms offset dev inode path; dev in hexadecimal
-    const [, major, minor, path] = /^\S+ \S+ \S+ ([0-9a-f]+):([0-9a-f]+) \d+\s+(.*)$/.exec(line) ?? [];
-    if (major === undefined || minor === undefined) continue;
-    if (devices.has(`${parseInt(major, 16)}:${parseInt(minor, 16)}`)) return path ?? "";
+  return (await mapsOf(pid, devices))[0]?.path;
+}
+
+/** What a process has mapped from the devices: addresses, and the file. */
+async function mapsOf(
+  pid: string,
+  devices: ReadonlySet<string>,
+): Promise<{ from: number; to: number; path: string }[]> {
+  return (await readText(join("/proc", pid, "maps"))).split("\n").flatMap((line) => {
+    // address perms offset dev inode path; addresses and dev in hexadecimal
+    const [, from = "", to = "", major = "", minor = "", path = ""] =
+      /^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ ([0-9a-f]+):([0-9a-f]+) \d+\s+(.*)$/.exec(line) ?? [];
+    if (!devices.has(`${parseInt(major, 16)}:${parseInt(minor, 16)}`)) return [];
+    return [{ from: parseInt(from, 16), to: parseInt(to, 16), path }];
+  });
+}
+
+/**
+ * Has all that processes have mapped of a dataset read into memory. What is there stays when the files are gone, as long as
+ * memory is not short: so most of what runs, the first process above all, lives on until the reboot.
+ */
+export async function loadMapped(dataset: string): Promise<void> {
+  const pids = await processes();
+  const { devices } = await mountsOf(dataset, pids);
+  const buffer = Buffer.allocUnsafe(LOAD_BYTES);
+  for (const pid of pids) {
+    const maps = await mapsOf(pid, devices);
+    // It may have ended, or the kernel may forbid it.
+    const memory =
+      maps.length === 0 ? undefined : await open(join("/proc", pid, "mem")).catch(() => undefined);
+    for (const { from, to } of memory === undefined ? [] : maps) {
+      for (let at = from; at < to; at += LOAD_BYTES) {
+        await memory?.read(buffer, 0, Math.min(LOAD_BYTES, to - at), at).catch(() => undefined);
+      }
+    }
+    await memory?.close();
   }
-  return undefined;
 }
 
 /** What the NFS server of the kernel knows, and what exportfs would tell it when it is asked. */
