@@ -31,13 +31,13 @@ export async function usesOf(dataset: string): Promise<Uses> {
   const pids = await processes();
   const { devices, points } = await mountsOf(dataset, pids);
   if (devices.size === 0) return { runners: [], others: [], own: undefined };
-  const ours = await namespaceOf("self");
+  const systems = await namespaceOf("1");
   const runners: Runner[] = [];
   for (const pid of pids) {
     const path =
       (await usedFile(pid, ["exe"], devices)) ??
       (await mappedFile(pid, devices)) ??
-      ((await namespaceOf(pid)) === ours ? undefined : await openFile(pid, devices));
+      ((await namespaceOf(pid)) === systems ? undefined : await openFile(pid, devices));
     if (path === undefined) continue;
     runners.push({ pid: Number(pid), name: (await readText(join("/proc", pid, "comm"))).trim(), path });
   }

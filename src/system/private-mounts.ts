@@ -46,7 +46,7 @@ export async function openPrivateMounts(): Promise<PrivateMounts> {
       // The outer first: the inner ones are then seen through what covers them.
       const points = (await visibleMounts(pid, datasets)).map(({ point }) => point).sort(byLength);
       for (const point of new Set(points)) {
-        const place = (await visibleMounts(pid, datasets)).find((mount) => mount.point === point);
+        const place = (await visibleMounts(pid, datasets)).filter((mount) => mount.point === point).at(-1);
         const snapshot = snapshots.get(place?.source ?? "");
         if (place === undefined || snapshot === undefined) continue;
         await coverPlace(namespace, place, snapshot, await readMounts(pid));

@@ -117,6 +117,19 @@ describe("a site that runs from the /usr that is replaced", () => {
     expect(status).toBe(17);
   });
 
+  it("tells what else may use the dataset", async () => {
+    await machine.write("/var/lib/nfs/etab", "/\t*(ro,crossmnt)\n/host\t*(ro)\n");
+    await machine.run(`
+      losetup -r /dev/loop0 /usr/bin/git
+      (unshare --mount ${BUSYBOX} sleep 1000 </usr/bin/git >/dev/null 2>&1 & echo $! >/root/container)`);
+    const { stderr } = await machine.run("bundle plan --live /root/R2.bundle");
+    await machine.run("rm /var/lib/nfs/etab; losetup -d /dev/loop0; kill $(cat /root/container)");
+    expect(stderr).toMatch(/^danger: what runs from .*: systemd \(1\), .*busybox \(\d+\)/m);
+    expect(stderr).toContain(
+      `danger: ${USR} is read elsewhere: export of / by NFS, /dev/loop0, which is /usr/bin/git\n`,
+    );
+  });
+
   it("is installed with --live, though memory is short, and its terminal and shell are killed", async () => {
     await machine.write("/root/pressure", PRESSURE);
     await machine.write("/root/watch", WATCH);
