@@ -289,12 +289,12 @@ async function requireNoPanic(dataset: string, stream: ManifestStream): Promise<
 }
 
 async function requireKey(dataset: string, { features }: ManifestStream): Promise<void> {
-  const { keystatus } = await getProperties(dataset, ["keystatus"]);
+  const { keystatus, encryptionroot } = await getProperties(dataset, ["keystatus", "encryptionroot"]);
   // What was encrypted by the sender is received as it is.
   if (keystatus !== "unavailable" || features.includes("raw")) return;
   throw new ZferryError("dataset-unsuitable", `the encryption key of ${dataset} is not loaded`, {
     details: { dataset },
-    hint: `zfs load-key ${dataset}`,
+    hint: `zfs load-key ${encryptionroot}`,
   });
 }
 

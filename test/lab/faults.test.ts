@@ -57,12 +57,13 @@ const expectInstalled = async (): Promise<void> => {
 
 /** Runs an install, and `fault` when about `bytes` of the stream are received and the rest waits. */
 const duringReceive = (fault: string, command = `bundle install ${R3}`, bytes = 12_000_000) =>
-  attempt(
+  machine.run(
     `export PATH=/tmp/gate/bin:$PATH; rm -f /tmp/gate/reached; echo ${bytes} >/tmp/gate/closed
     ${command} & pid=$!
     until [[ -e /tmp/gate/reached ]]; do kill -0 $pid; sleep 0.1; done
     ${fault}
     rm /tmp/gate/closed; wait $pid`,
+    { check: false, timeout: 400_000 },
   );
 
 const KEPT = /MiB of 72\.\d MiB of usr are received; to go on: bundle install.*; to give it up: bundle abort/;
@@ -270,7 +271,10 @@ describe("no space", () => {
       );
       expect(status).toBe(16);
       expect(await lines(`bundle status ${SMALL}`)).toMatch(/usr: .*, received\n/);
-      const full = await attempt(`bundle abort ${SMALL}`);
+      // What the merge took is free by now.
+      const full = await attempt(
+        `head -c 8M /dev/zero >>/mnt/state/junk 2>/dev/null || true; bundle abort ${SMALL}`,
+      );
       expect(full.stderr).toContain("free space");
       expect(full.status).toBe(16);
       await machine.run(`rm /mnt/state/junk; bundle abort ${SMALL}`);
@@ -332,7 +336,7 @@ describe("the dataset", () => {
   it("is being received into by somebody else", async () => {
     const { status, stderr } = await attempt(
       `mkfifo /tmp/other; zfs receive -s -u ${SITE_USR}@other </tmp/other 2>/dev/null & receiver=$!; exec 9>/tmp/other
-      zfs send -i R2 ${BUILD_USR}@R3 | head -c 3000000 >&9; sleep 3
+      zfs send -i @R2 ${BUILD_USR}@R3 | head -c 3000000 >&9 || true; sleep 3
       bundle install ${R3} 9>&- && status=0 || status=$?
       exec 9>&-; wait $receiver || true; exit $status`,
     );
