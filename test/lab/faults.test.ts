@@ -66,12 +66,13 @@ const duringReceive = (fault: string, command = `bundle install ${R3}`, bytes = 
     { check: false, timeout: 400_000 },
   );
 
-const KEPT = /MiB of 72\.\d MiB of usr are received; to go on: bundle install.*; to give it up: bundle abort/;
+const KEPT =
+  /MiB of 5\d\.\d MiB of usr are received; to go on: bundle install.*; to give it up: bundle abort/;
 
 const expectKept = async (): Promise<void> => {
   const status = await lines("bundle status");
   expect(status).toMatch(
-    /under way: release R3 \(3\), begun at .*, receiving\n {2}usr: .*, \d+\.\d MiB of 72\.\d MiB \(\d+ %\) received/,
+    /under way: release R3 \(3\), begun at .*, receiving\n {2}usr: .*, \d+\.\d MiB of 5\d\.\d MiB \(\d+ %\) received/,
   );
   expect(status).toContain("goes on with: bundle install");
 };
@@ -83,7 +84,7 @@ beforeAll(async () => {
   machine = await openSystem();
   await makeRelease(machine, 2);
   // More chunks than are read ahead.
-  await machine.run(`head -c 41943040 /dev/urandom >${MNT}/build/usr/lib/more.img`);
+  await machine.run(`head -c 25165824 /dev/urandom >${MNT}/build/usr/lib/more.img`);
   await makeRelease(machine, 3);
   await machine.write("/tmp/gate/bin/zfs", GATE, "755");
   await machine.run(
@@ -130,12 +131,12 @@ describe("the medium", () => {
   };
 
   it("fails while it is verified: byte range and member, nothing begun", async () => {
-    const offset = contentOffset(await machine.read(R3), "streams/usr/00000006.zst") + 1_000_000;
+    const offset = contentOffset(await machine.read(R3), "streams/usr/00000005.zst") + 1_000_000;
     await spoil(offset);
     await machine.run(table("/tmp/stick.bad"));
     const { status, stderr } = await attempt(`bundle install ${STICK}`);
     expect(stderr).toMatch(
-      /bundle: \/mnt\/stick\/R3\.bundle: cannot read bytes \d+ to \d+: the medium fails \(EIO\), in streams\/usr\/00000006\.zst\n {2}run the same command again, if need be with the medium in another port; or name another copy\n/,
+      /bundle: \/mnt\/stick\/R3\.bundle: cannot read bytes \d+ to \d+: the medium fails \(EIO\), in streams\/usr\/00000005\.zst\n {2}run the same command again, if need be with the medium in another port; or name another copy\n/,
     );
     expect(status).toBe(16);
     const [, from, to] = (/bytes (\d+) to (\d+)/.exec(stderr) ?? []).map(Number);
@@ -152,7 +153,7 @@ describe("the medium", () => {
       1_000_000,
     );
     expect(stderr).toMatch(
-      /cannot read bytes \d+ to \d+: the medium fails \(EIO\), in streams\/usr\/00000006\.zst\n/,
+      /cannot read bytes \d+ to \d+: the medium fails \(EIO\), in streams\/usr\/00000005\.zst\n/,
     );
     expect(stderr).toMatch(KEPT);
     expect(stderr).toContain("or from another copy: bundle install FILE");
@@ -198,7 +199,7 @@ describe("no space", () => {
     for (const verb of ["plan", "install"]) {
       const { status, stderr } = await attempt(`bundle ${verb} ${R3}`);
       expect(stderr).toMatch(
-        /stream usr may take 72\.\d MiB, \S+ has 1\d\.\d MiB left\n {2}free space in the pool, or raise the quota\n/,
+        /stream usr may take 5\d\.\d MiB, \S+ has 1\d\.\d MiB left\n {2}free space in the pool, or raise the quota\n/,
       );
       expect(status).toBe(16);
     }
