@@ -225,7 +225,8 @@ describe("no space", () => {
 
   it("in the pool, filled while it was received; given up, the site is what it was", async () => {
     const { status, stderr } = await duringReceive(
-      `head -c 1G /dev/urandom >${MNT}/${RPOOL}/junk 2>/dev/null || true; zpool sync ${RPOOL}`,
+      // The last bytes are for the receive: a writer waits long for each of them.
+      `head -c $(($(zfs get -H -p -o value available ${RPOOL}) - 15000000)) /dev/urandom >${MNT}/${RPOOL}/junk; zpool sync ${RPOOL}`,
     );
     expect(stderr).toMatch(/out of space|no space left/);
     expect(stderr).toMatch(KEPT);
