@@ -121,17 +121,12 @@ export async function installBundle(bundle: VerifiedBundle, options: InstallOpti
  * @returns the journal of what was brought to its end; undefined when nothing is under way
  * @throws ZferryError `install-pending` when the bundle is needed
  */
-export async function finishInstall(options: GoOnOptions): Promise<Journal | undefined> {
-  return withState(options.site, async (folder, scratch) => {
-    const [state, journal] = [await folder.readState(), await folder.readJournal()];
-    if (journal === undefined) return undefined;
-    const work: Work = { ...options, folder, scratchDir: scratch, bundle: undefined, streams: [], state };
+export const finishInstall = (options: GoOnOptions): Promise<Journal | undefined> =>
+  withUnderWay(options, async (journal, work) => {
     if (journal.undoing) await undo(journal, work);
     else if (await needsBundle(journal)) throw pending(journal, "its bundle is needed");
     else await carryOut(journal, null, work);
-    return journal;
   });
-}
 
 /** Whether only its bundle leads an install on. */
 export async function needsBundle(journal: Journal): Promise<boolean> {
@@ -149,16 +144,23 @@ export async function needsBundle(journal: Journal): Promise<boolean> {
  * @throws ZferryError `dataset-in-use`, `base-modified` before anything is changed, when a stream that is received cannot
  * be taken back
  */
-export async function abortInstall(options: GoOnOptions): Promise<Journal | undefined> {
-  return withState(options.site, async (folder, scratch) => {
-    const [state, journal] = [await folder.readState(), await folder.readJournal()];
-    if (journal === undefined) return undefined;
-    const work: Work = { ...options, folder, scratchDir: scratch, bundle: undefined, streams: [], state };
+export const abortInstall = (options: GoOnOptions): Promise<Journal | undefined> =>
+  withUnderWay(options, async (journal, work) => {
     if (!journal.undoing) await requireUndoable(journal, options.live);
     await undo(journal, work);
+  });
+
+/** Runs `use` on what is under way, and gives its journal; without a bundle there is nothing to receive. */
+const withUnderWay = (
+  options: GoOnOptions,
+  use: (journal: Journal, work: Work) => Promise<void>,
+): Promise<Journal | undefined> =>
+  withState(options.site, async (folder, scratchDir) => {
+    const [state, journal] = [await folder.readState(), await folder.readJournal()];
+    if (journal === undefined) return undefined;
+    await use(journal, { ...options, folder, scratchDir, bundle: undefined, streams: [], state });
     return journal;
   });
-}
 
 /** Runs `use` with the site's lock, and with what an install that is recorded left behind removed. */
 async function withState<Result>(
