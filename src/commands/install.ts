@@ -112,8 +112,8 @@ async function runGoOn(options: CommandOptions, env: Environment): Promise<void>
   const site = await readSiteConfig(options.config);
   if (options.live && (await runMoved(site, env))) return;
   const journal = await readUnderWay(site);
-  if (journal !== undefined && (await needsBundle(journal))) {
-    return runInstall(await locateBundle(journal, env), options, env);
+  if (journal !== undefined && (await needsBundle(journal, site))) {
+    return runInstall(await locateBundle(journal, site, env), options, env);
   }
   const done = await finishInstall(workOf(site, env, options));
   await tellEnd(done, done?.undoing === true ? "aborted" : "installed", site, env);
@@ -162,7 +162,11 @@ export const workOf = (
 });
 
 /** Where the bundle of an install that is under way is; whoever is at a terminal is asked for it. */
-async function locateBundle({ release, origin }: Journal, env: Environment): Promise<string> {
+async function locateBundle(
+  { release, origin }: Journal,
+  site: SiteConfig,
+  env: Environment,
+): Promise<string> {
   const what = `release ${release.name} (${release.sequence})`;
   const ways = "or name a copy of it: bundle install FILE; or give it up: bundle abort";
   if (origin === null) {
@@ -174,7 +178,14 @@ async function locateBundle({ release, origin }: Journal, env: Environment): Pro
   for (;;) {
     if (existsSync(origin.file)) return origin.file;
     const question = `${what} is being installed: insert the medium with ${origin.file}, then press Enter`;
-    if (await env.askToGoOn(question)) continue;
+    if (await env.askToGoOn(question)) {
+      // Somebody else may have finished it or given it up meanwhile.
+      if ((await readUnderWay(site))?.release.identity === release.identity) continue;
+      throw new ZferryError("install-pending", `${what} is not under way any more`, {
+        details: { pending: release.name },
+        hint: "bundle status tells what is",
+      });
+    }
     throw new ZferryError(
       "io-failed",
       `${what} is being installed, and its bundle is not at ${origin.file}`,

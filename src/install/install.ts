@@ -6,6 +6,7 @@ import type { VerifiedBundle } from "../bundle/reader.js";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import type { ProgressReport } from "../report.js";
+import { requireAsPlanned } from "../root/apply.js";
 import { planRoot, type RootSpace } from "../root/merge.js";
 import type { RootPlan } from "../root/plan.js";
 import { guarded } from "../system/files.js";
@@ -27,7 +28,16 @@ import {
 } from "./plan.js";
 import { checkRelease, type Exceptions } from "./policy.js";
 import { describeStream, isReceived } from "./receive.js";
-import { isRecorded, lockState, openState, type Journal, type SiteState, type StateFolder } from "./state.js";
+import {
+  isRecorded,
+  lockState,
+  openState,
+  PHASES,
+  type Journal,
+  type Phase,
+  type SiteState,
+  type StateFolder,
+} from "./state.js";
 import { carryOut, finishRecorded, requireUndoable, siteRoot, undo, type Work } from "./steps.js";
 import { keySetOf, type SiteTrust } from "./trust.js";
 
@@ -87,9 +97,11 @@ export async function planInstall(bundle: VerifiedBundle, options: InstallOption
  */
 export async function installBundle(bundle: VerifiedBundle, options: InstallOptions): Promise<Plan> {
   return withState(options.site, async (folder, scratch) => {
-    const plan = await makePlan(bundle, options, folder, scratch);
+    // One time for all that it begins with: planned again, it is the same plan.
+    const began = options.now();
+    const plan = await makePlan(bundle, { ...options, now: () => began }, folder, scratch);
     if (plan.present) return plan;
-    const { journal = beginning(bundle, plan.streams, options.now()) } = plan;
+    const { journal = beginning(bundle, options.site, plan.streams, began) } = plan;
     const root = plan.root ?? null;
     const isSame = JSON.stringify(root) === JSON.stringify(journal.root);
     const work: Work = {
@@ -104,8 +116,9 @@ export async function installBundle(bundle: VerifiedBundle, options: InstallOpti
       {
         ...journal,
         // What was prepared for another plan is of no use.
-        phase: isSame ? journal.phase : "holding",
+        phase: isSame ? phaseToGoOnFrom(journal, plan.streams) : "holding",
         streams: plan.streams.map(describeStream),
+        site: placeOf(options.site),
         origin: originOf(bundle, plan.keys),
         root,
       },
@@ -123,19 +136,62 @@ export async function installBundle(bundle: VerifiedBundle, options: InstallOpti
  */
 export const finishInstall = (options: GoOnOptions): Promise<Journal | undefined> =>
   withUnderWay(options, async (journal, work) => {
-    if (journal.undoing) await undo(journal, work);
-    else if (await needsBundle(journal)) throw pending(journal, "its bundle is needed");
+    if (journal.undoing) await giveUp(journal, work, options);
+    else if (await needsBundle(journal, options.site)) throw pending(journal, "and its bundle is needed");
     else await carryOut(journal, null, work);
   });
 
-/** Whether only its bundle leads an install on. */
-export async function needsBundle(journal: Journal): Promise<boolean> {
-  if (journal.undoing) return false;
-  if (journal.origin === null) return true;
-  if (journal.phase === "writing" || journal.phase === "recording") return false;
-  if (journal.phase !== "receiving") return true;
-  for (const stream of journal.streams) if (!(await isReceived(stream))) return true;
-  return false;
+/** A stream that was received may have been taken back since, by hand. */
+function phaseToGoOnFrom({ phase, origin }: Journal, streams: readonly StreamPlan[]): Phase {
+  // What version 1 of the journal called receiving began with the holds.
+  if (origin === null && phase === "receiving") return "holding";
+  const isBehind = PHASES.indexOf(phase) > PHASES.indexOf("receiving");
+  return isBehind && streams.some(({ received }) => !received) ? "receiving" : phase;
+}
+
+/** Whether only its bundle leads an install on: to receive what is missing, or to plan `/` again, which has changed. */
+export async function needsBundle(journal: Journal, site: SiteConfig): Promise<boolean> {
+  const { undoing, origin, phase, streams, root } = journal;
+  if (undoing) return false;
+  if (origin === null || phase === "holding" || phase === "preparing") return true;
+  for (const stream of streams) if (!(await isReceived(stream))) return true;
+  return phase === "receiving" && root !== null && !(await isAsPlanned(root, site));
+}
+
+async function isAsPlanned(root: RootPlan, site: SiteConfig): Promise<boolean> {
+  try {
+    await requireAsPlanned(root, await siteRoot(site));
+    return true;
+  } catch (error) {
+    if (error instanceof ZferryError && error.code === "worktree-dirty") return false;
+    throw error;
+  }
+}
+
+const placeOf = ({ product, root }: SiteConfig): Journal["site"] => ({ product, root: root?.path ?? null });
+
+/**
+ * What is under way is finished, or given up, where it was begun.
+ * @throws ZferryError `install-pending` when the configuration names another place since
+ */
+function requireSameSite({ release, streams, site: begun }: Journal, site: SiteConfig): void {
+  const differences = streams.flatMap(({ role, dataset }) =>
+    site.streams[role] === dataset ? [] : [`${role} is ${site.streams[role] ?? "missing"}, not ${dataset}`],
+  );
+  if (begun !== null) {
+    if (site.product !== begun.product) differences.push(`product is ${site.product}, not ${begun.product}`);
+    const path = site.root?.path ?? null;
+    if (path !== begun.root) differences.push(`root is ${path ?? "missing"}, not ${begun.root ?? "missing"}`);
+  }
+  if (differences.length === 0) return;
+  throw new ZferryError(
+    "install-pending",
+    `release ${release.name} (${release.sequence}) is under way, and the site's configuration has changed: ${differences.join("; ")}`,
+    {
+      details: { pending: release.name, differences },
+      hint: "bring the configuration back until that is finished or given up",
+    },
+  );
 }
 
 /**
@@ -146,9 +202,14 @@ export async function needsBundle(journal: Journal): Promise<boolean> {
  */
 export const abortInstall = (options: GoOnOptions): Promise<Journal | undefined> =>
   withUnderWay(options, async (journal, work) => {
-    if (!journal.undoing) await requireUndoable(journal, options.live);
-    await undo(journal, work);
+    await giveUp(journal, work, options);
   });
+
+/** Also where it was begun: since then something may have come that would be lost. */
+async function giveUp(journal: Journal, work: Work, { site, live }: GoOnOptions): Promise<void> {
+  await requireUndoable(journal, site, live);
+  await undo(journal, work);
+}
 
 /** Runs `use` on what is under way, and gives its journal; without a bundle there is nothing to receive. */
 const withUnderWay = (
@@ -158,6 +219,7 @@ const withUnderWay = (
   withState(options.site, async (folder, scratchDir) => {
     const [state, journal] = [await folder.readState(), await folder.readJournal()];
     if (journal === undefined) return undefined;
+    requireSameSite(journal, options.site);
     await use(journal, { ...options, folder, scratchDir, bundle: undefined, streams: [], state });
     return journal;
   });
@@ -181,13 +243,19 @@ async function withState<Result>(
   }
 }
 
-const beginning = (bundle: VerifiedBundle, streams: readonly StreamPlan[], now: Date): Journal => ({
+const beginning = (
+  bundle: VerifiedBundle,
+  site: SiteConfig,
+  streams: readonly StreamPlan[],
+  now: Date,
+): Journal => ({
   release: { ...bundle.manifest.release, identity: bundle.identity },
   startedAt: Math.floor(now.getTime() / 1000),
   phase: "holding",
   undoing: false,
   streams: [],
   present: streams.flatMap(({ received, stream }) => (received ? [stream.role] : [])),
+  site: placeOf(site),
   origin: null,
   root: null,
 });
@@ -227,7 +295,7 @@ function pending({ release, undoing }: Journal, why: string): ZferryError {
       details: { pending: release.name },
       hint: undoing
         ? "finish that first: bundle abort"
-        : `finish it first, with the bundle of ${release.name}: bundle install; or give it up: bundle abort`,
+        : `finish it first, with the bundle of ${release.name}: bundle install FILE; or give it up: bundle abort`,
     },
   );
 }
@@ -243,6 +311,7 @@ async function makePlan(
   const found = await folder.readJournal();
   const journal = found === undefined || isRecorded(state, found) ? undefined : found;
   requireNoOther(bundle, journal);
+  if (journal !== undefined) requireSameSite(journal, site);
 
   const obstacles = new Obstacles();
   // An install that began is finished, though the bundle expired since.

@@ -24,7 +24,8 @@ const STATE_VERSION = 1;
 /** Version 1 is of zferry before it could be given up, or finished without its bundle. */
 const JOURNAL_VERSION = 2;
 const identity = v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/));
-const seconds = integer(0);
+/** Seconds since 1970, up to what can be shown as a date: the year 9999. */
+const seconds = integer(0, 253_402_300_799);
 
 const installedStream = table({
   role: roleName,
@@ -108,6 +109,8 @@ const journalSchema = table({
   undoing: v.boolean(),
   /** Roles whose target was there before the install began. */
   present: v.array(roleName),
+  /** The site as it was configured; null in a journal of version 1. */
+  site: v.nullable(table({ product: v.string(), root: v.nullable(v.string()) })),
   /** Null in a journal of version 1: then only the bundle leads on. */
   origin: v.nullable(originSchema),
   /** SHA-256 of what `plan-….json` holds; null without a root half. */
@@ -174,7 +177,15 @@ export function openState(path: string): StateFolder {
       if (value.version !== JOURNAL_VERSION)
         return fromBefore(checked(journalPath, journalSchemaBefore, value));
       const { plan, ...journal } = checked(journalPath, journalSchema, value);
-      return { ...journal, root: plan === null ? null : await readPlan(path, plan) };
+      if (plan === null) return { ...journal, root: null };
+      const root = await readPlan(path, plan);
+      if (root !== undefined) return { ...journal, root };
+      // Who changes the folder may just have removed it, with the journal.
+      const again = await readStateFile(journalPath);
+      if (again?.includes(plan)) {
+        throw malformed(join(path, planName(plan)), "is not there, and the journal needs it");
+      }
+      return this.readJournal();
     },
     async writeJournal({ root, ...journal }) {
       const text = root === null ? null : `${JSON.stringify(root)}\n`;
@@ -212,20 +223,13 @@ function removePlans(folder: string, kept: string | null): void {
 const sha256 = (bytes: string | Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
 
 function fromBefore(journal: v.InferOutput<typeof journalSchemaBefore>): Journal {
-  // What it called receiving began with the holds.
-  return {
-    ...journal,
-    phase: journal.phase === "writing" ? "writing" : "holding",
-    undoing: false,
-    present: [],
-    origin: null,
-  };
+  return { ...journal, undoing: false, present: [], site: null, origin: null };
 }
 
-async function readPlan(folder: string, hash: string): Promise<RootPlan> {
+async function readPlan(folder: string, hash: string): Promise<RootPlan | undefined> {
   const path = join(folder, planName(hash));
   const bytes = await readStateFile(path);
-  if (bytes === undefined) throw malformed(path, "is not there, and the journal needs it");
+  if (bytes === undefined) return undefined;
   const found = sha256(bytes);
   if (found !== hash) throw malformed(path, `has SHA-256 ${found}, not that of its name`);
   return checked(path, rootPlanSchema, parseJson(path, bytes));

@@ -1,8 +1,15 @@
 import type { VerifiedBundle } from "../bundle/reader.js";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
-import { formatBytes } from "../report.js";
-import { commitRoot, discardRoot, importObjects, prepareRoot, revertRoot } from "../root/apply.js";
+import { asZferryError, formatBytes } from "../report.js";
+import {
+  commitRoot,
+  discardRoot,
+  importObjects,
+  prepareRoot,
+  requireAsPlanned,
+  revertRoot,
+} from "../root/apply.js";
 import type { RootPlan } from "../root/plan.js";
 import { parseResumeToken } from "../stream/resume-token.js";
 import { openRepository, type Git } from "../system/git.js";
@@ -15,6 +22,7 @@ import {
   listSnapshots,
   releaseSnapshot,
   rollback,
+  type Snapshot,
 } from "../system/zfs.js";
 import { changeKeys } from "../trust/keys.js";
 import { requireUnused, type Live, type StreamPlan } from "./plan.js";
@@ -49,6 +57,8 @@ export interface Work extends ReceiveOptions {
 }
 
 interface Step {
+  /** What must hold before it is journalled as begun. */
+  check?(journal: Journal, work: Work): Promise<void>;
   do(journal: Journal, work: Work): Promise<void>;
   /** What was not done is no error. */
   undo(journal: Journal, work: Work): Promise<void>;
@@ -104,6 +114,9 @@ const STEPS: Record<Phase, Step> = {
   },
 
   writing: {
+    async check({ root }, { site }) {
+      if (root !== null) await requireAsPlanned(root, await siteRoot(site));
+    },
     async do({ root }, { site, scratchDir, step }) {
       if (root === null) return;
       step("writing the changed files of /");
@@ -134,6 +147,7 @@ export async function carryOut(journal: Journal, outdated: RootPlan | null, work
   let reached = journal;
   for (const phase of PHASES.slice(PHASES.indexOf(journal.phase))) {
     try {
+      await STEPS[phase].check?.(reached, work);
       await folder.writeJournal({ ...journal, phase });
       reached = { ...journal, phase };
       await STEPS[phase].do(reached, work);
@@ -158,9 +172,10 @@ export async function undo(journal: Journal, work: Work): Promise<void> {
 }
 
 /** What fails before anything is received leaves the site as it was. After that, only going on leads to both halves. */
-async function afterFailure(error: unknown, journal: Journal, work: Work): Promise<unknown> {
+async function afterFailure(cause: unknown, journal: Journal, work: Work): Promise<ZferryError> {
+  const error = asZferryError(cause);
   // A pool that does not answer must not be asked.
-  const isSilent = error instanceof ZferryError && "health" in error.details;
+  const isSilent = "health" in error.details;
   const kept = isSilent ? STAYS : await describeReceived(journal).catch(() => STAYS);
   if (kept !== undefined) return withWays(error, kept);
   try {
@@ -178,8 +193,7 @@ const STAYS = "what is received stays";
 const isBegun = async ({ folder }: Work): Promise<boolean> => (await folder.readJournal()) !== undefined;
 
 /** The error, with what became of the site and how to go on. */
-function withWays(error: unknown, kept: string): unknown {
-  if (!(error instanceof ZferryError)) return error;
+function withWays(error: ZferryError, kept: string): ZferryError {
   const { code, message, details, hint } = error;
   const copy = "member" in details ? ", or from another copy: bundle install FILE" : "";
   const ways = `${kept}; to go on: bundle install${copy}; to give it up: bundle abort`;
@@ -229,47 +243,63 @@ export async function progressOf(stream: InstalledStream): Promise<StreamProgres
 }
 
 /**
- * Whether the streams that are received can be taken back without anything else being lost.
- * @throws ZferryError `base-modified`, `base-missing`, `dataset-in-use`
+ * Whether the site can be brought back to what it was, without anything else being lost.
+ * @throws ZferryError `base-modified`, `base-missing`, `dataset-in-use`, `worktree-dirty`
  */
-export async function requireUndoable(journal: Journal, live: Live | undefined): Promise<void> {
+export async function requireUndoable(
+  journal: Journal,
+  site: SiteConfig,
+  live: Live | undefined,
+): Promise<void> {
   for (const stream of ownStreams(journal)) {
-    if (!(await isReceived(stream))) continue;
-    const { dataset, base, target } = stream;
-    const snapshots = await listSnapshots(dataset);
-    const since = base === null ? -1 : snapshots.findIndex(({ guid }) => guid === base.guid);
-    if (base !== null && since === -1) {
-      throw new ZferryError(
-        "base-missing",
-        `${dataset} has no snapshot with guid ${base.guid} to go back to`,
-        {
-          details: { dataset, expected: base.guid },
-        },
-      );
-    }
-    const others = snapshots.slice(since + 1).filter(({ guid }) => guid !== target.guid);
-    const written = (await getProperties(dataset, ["written"])).written;
-    if (others.length > 0 || written !== "0") {
-      const lost = [
-        ...others.map(fullName),
-        ...(written === "0" ? [] : [`${formatBytes(Number(written))} written since`]),
-      ];
-      throw new ZferryError("base-modified", `giving it up would lose of ${dataset}: ${lost.join(", ")}`, {
-        details: { dataset, lost },
-        hint: "save and remove that first; or go on: bundle install",
+    const { dataset, base } = stream;
+    if (await isReceived(stream)) await requireRollback(stream, live);
+    else if (base !== null && !(await datasetExists(dataset))) {
+      throw new ZferryError("base-missing", `there is no dataset ${dataset}, which the install began with`, {
+        details: { dataset, expected: base.guid },
+        hint: "bring it back to its name, or import its pool",
       });
     }
-    await requireUnused(dataset, live);
+  }
+  const { root, phase } = journal;
+  if (root !== null && PHASES.indexOf(phase) >= PHASES.indexOf("writing")) {
+    await requireAsPlanned(root, await siteRoot(site));
   }
 }
 
-/** Only after {@link requireUndoable}. */
-async function takeBack({ dataset, base, target }: InstalledStream): Promise<void> {
-  if (base !== null) return rollback({ dataset, name: base.snapshot });
-  for (const snapshot of await listSnapshots(dataset)) {
-    if (snapshot.guid === target.guid) await destroy(fullName(snapshot));
+async function requireRollback(stream: InstalledStream, live: Live | undefined): Promise<void> {
+  const { dataset, base, target } = stream;
+  const snapshots = await listSnapshots(dataset);
+  if (base !== null && !snapshots.some(({ guid }) => guid === base.guid)) {
+    throw new ZferryError("base-missing", `${dataset} has no snapshot with guid ${base.guid} to go back to`, {
+      details: { dataset, expected: base.guid },
+    });
   }
-  if (await datasetExists(dataset)) await destroy(dataset);
+  const position = snapshots.findIndex(({ guid }) => guid === target.guid);
+  const received = snapshots[position] as Snapshot;
+  const { written } = await getProperties(dataset, ["written"]);
+  const lost = snapshots.slice(position + 1).map(fullName);
+  if (written !== "0") lost.push(`${formatBytes(Number(written))} written since`);
+  const { clones, userrefs } = await getProperties(fullName(received), ["clones", "userrefs"]);
+  if (!["", "-"].includes(clones)) lost.push(`clones of ${fullName(received)}: ${clones}`);
+  if (!["0", "-"].includes(userrefs)) lost.push(`holds on ${fullName(received)}: zfs holds shows them`);
+  if (lost.length > 0) {
+    throw new ZferryError("base-modified", `giving it up would lose of ${dataset}: ${lost.join(", ")}`, {
+      details: { dataset, lost },
+      hint: "save and remove that first",
+    });
+  }
+  await requireUnused(dataset, live);
+}
+
+/** Only after {@link requireUndoable}. What was there before the target stays, also snapshots of others. */
+async function takeBack({ dataset, base, target }: InstalledStream): Promise<void> {
+  const snapshots = await listSnapshots(dataset);
+  const position = snapshots.findIndex(({ guid }) => guid === target.guid);
+  const [before, received] = [snapshots[position - 1], snapshots[position]];
+  if (base !== null && before !== undefined) return rollback(before);
+  if (received !== undefined) await destroy(fullName(received));
+  await destroy(dataset);
 }
 
 /** The release counts as installed from here on. The key change is a part of it: both are written at once. */

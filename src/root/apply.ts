@@ -266,6 +266,27 @@ export async function commitRoot(
 }
 
 /**
+ * Whether `commitRoot`, or `revertRoot`, would find everything as it was planned, or as an earlier run of either left it.
+ * @throws ZferryError `worktree-dirty`, `site-busy`
+ */
+export async function requireAsPlanned(plan: RootPlan, { git, rootDir }: ApplyOptions): Promise<void> {
+  await checkHead(plan, git);
+  const work = workOf(plan);
+  const tree = openTree(rootDir);
+  try {
+    judge(
+      work,
+      await readLive(
+        tree,
+        work.changes.map(({ path }) => path),
+      ),
+    );
+  } finally {
+    closeTree(tree);
+  }
+}
+
+/**
  * Takes back what `commitRoot` did, all of it or as far as it came: the site's files, HEAD and `refs/zferry/release` are
  * as before it. Run again after a crash at any point, it ends the same.
  * @throws ZferryError as `commitRoot`
@@ -320,7 +341,7 @@ async function checkHead(plan: RootPlan, git: Git): Promise<void> {
     `the site's HEAD is ${branch ?? "no branch"} at ${head ?? "nothing"}, the install was planned for ${planned}`,
     {
       details: { found: head ?? "", expected: plan.head },
-      hint: "take the commits since then back, or abort and plan again",
+      hint: "take the commits since then back, and run the same command again",
     },
   );
 }

@@ -24,6 +24,7 @@ const JOURNAL: Journal = {
     },
   ],
   present: [],
+  site: { product: "gentoo", root: "/" },
   origin: { file: "/media/R5.bundle", created: 1_800_000_000, signers: [], keys: null },
   root: {
     format: 1,
@@ -133,7 +134,7 @@ describe("a journal", () => {
   });
 
   test.each([
-    ["receiving", "holding"],
+    ["receiving", "receiving"],
     ["writing", "writing"],
   ])("of version 1 in its phase %s is gone on with from %s", async (phase, from) => {
     const { release, startedAt, streams, root } = JOURNAL;

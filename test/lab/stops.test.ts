@@ -222,3 +222,74 @@ it("refuses a second install, and another bundle by its name, while one is under
     await lines(`zfs get -H -p -o value guid ${BUILD_USR}@R2`),
   );
 });
+
+describe("what people do in between", () => {
+  const failing = async (command: string): Promise<{ status: number; stderr: string }> => {
+    const { status, stderr } = await machine.run(command, { check: false });
+    return { status, stderr };
+  };
+  const whileWriting = (): string =>
+    `${RESET}\n${killed(`install ${FILE}`, steps.indexOf("journal: writing") + 2)}`;
+  const allReceived = (): string =>
+    `${RESET}\n${killed(`install ${FILE}`, steps.indexOf("journal: writing") + 1)}`;
+  const bothDone = (): string => `${RESET}\n${killed(`install ${FILE}`, steps.indexOf("state") + 1)}`;
+
+  it("rolls /usr back by hand: it is received again", async () => {
+    await lines(`${whileWriting()}\nzfs rollback -r ${SITE_USR}@R1\nbundle install`);
+    expect(await siteState()).toBe(installed);
+  });
+
+  it("changes the configuration: neither gone on with nor given up, until it is brought back", async () => {
+    const config = "/etc/zferry/site.toml";
+    await lines(`${whileWriting()}\ncp ${config} /tmp/site.toml`);
+    for (const edit of [
+      `s,${SITE_USR},${RPOOL}/other,`,
+      's,"gentoo"$,"alpine",',
+      `s,"${MNT}/site","${MNT}/build",`,
+    ]) {
+      await lines(`sed '${edit}' /tmp/site.toml >${config}; ! cmp -s ${config} /tmp/site.toml`);
+      for (const command of ["install", "abort"]) {
+        const { status, stderr } = await failing(`bundle ${command}`);
+        expect([edit, command, status, stderr]).toEqual([
+          edit,
+          command,
+          17,
+          expect.stringContaining("has changed: "),
+        ]);
+      }
+    }
+    await lines(`cp /tmp/site.toml ${config}; bundle abort`);
+    expect(await siteState()).toBe(before);
+  });
+
+  it("commits a change: it is planned again, and the change stays; or given up, and it stays too", async () => {
+    const change = `cd ${MNT}/site; echo hello >etc/motd; git add etc/motd; git commit -qm motd`;
+    const own = `cd ${MNT}/site; cat etc/motd; git status --porcelain; git log -1 --format=%s; find . -name '.zferry-*'`;
+    await lines(`${allReceived()}\n${change}\nbundle install`);
+    expect(await lines(own)).toBe("hello\nInstall R2");
+    await lines(`${allReceived()}\n${change}\nbundle abort`);
+    expect(await lines(own)).toBe("hello\nmotd");
+    // Half of it is written: the commit is in the way of both, and says so.
+    await lines(`${bothDone()}\n${change}`);
+    expect(await failing("bundle abort")).toEqual({
+      status: 17,
+      stderr: expect.stringContaining("HEAD is") as string,
+    });
+    expect(await lines("bundle install")).toContain("installed");
+  });
+
+  it("keeps something of /usr: giving up names it, before anything is taken back and where it goes on", async () => {
+    await lines(`${bothDone()}\nzfs clone ${SITE_USR}@R2 ${RPOOL}/clone`);
+    const cloned = await failing("bundle abort");
+    expect([cloned.status, cloned.stderr]).toEqual([13, expect.stringContaining(`${RPOOL}/clone`)]);
+    await lines(`bundle status | grep 'bundle install'; zfs destroy ${RPOOL}/clone`);
+    const undoing = await stepsOf("abort");
+    await lines(`${bothDone()}
+      ${killed("abort", undoing.indexOf("zfs rollback") + 1)}
+      zfs snapshot ${SITE_USR}@mine`);
+    const kept = await failing("bundle abort");
+    expect([kept.status, kept.stderr]).toEqual([13, expect.stringContaining("@mine")]);
+    await lines(`zfs destroy ${SITE_USR}@mine; bundle abort`);
+    expect(await siteState()).toBe(before);
+  });
+});
