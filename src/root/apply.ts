@@ -153,6 +153,7 @@ export async function discardRoot(plan: RootPlan, { git, rootDir }: ApplyOptions
     closeTree(tree);
   }
   await deleteRef(git, PENDING);
+  syncReferences(git, [PENDING]);
 }
 
 async function prepareUnits(tree: Tree, git: Git, units: readonly Unit[]): Promise<void> {
@@ -263,6 +264,14 @@ export async function commitRoot(
   await moveRef(git, plan.branch ?? "HEAD", plan.head, plan.mergeCommit, message);
   await replaceIndex(plan, git, rootDir, scratchDir);
   await deleteRef(git, PENDING);
+  syncReferences(git, [RELEASE, PENDING, plan.branch ?? "HEAD"]);
+}
+
+/** Git does not write to disk that a reference has another file, or none: a power cut would bring the old one back. */
+function syncReferences(git: Git, refs: readonly string[]): void {
+  const common = dirname(git.objects);
+  const folders = [git.gitDir, common, ...refs.map((ref) => dirname(join(common, ref)))];
+  for (const folder of new Set(folders)) if (existsSync(folder)) syncPath(folder);
 }
 
 /**

@@ -44,6 +44,8 @@ const SETTINGS = {
   "core.attributesFile": "/dev/null",
   "core.excludesFile": "/dev/null",
   "core.fsmonitor": "false",
+  // Added to git's default; the names in folders are for the caller to write to disk.
+  "core.fsync": "reference,pack,pack-metadata",
   "core.hooksPath": "/dev/null",
   "core.protectHFS": "true",
   "core.protectNTFS": "true",
