@@ -1,7 +1,15 @@
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import { BLOCK_BYTES, paddingOf, parseHeader } from "../../src/bundle/layout.js";
 import { MNT, usesLocalZfs, type Machine, type RunResult } from "./guest.js";
-import { BUILD_USR, makeRelease, openSystem, RPOOL, script, SITE_CONFIG, SITE_USR } from "./system.js";
+import {
+  BUILD_USR,
+  makeRelease,
+  openSystem,
+  RPOOL,
+  script,
+  SITE_CONFIG,
+  SITE_USR,
+  contentOffset,
+} from "./system.js";
 
 /*
  * Bad media, full disks and pools that fail, each made for real while a release is received: the command says what to do,
@@ -438,13 +446,3 @@ describe.skipIf(usesLocalZfs())("the pool", () => {
     ).toBe("same\nlock\nstate.json\nONLINE");
   });
 });
-
-/** Where a member's content begins in the archive. */
-function contentOffset(bundle: Uint8Array, wanted: string): number {
-  for (let at = 0; ;) {
-    const { name, size } = parseHeader(bundle.subarray(at, at + BLOCK_BYTES), at);
-    at += BLOCK_BYTES;
-    if (name === wanted) return at;
-    at += size + paddingOf(size);
-  }
-}

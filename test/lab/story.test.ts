@@ -1,5 +1,4 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { BLOCK_BYTES, paddingOf, parseHeader } from "../../src/bundle/layout.js";
 import { installByHand } from "./by-hand.js";
 import { defaultZfs, MNT, usesLocalZfs, type Machine } from "./guest.js";
 import {
@@ -12,17 +11,8 @@ import {
   SITE_CONFIG,
   SITE_USR,
   TANK,
+  contentOffset,
 } from "./system.js";
-
-/** Where a member's content begins in the archive. */
-function contentOffset(bundle: Uint8Array, wanted: string): number {
-  for (let at = 0; ;) {
-    const { name, size } = parseHeader(bundle.subarray(at, at + BLOCK_BYTES), at);
-    at += BLOCK_BYTES;
-    if (name === wanted) return at;
-    at += size + paddingOf(size);
-  }
-}
 
 let machine: Machine;
 beforeAll(async () => {

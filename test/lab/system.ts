@@ -1,3 +1,4 @@
+import { BLOCK_BYTES, paddingOf, parseHeader } from "../../src/bundle/layout.js";
 import { MNT, openMachine, poolName, type Machine } from "./guest.js";
 
 // A build host and a site on one machine, as distribution.sh makes them, at release R1.
@@ -70,4 +71,14 @@ export async function makeRelease(machine: Machine, number: number): Promise<str
     `${script(machine, `change ${number}`)}; bundle snapshot R${number} -m "release ${number}"; bundle create --base R${number - 1} --target R${number} --expires-days 30 -o ${file}`,
   );
   return file;
+}
+
+/** Where a member's content begins in the archive. */
+export function contentOffset(bundle: Uint8Array, wanted: string): number {
+  for (let at = 0; ;) {
+    const { name, size } = parseHeader(bundle.subarray(at, at + BLOCK_BYTES), at);
+    at += BLOCK_BYTES;
+    if (name === wanted) return at;
+    at += size + paddingOf(size);
+  }
 }
