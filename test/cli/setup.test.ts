@@ -164,7 +164,7 @@ describe("the init system", () => {
 
   test("is not that of the machine itself, which a link leads to", async () => {
     put("sbin/openrc-run");
-    rmSync(folder.file("usr"), { recursive: true });
+    rmSync(folder.file("usr"), { recursive: true, force: true });
     symlinkSync("/usr", folder.file("usr"));
     symlinkSync("/usr/lib", folder.file("lib"));
     expect(JSON.parse((await setup("--json")).stdout.toString())).toMatchObject({ init: "openrc" });
