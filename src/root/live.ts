@@ -1,8 +1,10 @@
 import { createHash } from "node:crypto";
 import { closeSync, constants, fstatSync, openSync, readlinkSync, readSync } from "node:fs";
+import * as v from "valibot";
 import type { RawPath } from "../raw-path.js";
 import { inPlace, inspect, type FileAttributes, type Found, type Tree } from "../system/tree.js";
-import { isCarriedXattr, isExecutable, type GitMode } from "./metadata.js";
+import type { TreeFile } from "../system/git.js";
+import { gitModeSchema, isCarriedXattr, isExecutable, type GitMode } from "./metadata.js";
 
 /** What git keeps of a file: its mode and the id of its content. */
 export interface GitFile {
@@ -62,6 +64,12 @@ function hashFile(tree: Tree, path: RawPath): string {
 function hashLink(tree: Tree, path: RawPath): string {
   const target = inPlace(tree, path, (place) => readlinkSync(place, { encoding: "buffer" }));
   return createHash("sha1").update(`blob ${target.length}\0`).update(target).digest("hex");
+}
+
+/** An entry of a tree, if it is a file or link. */
+export function gitFile(file: TreeFile | undefined) {
+  const mode = file?.mode;
+  return file !== undefined && v.is(gitModeSchema, mode) ? { mode, blob: file.id } : null;
 }
 
 export const sameGit = (a: GitFile, b: GitFile): boolean => a.mode === b.mode && a.blob === b.blob;

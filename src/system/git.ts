@@ -239,6 +239,9 @@ export async function listTree(git: Git, tree: string): Promise<Map<RawPath, Tre
   return files;
 }
 
+/** An output of one line. */
+export const trimmed = (output: Buffer): string => output.toString("utf8").trim();
+
 /** The NUL-terminated fields of an output, as bytes. */
 export const splitNul = (output: Uint8Array): RawPath[] =>
   rawPath(output).split("\0").slice(0, -1) as RawPath[];

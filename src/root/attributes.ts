@@ -1,0 +1,121 @@
+import { ZferryError } from "../errors.js";
+import type { RawPath } from "../raw-path.js";
+import type { Git, TreeFile } from "../system/git.js";
+import { readFileIn, type FileAttributes, type Tree } from "../system/tree.js";
+import { parseAccounts, type Accounts } from "./accounts.js";
+import { mergeConflict } from "./conflicts.js";
+import { gitFile } from "./live.js";
+import { isSymlink, type Account, type RecordedAttributes } from "./metadata.js";
+
+/** Merges what git does not keep, field by field, and collects what stands against it. */
+export interface AttributeMerger {
+  /** A new file's or directory's attributes, with the site's numbers. */
+  resolve(recorded: RecordedAttributes): FileAttributes;
+  merge(
+    path: RawPath,
+    live: FileAttributes,
+    before: RecordedAttributes | null,
+    after: RecordedAttributes,
+  ): FileAttributes;
+  conflict(path: RawPath, field: string): void;
+  /** @throws ZferryError `merge-conflict`, `not-configured` for what was collected */
+  finish(): void;
+}
+
+export async function attributeMerger(
+  tree: Tree,
+  scratch: Git,
+  merged: ReadonlyMap<RawPath, TreeFile>,
+): Promise<AttributeMerger> {
+  const users = await readAccounts(tree, scratch, merged, "etc/passwd" as RawPath);
+  const groups = await readAccounts(tree, scratch, merged, "etc/group" as RawPath);
+  const conflicts = new Map<RawPath, string>();
+  const missing = new Set<string>();
+
+  const conflict = (path: RawPath, field: string): void => {
+    const earlier = conflicts.get(path);
+    conflicts.set(path, earlier === undefined ? field : `${earlier}, ${field}`);
+  };
+  const number = ({ name, id }: Account, kind: "user" | "group"): number => {
+    if (name === null) return id;
+    const found = (kind === "user" ? users : groups).merged.idOf.get(name);
+    if (found === undefined) missing.add(`${kind} ${name}`);
+    return found ?? id;
+  };
+  const resolve = ({ owner, group, permissions, xattrs }: RecordedAttributes): FileAttributes => ({
+    uid: number(owner, "user"),
+    gid: number(group, "group"),
+    permissions: parseInt(permissions, 8),
+    xattrs,
+  });
+
+  const merge: AttributeMerger["merge"] = (path, live, before, after) => {
+    /** `after` is asked for only where it counts: a name that the site lacks does not matter elsewhere. */
+    const field = <T>(name: string, changed: boolean, site: T, was: T | undefined, becomes: () => T): T => {
+      if (!changed || site === becomes()) return site;
+      if (before !== null && site === was) return becomes();
+      conflict(path, name);
+      return site;
+    };
+    const owned = (
+      kind: "user" | "group",
+      site: number,
+      was: Account | undefined,
+      becomes: Account,
+    ): number => {
+      const { current } = kind === "user" ? users : groups;
+      const wasId = was && (was.name === null ? was.id : current.idOf.get(was.name));
+      const name = kind === "user" ? "owner" : "group";
+      return field(name, !sameAccount(was, becomes), site, wasId, () => number(becomes, kind));
+    };
+    const names = new Set([...Object.keys(before?.xattrs ?? {}), ...Object.keys(after.xattrs)]);
+    const xattrs: Record<string, string> = { ...live.xattrs };
+    for (const name of names) {
+      const [was, becomes] = [before?.xattrs[name], after.xattrs[name]];
+      const value = field(name, before === null || was !== becomes, live.xattrs[name], was, () => becomes);
+      if (value === undefined) delete xattrs[name];
+      else xattrs[name] = value;
+    }
+    const permissions = parseInt(after.permissions, 8);
+    const permissionsBefore = before === null ? undefined : parseInt(before.permissions, 8);
+    return {
+      uid: owned("user", live.uid, before?.owner, after.owner),
+      gid: owned("group", live.gid, before?.group, after.group),
+      permissions: field(
+        "permissions",
+        permissions !== permissionsBefore,
+        live.permissions,
+        permissionsBefore,
+        () => permissions,
+      ),
+      xattrs,
+    };
+  };
+
+  const finish = (): void => {
+    if (conflicts.size > 0) throw mergeConflict(conflicts);
+    if (missing.size === 0) return;
+    const names = [...missing].sort();
+    throw new ZferryError("not-configured", `the site does not have ${names.join(", ")}`, {
+      details: { missing: names },
+      hint: "the release has files of theirs: add them to the site's /etc/passwd and /etc/group, and commit",
+    });
+  };
+  return { resolve, merge, conflict, finish };
+}
+
+const sameAccount = (a: Account | undefined, b: Account): boolean =>
+  a !== undefined && a.name === b.name && (a.name !== null || a.id === b.id);
+
+/** The site's accounts as they are, and as this release leaves them: it may bring the users that its files belong to. */
+async function readAccounts(
+  tree: Tree,
+  scratch: Git,
+  merged: ReadonlyMap<RawPath, TreeFile>,
+  path: RawPath,
+): Promise<{ current: Accounts; merged: Accounts }> {
+  const current = parseAccounts(readFileIn(tree, path) ?? Buffer.of());
+  const file = gitFile(merged.get(path));
+  if (file === null || isSymlink(file.mode)) return { current, merged: current };
+  return { current, merged: parseAccounts(await scratch.run(["cat-file", "blob", file.blob])) };
+}

@@ -1,0 +1,33 @@
+import { ZferryError } from "../errors.js";
+import { showPath, type RawPath } from "../raw-path.js";
+
+export function mergeConflict(conflicts: ReadonlyMap<RawPath, string>): ZferryError {
+  const reasons = [...conflicts].map(([path, reason]) => `${showPath(path)} (${reason})`);
+  const more = reasons.length > 20 ? ` and ${reasons.length - 20} more` : "";
+  return new ZferryError(
+    "merge-conflict",
+    `the site and the release both changed ${reasons.slice(0, 20).join(", ")}${more}`,
+    {
+      details: { paths: [...conflicts.keys()].map(showPath), reasons },
+      hint: "nothing was changed; commit a version that agrees with the release in these places, and try again",
+    },
+  );
+}
+
+/** `MODE ID STAGE\tPATH` of each conflicting entry, an empty field, then messages: count, paths, kind, text. */
+export function parseConflicts(fields: readonly RawPath[]): Map<RawPath, string> {
+  const conflicts = new Map<RawPath, string>();
+  const end = fields.indexOf("" as RawPath);
+  for (const entry of fields.slice(0, end)) {
+    conflicts.set(entry.slice(entry.indexOf("\t") + 1) as RawPath, "conflict");
+  }
+  for (let index = end + 1; index < fields.length;) {
+    const count = Number(fields[index]);
+    const kind = /^CONFLICT \((.*)\)$/.exec(fields[index + count + 1] ?? "")?.[1];
+    for (const path of fields.slice(index + 1, index + 1 + count)) {
+      if (kind !== undefined && conflicts.has(path)) conflicts.set(path, kind);
+    }
+    index += count + 3;
+  }
+  return conflicts;
+}

@@ -1,0 +1,251 @@
+import { realpathSync } from "node:fs";
+import { join } from "node:path";
+import * as v from "valibot";
+import { ZferryError } from "../errors.js";
+import { ancestors, showPath, type RawPath } from "../raw-path.js";
+import { blobSizes, listTree, type Git, type TreeFile } from "../system/git.js";
+import {
+  closeTree,
+  folderOf,
+  freeSpace,
+  listBelow,
+  mountPoints,
+  openTree,
+  type FileAttributes,
+  type Tree,
+} from "../system/tree.js";
+import { attributeMerger, type AttributeMerger } from "./attributes.js";
+import type { Change } from "./content.js";
+import { differingFields, gitFile, readLive, sameGit, sameState, type FileState, type Live } from "./live.js";
+import { gitModeSchema, isExecutable, isSymlink, type RootMetadata } from "./metadata.js";
+import { pathName, pathOf } from "./paths.js";
+import type { RootPlan } from "./plan.js";
+import { dirty } from "./site.js";
+
+/** Room for the new files on one file system, in bytes. */
+export interface RootSpace {
+  readonly folder: string;
+  readonly needed: number;
+  readonly free: number;
+}
+
+interface DiskOptions {
+  readonly rootDir: string;
+  readonly scratch: Git;
+  readonly metadata: RootMetadata;
+  readonly changes: readonly Change[];
+  /** Trees: the site's, and what it becomes. */
+  readonly head: string;
+  readonly merged: string;
+  readonly space: ((found: readonly RootSpace[]) => void) | undefined;
+}
+
+type Disk = Pick<RootPlan, "changes" | "directories">;
+
+/** Compares the merged tree and the metadata with the files that are there. */
+export async function planDisk(options: DiskOptions): Promise<Disk> {
+  const tree = openTree(options.rootDir);
+  try {
+    const head = await listTree(options.scratch, options.head);
+    const merged = await listTree(options.scratch, options.merged);
+    const attributes = await attributeMerger(tree, options.scratch, merged);
+    const changes = await planFiles(tree, options.changes, head, merged, attributes);
+    const directories = await planDirectories(
+      tree,
+      options.metadata.directories,
+      changes,
+      merged,
+      attributes,
+    );
+    attributes.finish();
+    refuseMountPoints(options.rootDir, changes);
+    const space = await spaceFor(tree, options.scratch, changes, directories);
+    options.space?.(space);
+    requireSpace(space);
+    const named = <T extends { path: RawPath }>(entry: T) => ({ ...entry, path: pathName(entry.path) });
+    return { changes: changes.map(named), directories: directories.map(named) };
+  } finally {
+    closeTree(tree);
+  }
+}
+
+interface FileChange {
+  readonly path: RawPath;
+  readonly before: FileState | null;
+  readonly after: FileState | null;
+}
+
+interface DirectoryChange {
+  readonly path: RawPath;
+  readonly before: FileAttributes | null;
+  readonly after: FileAttributes | null;
+}
+
+async function planFiles(
+  tree: Tree,
+  changes: readonly Change[],
+  head: ReadonlyMap<RawPath, TreeFile>,
+  merged: ReadonlyMap<RawPath, TreeFile>,
+  attributes: AttributeMerger,
+): Promise<FileChange[]> {
+  const concerned = changes.filter(({ path }) => head.has(path) || merged.has(path));
+  const lives = await readLive(
+    tree,
+    concerned.map(({ path }) => path),
+  );
+  const leaving = new Set(concerned.filter(({ path }) => !merged.has(path)).map(({ path }) => path));
+  const planned: FileChange[] = [];
+  const inTheWay: string[] = [];
+  for (const [index, { path, before, after }] of concerned.entries()) {
+    const live = lives[index] ?? { kind: "absent" };
+    const was = head.get(path);
+    const becomes = gitFile(merged.get(path));
+    const current = live.kind === "file" || live.kind === "symlink" ? live.state : null;
+    if (was !== undefined && (current === null || current.mode !== was.mode || current.blob !== was.id)) {
+      if (v.is(gitModeSchema, was.mode)) inTheWay.push(`${showPath(path)} changed in this moment`);
+      continue;
+    }
+    if (becomes === null) {
+      if (leaving.has(path) && current !== null) planned.push({ path, before: current, after: null });
+      continue;
+    }
+    if (after === null) continue;
+    if (was === undefined && !(current !== null && sameGit(current, becomes))) {
+      const obstacle = describeObstacle(tree, path, live, leaving);
+      if (obstacle === undefined)
+        planned.push({ path, before: null, after: { ...becomes, attributes: attributes.resolve(after) } });
+      else inTheWay.push(obstacle);
+      continue;
+    }
+    if (current === null || isSymlink(becomes.mode) !== isSymlink(after.mode)) continue;
+    const merging = attributes.merge(path, current.attributes, before, after);
+    if (!isSymlink(becomes.mode) && isExecutable(merging.permissions) !== (becomes.mode === "100755")) {
+      attributes.conflict(path, "permissions");
+    }
+    const state = { ...becomes, attributes: merging };
+    if (!sameState(current, state)) planned.push({ path, before: current, after: state });
+  }
+  if (inTheWay.length > 0) {
+    throw dirty("something lies where the release puts a file", inTheWay, "move it away, or commit it");
+  }
+  return planned;
+}
+
+/** What keeps a new file from its place; undefined when nothing does, or only what the release removes itself. */
+function describeObstacle(
+  tree: Tree,
+  path: RawPath,
+  live: Live,
+  leaving: ReadonlySet<RawPath>,
+): string | undefined {
+  if (live.kind === "absent") return undefined;
+  if (live.kind === "blocked") {
+    if (leaving.has(live.at)) return undefined;
+    const what = live.by === "symlink" ? "a symbolic link" : "no directory";
+    return `${showPath(path)} (${showPath(live.at)} is ${what})`;
+  }
+  if (live.kind !== "directory") return `${showPath(path)} (an untracked ${live.kind})`;
+  const below = listBelow(tree, path);
+  const staying = below.find(
+    (entry) => !leaving.has(entry) && !below.some((other) => other.startsWith(`${entry}/`)),
+  );
+  if (below.length > 0 && staying === undefined) return undefined;
+  return `${showPath(path)} (a directory${staying === undefined ? "" : ` with ${showPath(staying)}`})`;
+}
+
+async function planDirectories(
+  tree: Tree,
+  recorded: RootMetadata["directories"],
+  changes: readonly FileChange[],
+  merged: ReadonlyMap<RawPath, TreeFile>,
+  attributes: AttributeMerger,
+): Promise<DirectoryChange[]> {
+  const byPath = new Map(recorded.map(({ path, ...states }) => [pathOf(path), states]));
+  const needed = new Set(changes.flatMap(({ path, after }) => (after === null ? [] : ancestors(path))));
+  const kept = new Set([...merged.keys()].flatMap(ancestors));
+  const emptied = changes
+    .flatMap(({ path, after }) => (after === null ? ancestors(path) : []))
+    .filter((path) => !kept.has(path) && !byPath.has(path));
+  const paths = [...new Set([...byPath.keys(), ...emptied])].sort();
+  const lives = await readLive(tree, paths);
+  const planned: DirectoryChange[] = [];
+  for (const [index, path] of paths.entries()) {
+    const live = lives[index];
+    const directory = byPath.get(path);
+    const before = live?.kind === "directory" ? live.attributes : null;
+    if (directory === undefined) {
+      if (before !== null) planned.push({ path, before, after: null });
+    } else if (before !== null) {
+      const after = attributes.merge(path, before, directory.before, directory.after);
+      if (differingFields(before, after).length > 0) planned.push({ path, before, after });
+    } else if (needed.has(path)) {
+      planned.push({ path, before, after: attributes.resolve(directory.after) });
+    }
+  }
+  return planned;
+}
+
+function refuseMountPoints(
+  rootDir: string,
+  changes: readonly { readonly path: RawPath; readonly before: unknown }[],
+) {
+  const root = realpathSync(rootDir);
+  const mounts = mountPoints();
+  const found = changes.filter(
+    ({ path, before }) => before !== null && mounts.has(join(Buffer.from(root).toString("latin1"), path)),
+  );
+  if (found.length === 0) return;
+  throw dirty(
+    "a mount point cannot be replaced",
+    found.map(({ path }) => showPath(path)),
+    "unmount it first",
+  );
+}
+
+const BLOCK_BYTES = 4096;
+
+/** Every changed file is written beside its place first, so the new ones need room in addition to the old ones. */
+async function spaceFor(
+  tree: Tree,
+  scratch: Git,
+  changes: readonly FileChange[],
+  directories: readonly DirectoryChange[],
+): Promise<RootSpace[]> {
+  const made = new Set(directories.filter(({ before }) => before === null).map(({ path }) => path));
+  const sizes = await blobSizes(
+    scratch,
+    new Set(changes.flatMap(({ after }) => (after === null ? [] : [after.blob]))),
+  );
+  const spaces = new Map<string, ReturnType<typeof freeSpace>>();
+  const needs = new Map<number, RootSpace>();
+  for (const { path, after } of changes) {
+    if (after === null) continue;
+    let folder = folderOf(path);
+    while (folder !== "" && made.has(folder)) folder = folderOf(folder);
+    if (!spaces.has(folder)) spaces.set(folder, freeSpace(tree, folder));
+    const space = spaces.get(folder);
+    if (space === undefined) continue;
+    const known = needs.get(space.device);
+    const bytes = Math.ceil((sizes.get(after.blob) ?? 0) / BLOCK_BYTES + 1) * BLOCK_BYTES;
+    needs.set(space.device, {
+      folder: known?.folder ?? join(tree.path, folder),
+      needed: (known?.needed ?? 0) + bytes,
+      free: space.bytes,
+    });
+  }
+  return [...needs.values()];
+}
+
+function requireSpace(spaces: readonly RootSpace[]): void {
+  for (const { folder, needed, free } of spaces) {
+    if (needed <= free) continue;
+    throw new ZferryError(
+      "no-space",
+      `the release needs ${needed} bytes for files in ${folder}, ${free} are free`,
+      {
+        details: { path: folder, needed, free },
+        hint: `free space on the file system of ${folder}`,
+      },
+    );
+  }
+}

@@ -1,0 +1,66 @@
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { ZferryError } from "../errors.js";
+import { showPath } from "../raw-path.js";
+import { splitNul, trimmed, type Git } from "../system/git.js";
+
+/** What the site's repository says when the plan is made. */
+export interface Site {
+  readonly head: string;
+  readonly tree: string;
+  readonly branch: string | null;
+  readonly previousRelease: string | null;
+}
+
+export async function readSite(git: Git): Promise<Site> {
+  const head = await git.ask(["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]);
+  if (head.status !== 0) {
+    throw new ZferryError("not-configured", `the repository ${git.gitDir} has no commit`, {
+      hint: "commit the site's / first",
+    });
+  }
+  const branch = await git.ask(["symbolic-ref", "--quiet", "HEAD"]);
+  const release = await git.ask(["rev-parse", "--verify", "--quiet", "refs/zferry/release^{commit}"]);
+  return {
+    head: trimmed(head.stdout),
+    tree: trimmed(await git.run(["rev-parse", "--verify", "HEAD^{tree}"])),
+    branch: branch.status === 0 ? trimmed(branch.stdout) : null,
+    previousRelease: release.status === 0 ? trimmed(release.stdout) : null,
+  };
+}
+
+export const dirty = (message: string, paths: readonly string[], hint: string): ZferryError =>
+  new ZferryError("worktree-dirty", `${message}: ${paths.slice(0, 20).join("; ")}`, {
+    details: { paths },
+    hint,
+  });
+
+/** What git leaves in its folder in the middle of something. */
+const IN_PROGRESS = {
+  "index.lock": "git is running, or was killed",
+  MERGE_HEAD: "a merge is not concluded",
+  CHERRY_PICK_HEAD: "a cherry-pick is not concluded",
+  REVERT_HEAD: "a revert is not concluded",
+  "rebase-merge": "a rebase is not concluded",
+  "rebase-apply": "a rebase is not concluded",
+};
+
+export async function requireClean(git: Git, scratch: Git, site: Site): Promise<void> {
+  for (const [name, what] of Object.entries(IN_PROGRESS)) {
+    const path = join(git.gitDir, name);
+    if (existsSync(path)) throw dirty(what, [path], "conclude it; remove the file if no git runs");
+  }
+  const hint = "commit the site's own changes (git -C / commit -a), or take them back";
+  const compared = ["--no-renames", "--name-only", "-z", "--ignore-submodules=all"];
+  const staged = splitNul(await git.run(["diff-index", "--cached", ...compared, site.head]));
+  if (staged.length > 0)
+    throw dirty("git's index has changes that are not committed", staged.map(showPath), hint);
+
+  // Compared byte by byte with an index of our own: no filter runs, and no flag hides a file.
+  const env = { GIT_INDEX_FILE: join(scratch.gitDir, "index.head") };
+  await scratch.run(["read-tree", site.tree], { env });
+  await scratch.ask(["update-index", "-q", "--refresh", "--ignore-submodules"], { env });
+  const changed = splitNul(await scratch.run(["diff-files", ...compared], { env }));
+  if (changed.length > 0)
+    throw dirty("files differ from the site's last commit", changed.map(showPath), hint);
+}
