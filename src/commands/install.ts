@@ -77,7 +77,8 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
   };
   const threads = threadsOf(options);
   const trust = await readSiteTrust(site);
-  const work = workOf(site, env, options);
+  const dangers: string[] = [];
+  const work = workOf(site, env, options, dangers);
   const file = await openBundleFile(path, threads);
   try {
     work.step(`verifying ${path}`);
@@ -94,7 +95,7 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
     const plan = options.dryRun ? await planInstall(bundle, install) : await installBundle(bundle, install);
     // For who reads the log: the result goes to who is still there to take it.
     if (env.moved) work.step(`${outcome(plan, options)}: release ${bundle.manifest.release.name}`);
-    await env.write(env.json ? asJson(bundle, plan, options) : asText(bundle, plan, options));
+    await env.write(env.json ? asJson(bundle, plan, options, dangers) : asText(bundle, plan, options));
   } finally {
     env.progress.end();
     await file.close();
@@ -109,6 +110,7 @@ async function runGoOn(options: CommandOptions, env: Environment): Promise<void>
       hint: "name the bundle",
     });
   }
+  threadsOf(options);
   const site = await readSiteConfig(options.config);
   if (options.live && (await runMoved(site, env))) return;
   const journal = await readUnderWay(site);
@@ -139,11 +141,15 @@ export async function tellEnd(
   await env.write(`${printable(text)}\n`);
 }
 
-/** What the steps of an install, and of giving it up, are done with. */
+/**
+ * What the steps of an install, and of giving it up, are done with.
+ * @param dangers takes the lines that are told before a dataset is received into that is in use
+ */
 export const workOf = (
   site: SiteConfig,
   { now, signal, progress, quiet, note }: Environment,
   { live, dryRun }: { readonly live?: boolean; readonly dryRun?: boolean },
+  dangers: string[] = [],
 ) => ({
   site,
   now,
@@ -155,7 +161,9 @@ export const workOf = (
   },
   live: live
     ? async (dataset: string, uses: Uses): Promise<void> => {
-        dangerOf(dataset, uses).forEach(note);
+        const lines = dangerOf(dataset, uses);
+        dangers.push(...lines);
+        lines.forEach(note);
         if (!dryRun) await faceDanger(dataset, uses);
       }
     : undefined,
@@ -202,7 +210,12 @@ const outcome = (plan: Plan, options: CommandOptions): "present" | "planned" | "
   return options.dryRun ? "planned" : "installed";
 };
 
-function asJson(bundle: VerifiedBundle, plan: Plan, options: CommandOptions): string {
+function asJson(
+  bundle: VerifiedBundle,
+  plan: Plan,
+  options: CommandOptions,
+  dangers: readonly string[],
+): string {
   const { release, product } = bundle.manifest;
   return `${JSON.stringify({
     outcome: outcome(plan, options),
@@ -224,7 +237,7 @@ function asJson(bundle: VerifiedBundle, plan: Plan, options: CommandOptions): st
         ? null
         : { changes: plan.root.changes.length, commit: plan.root.mergeCommit, space: plan.rootSpace },
     time: plan.time,
-    warnings: plan.streams.flatMap(({ warnings }) => warnings),
+    warnings: [...plan.streams.flatMap(({ warnings }) => warnings), ...new Set(dangers)],
   })}\n`;
 }
 

@@ -35,6 +35,7 @@ export async function runSetup(options: SetupOptions, env: Environment): Promise
   if (options.print && options.remove) {
     throw new ZferryError("usage", "--print and --remove contradict each other");
   }
+  if (options.root === "") throw new ZferryError("usage", "--root names no folder");
   const init = initOf(options);
   const tree = openTree(options.root ?? "/");
   try {

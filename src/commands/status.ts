@@ -1,5 +1,7 @@
 import type { Command } from "commander";
 import { ZferryError } from "../errors.js";
+import type { SiteConfig } from "../config.js";
+import { needsBundle } from "../install/install.js";
 import {
   openState,
   readUnderWay,
@@ -30,7 +32,11 @@ export async function runStatus(options: StatusOptions, env: Environment): Promi
   const state = await openState(site.state).readState();
   const journal = await readUnderWay(site);
   if (state !== undefined) requireProduct(state, site.product);
-  const underWay = journal && { journal, streams: await Promise.all(journal.streams.map(askProgress)) };
+  const underWay = journal && {
+    journal,
+    needed: await isNeeded(journal, site),
+    streams: await Promise.all(journal.streams.map(askProgress)),
+  };
   await env.write(env.json ? asJson(site.product, state, underWay) : asText(site.product, state, underWay));
 }
 
@@ -39,7 +45,19 @@ type Progress = StreamProgress | (Pick<StreamProgress, "role" | "dataset" | "raw
 
 interface UnderWay {
   readonly journal: Journal;
+  /** Whether its bundle must be read to go on. */
+  readonly needed: boolean;
   readonly streams: readonly Progress[];
+}
+
+/** Of a pool that does not answer it is not known: then the bundle is named. */
+async function isNeeded(journal: Journal, site: SiteConfig): Promise<boolean> {
+  try {
+    return await needsBundle(journal, site);
+  } catch (error) {
+    if (error instanceof ZferryError) return true;
+    throw error;
+  }
 }
 
 async function askProgress(stream: Journal["streams"][number]): Promise<Progress> {
@@ -61,9 +79,9 @@ function asJson(product: string, state: SiteState | undefined, underWay: UnderWa
   })}\n`;
 }
 
-const describeUnderWay = ({ journal, streams }: UnderWay): object => {
+const describeUnderWay = ({ journal, needed, streams }: UnderWay): object => {
   const { release, startedAt, phase, undoing, origin } = journal;
-  return { release, startedAt, phase, undoing, file: origin?.file ?? null, streams };
+  return { release, startedAt, phase, undoing, file: origin?.file ?? null, needed, streams };
 };
 
 function asText(product: string, state: SiteState | undefined, underWay: UnderWay | undefined): string {
@@ -84,15 +102,16 @@ const DOING: Record<Phase, string> = {
   recording: "recording it as installed",
 };
 
-function describeWay({ journal, streams }: UnderWay): string[] {
+function describeWay({ journal, needed, streams }: UnderWay): string[] {
   const { release, startedAt, phase, undoing, origin } = journal;
   const what = `release ${release.name} (${release.sequence}), begun at ${formatTime(startedAt)}`;
+  const from = origin === null ? `, and the bundle of ${release.name}` : ` (from ${origin.file})`;
   return [
     `under way: ${what}, ${undoing ? `being given up (${phase})` : DOING[phase]}`,
     ...streams.map((stream) => `  ${stream.role}: ${stream.dataset}, ${describeProgress(stream)}`),
     undoing
       ? "  goes on with: bundle abort"
-      : `  goes on with: bundle install${origin === null ? `, and the bundle of ${release.name}` : ` (from ${origin.file})`}; gives it up: bundle abort`,
+      : `  goes on with: bundle install${needed ? from : ""}; gives it up: bundle abort`,
   ];
 }
 

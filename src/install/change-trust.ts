@@ -23,10 +23,16 @@ export async function changeTrust(
     const journal = await folder.readJournal();
     if (journal !== undefined && !isRecorded(state, journal)) {
       // Its bundle must be believed until the end, or the site would stay half-way.
-      throw new ZferryError("install-pending", `release ${journal.release.name} is being installed`, {
-        details: { pending: journal.release.name },
-        hint: "finish it first: bundle install; or give it up: bundle abort",
-      });
+      throw new ZferryError(
+        "install-pending",
+        `release ${journal.release.name} is being ${journal.undoing ? "given up" : "installed"}`,
+        {
+          details: { pending: journal.release.name },
+          hint: journal.undoing
+            ? "finish that first: bundle abort"
+            : "finish it first: bundle install; or give it up: bundle abort",
+        },
+      );
     }
     if ("add" in change) {
       const key = await readPublicKey(change.add);

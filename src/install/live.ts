@@ -41,10 +41,12 @@ export async function runMoved(site: SiteConfig, env: Environment): Promise<bool
     if (!env.quiet) env.note(`running from ${[...snapshots.values()].join(", ")}; the log is ${log}`);
     const ended = await followProcess(child, outputs, { errors: env.relay, output: env.write });
     if (ended === undefined) {
-      throw new ZferryError("interrupted", "hung up; the install goes on", { hint: `its log is ${log}` });
+      throw new ZferryError("interrupted", "hung up; the command itself goes on", {
+        hint: `its log is ${log}`,
+      });
     }
     if ("signal" in ended) {
-      throw new ZferryError("interrupted", `the install was ended by ${ended.signal}`, {
+      throw new ZferryError("interrupted", `the command was ended by ${ended.signal}`, {
         hint: "the same command goes on",
         details: { signal: ended.signal, log },
       });

@@ -7,6 +7,7 @@ import {
   readlinkSync,
   symlinkSync,
   unlinkSync,
+  type Stats,
 } from "node:fs";
 import { dirname, isAbsolute, join, resolve } from "node:path";
 import { SITE_CONFIG_PATH } from "../config.js";
@@ -71,12 +72,28 @@ export async function makeUnit(
     });
   }
   const named = config === undefined ? undefined : resolve(config);
-  const site = await readSiteConfig(join(tree.path, named ?? SITE_CONFIG_PATH));
+  const file = join(tree.path, named ?? SITE_CONFIG_PATH);
+  if (!isOwn) requireNoLink(tree, file);
+  const site = await readSiteConfig(file);
   for (const path of isOwn ? [] : program) {
     const there = join(tree.path, path);
     if (!existsSync(there)) warn(`there is no ${there}, by which zferry is started at boot`);
   }
   return bootUnit(init, { program, config: named, state: site.state, root: site.root?.path });
+}
+
+/** In another system's tree a link may lead to this system's own configuration. */
+function requireNoLink(tree: Tree, file: string): void {
+  const kind = kindAt(tree, inTree(file.slice(tree.path.length)));
+  if (kind !== "symlink" && kind !== "blocked") return;
+  throw new ZferryError(
+    "not-configured",
+    `${file} is, or lies behind, a link, which may lead out of ${tree.path}`,
+    {
+      details: { file },
+      hint: "name the file itself with --config",
+    },
+  );
 }
 
 /**
@@ -87,8 +104,7 @@ export async function makeUnit(
 export function placeUnit(tree: Tree, { path, text, mode, link }: BootUnit): SetupStep[] {
   const file = inTree(path);
   const current = readOwn(tree, path);
-  const isPlaced =
-    current === text && inPlace(tree, file, (place) => lstatSync(place).mode & 0o7777) === mode;
+  const isPlaced = current === text && inPlace(tree, file, (place) => isOwnFile(lstatSync(place), mode));
   const isLinked = readOwnLink(tree, path, link.path);
   // The link last: it never leads to nothing.
   return [
@@ -114,6 +130,10 @@ export function removeUnits(tree: Tree, inits: readonly InitSystem[] = INIT_SYST
     return { path: join(tree.path, path), outcome: isThere ? "removed" : "absent" };
   });
 }
+
+/** What starts at boot must be nobody else's to change. */
+const isOwnFile = (stat: Stats, mode: number): boolean =>
+  (stat.mode & 0o7777) === mode && stat.uid === process.geteuid?.() && stat.gid === process.getegid?.();
 
 /** The text of a file that zferry wrote; undefined when there is none. */
 function readOwn(tree: Tree, path: string): string | undefined {

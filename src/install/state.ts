@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readdirSync, rmSync } from "node:fs";
+import { existsSync, lstatSync, mkdirSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import * as v from "valibot";
 import {
@@ -272,8 +272,10 @@ async function readStateFile(path: string): Promise<Buffer | undefined> {
     return await readSmallFile(path, "state", MAX_STATE_BYTES);
   } catch (error) {
     const cause = error instanceof Error ? (error.cause as NodeJS.ErrnoException | undefined) : undefined;
-    if (cause?.code === "ENOENT") return undefined;
-    throw error;
+    if (cause?.code !== "ENOENT") throw error;
+    const link = lstatSync(path, { throwIfNoEntry: false });
+    if (link === undefined) return undefined;
+    throw malformed(path, "is a link that leads to nothing");
   }
 }
 
@@ -293,10 +295,12 @@ async function readVersioned(
   if (bytes === undefined) return undefined;
   const value = parseJson(path, bytes);
   if (typeof value !== "object" || value === null) throw malformed(path, "is no table");
-  if ("version" in value && typeof value.version === "number" && !versions.includes(value.version)) {
+  const version = "version" in value ? value.version : undefined;
+  if (typeof version !== "number") throw malformed(path, "has no number as its version");
+  if (!versions.includes(version)) {
     throw new ZferryError(
       "format-unsupported",
-      `${path} has version ${value.version}, this zferry reads ${versions.length === 1 ? "version" : "versions"} ${versions.join(" and ")}`,
+      `${path} has version ${version}, this zferry reads ${versions.length === 1 ? "version" : "versions"} ${versions.join(" and ")}`,
       {
         hint: "use the zferry that wrote it",
       },

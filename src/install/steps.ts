@@ -181,7 +181,7 @@ async function afterFailure(cause: unknown, journal: Journal, work: Work): Promi
   try {
     // Also after an interruption, to its end.
     if (await isBegun(work)) await undo(journal, { ...work, signal: new AbortController().signal });
-    return error;
+    return withHint(error, "nothing was received; the site is as it was before");
   } catch (failure) {
     const why = failure instanceof Error ? failure.message : String(failure);
     return withWays(error, `what was prepared is not taken back: ${why}`);
@@ -194,12 +194,15 @@ const isBegun = async ({ folder }: Work): Promise<boolean> => (await folder.read
 
 /** The error, with what became of the site and how to go on. */
 function withWays(error: ZferryError, kept: string): ZferryError {
+  const copy = "member" in error.details ? ", or from another copy: bundle install FILE" : "";
+  return withHint(error, `${kept}; to go on: bundle install${copy}; to give it up: bundle abort`);
+}
+
+function withHint(error: ZferryError, more: string): ZferryError {
   const { code, message, details, hint } = error;
-  const copy = "member" in details ? ", or from another copy: bundle install FILE" : "";
-  const ways = `${kept}; to go on: bundle install${copy}; to give it up: bundle abort`;
   return new ZferryError(code, message, {
     details,
-    hint: hint === undefined ? ways : `${hint}; ${ways}`,
+    hint: hint === undefined ? more : `${hint}; ${more}`,
     cause: error,
   });
 }

@@ -22,7 +22,7 @@ export function mapSystemError(error: unknown, what: string): unknown {
   const code = error.code === "ENOSPC" || error.code === "EDQUOT" ? "no-space" : "io-failed";
   return new ZferryError(code, `cannot ${String(error.syscall)} ${what}: ${reasonOf(error.code)}`, {
     details: { path: what, reason: error.code },
-    hint: HINTS[error.code],
+    hint: HINTS[error.code]?.replace("FOLDER", folderOf(what)),
     cause: error,
   });
 }
@@ -46,8 +46,15 @@ const REASONS: Record<string, string> = {
 /** Why a system call failed, in words. */
 export const reasonOf = (code: string): string => REASONS[code] ?? code;
 
+/** The nearest folder that is there; `what` may also be no path. */
+function folderOf(what: string): string {
+  let folder = what.startsWith("/") ? dirname(what) : "FOLDER";
+  while (folder.startsWith("/") && !fs.existsSync(folder)) folder = dirname(folder);
+  return folder;
+}
+
 const HINTS: Record<string, string> = {
-  EROFS: "mount it for writing: mount -o remount,rw FOLDER",
+  EROFS: "mount it for writing, such as: mount -o remount,rw $(findmnt -no TARGET -T FOLDER)",
   ENOSPC: "free space there",
   EDQUOT: "free space there, or raise the quota",
 };

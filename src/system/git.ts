@@ -2,6 +2,7 @@ import { mkdirSync, realpathSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { ZferryError } from "../errors.js";
 import { rawPath, type RawPath } from "../raw-path.js";
+import { guarded } from "./files.js";
 import { run, startReading, type ProcessResult } from "./process.js";
 
 export interface GitOptions {
@@ -200,14 +201,16 @@ const BORROWER_CONFIG = `[core]
 export function createBorrower(path: string, lender: Git): Git {
   const gitDir = resolve(path);
   const objects = join(gitDir, "objects");
-  rmSync(gitDir, { recursive: true, force: true });
-  for (const folder of ["objects/info", "objects/pack", "refs/heads", "info"]) {
-    mkdirSync(join(gitDir, folder), { recursive: true, mode: 0o700 });
-  }
-  writeFileSync(join(gitDir, "HEAD"), "ref: refs/heads/main\n");
-  writeFileSync(join(gitDir, "config"), BORROWER_CONFIG);
-  writeFileSync(join(gitDir, "info/attributes"), ATTRIBUTES);
-  writeFileSync(join(objects, "info/alternates"), `${quoteAlternate(lender.objects)}\n`);
+  guarded(gitDir, () => {
+    rmSync(gitDir, { recursive: true, force: true });
+    for (const folder of ["objects/info", "objects/pack", "refs/heads", "info"]) {
+      mkdirSync(join(gitDir, folder), { recursive: true, mode: 0o700 });
+    }
+    writeFileSync(join(gitDir, "HEAD"), "ref: refs/heads/main\n");
+    writeFileSync(join(gitDir, "config"), BORROWER_CONFIG);
+    writeFileSync(join(gitDir, "info/attributes"), ATTRIBUTES);
+    writeFileSync(join(objects, "info/alternates"), `${quoteAlternate(lender.objects)}\n`);
+  });
   return { gitDir, objects, ...bind({ gitDir, cwd: gitDir, fsync: "none" }) };
 }
 

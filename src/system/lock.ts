@@ -19,7 +19,7 @@ export async function acquireLock(path: string): Promise<() => Promise<void>> {
   });
   try {
     lockDescriptor(file.fd, path, {
-      message: `${path} is locked: another install is running on this site`,
+      message: `${path} is locked: another install, or abort, is running on this site`,
       hint: "wait for it to end; bundle status shows it",
     });
   } catch (error) {

@@ -66,10 +66,9 @@ export function zfsFailure(what: string, result: ProcessResult): ZferryError {
   const ended = result.status === null ? `ended by ${result.signal}` : `exit status ${result.status}`;
   const known = KNOWN_FAILURES.find(({ pattern }) => pattern.test(result.stderr));
   // zfs says this for every EINVAL of a resumable receive; it is hardly ever the cause.
-  const words = result.stderr.replace(
-    /kernel modules must be upgraded to receive this stream\.?/,
-    "the stream was refused",
-  );
+  const words = result.stderr
+    .replace(/kernel modules must be upgraded to receive this stream\.?/, "the stream was refused")
+    .replace(/\s*\n\s*/g, "; ");
   return new ZferryError(known?.code ?? "zfs-failed", `${what}: ${words || ended}`, {
     details: { stderr: result.stderr, ended },
     ...(known?.hint === undefined ? {} : { hint: known.hint }),

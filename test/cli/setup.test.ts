@@ -1,6 +1,7 @@
 import { spawnSync } from "node:child_process";
 import {
   chmodSync,
+  chownSync,
   existsSync,
   lstatSync,
   mkdirSync,
@@ -138,6 +139,16 @@ describe("bundle setup", () => {
     expect((await openrc("--config", "/etc/other site.toml")).status).toBe(0);
     expect(text(SCRIPT)).toContain(` install --config '/etc/other site.toml' </dev/null\n`);
     expect(text(SCRIPT)).toContain("[ -e '/srv/100% state/journal.json' ] || return 0\n");
+  });
+
+  test.skipIf(process.geteuid?.() !== 0)("is written again where it is somebody else's", async () => {
+    await systemd();
+    chownSync(folder.file(UNIT), 5, 5);
+    expect(filesOf((await systemd("--json")).stdout)).toEqual([
+      [UNIT, "written"],
+      [UNIT_LINK, "present"],
+    ]);
+    expect(statSync(folder.file(UNIT)).uid).toBe(0);
   });
 
   test("warns of a system in which the program is not there", async () => {
@@ -295,6 +306,18 @@ describe("refused, with nothing changed:", () => {
     expect(existsSync(folder.file(UNIT))).toBe(false);
   });
 
+  test("a configuration that is a link, which may lead to another system's", async () => {
+    rmSync(folder.file("etc/zferry/site.toml"));
+    configure("other.toml");
+    symlinkSync(folder.file("other.toml"), folder.file("etc/zferry/site.toml"));
+    expect(errorOf(await systemd("--json"))).toMatchObject({
+      code: "not-configured",
+      details: { file: folder.file("etc/zferry/site.toml") },
+    });
+    expect(existsSync(folder.file(UNIT))).toBe(false);
+    expect((await systemd("--config", "/other.toml")).status).toBe(0);
+  });
+
   test("a site without configuration, or with a wrong one", async () => {
     put("etc/zferry/site.toml", "product = 1\n");
     expect(told(await systemd()).status).toBe(10);
@@ -314,6 +337,10 @@ describe("refused, with nothing changed:", () => {
   });
 
   test("a root that is not there", async () => {
+    expect(told(await run(["setup", "--root", ""]))).toMatchObject({
+      status: 2,
+      message: "--root names no folder",
+    });
     expect(told(await run(["setup", "--root", folder.file("none"), "--init", "openrc"]))).toMatchObject({
       status: 16,
       message: `cannot open ${folder.file("none")}: there is no such file or folder`,

@@ -1,4 +1,4 @@
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -100,6 +100,22 @@ describe("a journal", () => {
       code: "format-unsupported",
       message: `${file("journal.json")} has version 3, this zferry reads versions 1 and 2`,
       hint: "use the zferry that wrote it",
+    });
+  });
+
+  test("without a number as its version is refused", async () => {
+    writeFileSync(file("journal.json"), JSON.stringify({ version: "2" }));
+    expect(await faultOf()).toMatchObject({
+      code: "journal-malformed",
+      message: `${file("journal.json")}: has no number as its version`,
+    });
+  });
+
+  test("that is a link to nothing does not count as none", async () => {
+    symlinkSync("nothing", file("journal.json"));
+    await expect(readUnderWay({ state: folder })).rejects.toMatchObject({
+      code: "journal-malformed",
+      message: `${file("journal.json")}: is a link that leads to nothing`,
     });
   });
 

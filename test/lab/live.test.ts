@@ -192,4 +192,39 @@ describe("a site that runs from the /usr that is replaced", () => {
     expect(ended.stderr).toContain("bundle: interrupted");
     expect(ended.status).toBe(130);
   });
+
+  it("finishes at boot what the power cut between the halves, before anything else starts", async () => {
+    await machine.run(`
+      bundle setup
+      cd /mnt/build; echo 'release 3' >usr/share/release; echo 'release 3' >etc/release; git add --all; git commit -qm 'release 3'
+      bundle snapshot R3; bundle create --base R2 --target R3 -o /root/R3.bundle`);
+    await machine.run(
+      `STOP_AT='journal: writing' STOP_BY=STOP STOP_LOG=/root/steps NODE_OPTIONS='--import /zferry/test/lab/stop-at.mjs' \
+        setsid bundle install --live /root/R3.bundle </dev/null >/dev/null 2>&1 &
+      until grep -qs 'journal: writing' /root/steps; do usleep 200000; done
+      cat /usr/share/release /etc/release`,
+      { timeout: 300_000 },
+    );
+    await machine.cut();
+    await machine.start();
+    expect(await lines("cat /usr/share/release /etc/release; git -C / status --porcelain")).toBe(
+      "release 3\nrelease 3\n?? etc/systemd/system/multi-user.target.wants/zferry-resume.service\n?? etc/systemd/system/zferry-resume.service",
+    );
+    expect(await lines("bundle status")).toMatch(/^installed: release R3 \(3\)[^]*^under way: nothing/m);
+    expect(
+      await lines(
+        "systemctl show -P Result zferry-resume; journalctl -b -u zferry-resume -o cat | grep '^installed'",
+      ),
+    ).toBe("success\ninstalled gentoo release R3 (3)");
+    // Each is in microseconds since the kernel started.
+    const [ended = 0, others = 0] = (
+      await lines(
+        "systemctl show -P ExecMainExitTimestampMonotonic zferry-resume; systemctl show -P ActiveEnterTimestampMonotonic sysinit.target",
+      )
+    )
+      .split("\n")
+      .map(Number);
+    expect(ended).toBeGreaterThan(0);
+    expect(others).toBeGreaterThan(ended);
+  });
 });

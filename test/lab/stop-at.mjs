@@ -2,8 +2,8 @@
  * node --import .../stop-at.mjs dist/cli.js ...: a process that is stopped at a step, without a word of it in the program.
  *
  * A step is what changes something of a site: a name that a file of the state folder gets or loses, and a program that
- * changes a pool or a repository. STOP_AT is the number of the step (from 1) before which STOP_BY (KILL, INT) comes; the step's
- * own name, and those of all before it, are added to the file STOP_LOG, a line each.
+ * changes a pool or a repository. STOP_AT is the number of the step (from 1), or its name, before which STOP_BY (KILL, INT, STOP)
+ * comes; the step's own name, and those of all before it, are added to the file STOP_LOG, a line each.
  */
 import childProcess from "node:child_process";
 import fs from "node:fs";
@@ -17,7 +17,7 @@ let steps = 0;
 function step(name) {
   steps += 1;
   if (STOP_LOG !== undefined) appendFileSync(STOP_LOG, `${steps} ${name}\n`);
-  if (steps === Number(STOP_AT)) process.kill(process.pid, `SIG${STOP_BY}`);
+  if (steps === Number(STOP_AT) || name === STOP_AT) process.kill(process.pid, `SIG${STOP_BY}`);
 }
 
 const ofState = (path) =>
