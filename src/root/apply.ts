@@ -68,8 +68,10 @@ export async function importObjects(
     input: [plan.mergeCommit, ...known.map((commit) => `^${commit}`), ""].join("\n"),
     env: { GIT_ALTERNATE_OBJECT_DIRECTORIES: quoteAlternate(join(scratchDir, "root.git/objects")) },
   });
+  syncPath(join(git.objects, "pack"));
   await awaitLocks(git, PENDING);
   await git.run(["update-ref", PENDING, plan.mergeCommit]);
+  syncReferences(git, [PENDING]);
 }
 
 /** A place that takes effect by one rename: a file, or a new folder with everything in it. */
@@ -267,7 +269,7 @@ export async function commitRoot(
   syncReferences(git, [RELEASE, PENDING, plan.branch ?? "HEAD"]);
 }
 
-/** Git does not write to disk that a reference has another file, or none: a power cut would bring the old one back. */
+/** Git does not write to disk what a folder's names are: a power cut would bring an old reference back, or take a new one. */
 function syncReferences(git: Git, refs: readonly string[]): void {
   const common = dirname(git.objects);
   const folders = [git.gitDir, common, ...refs.map((ref) => dirname(join(common, ref)))];
