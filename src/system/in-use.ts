@@ -1,6 +1,6 @@
 import { open, readdir, readlink } from "node:fs/promises";
 import { join } from "node:path";
-import { deviceOf, readMounts, readText, unescapeOctal, visibleMounts } from "./mounts.js";
+import { deviceOf, readMounts, readText, unescapeOctal, visibleMounts, type Mount } from "./mounts.js";
 
 /** A running process that executes, has mapped or otherwise uses a file of a dataset. */
 export interface Runner {
@@ -25,11 +25,12 @@ export interface Uses {
 /**
  * Who uses a dataset, wherever any process sees it mounted: a receive into it would take the files from under them. These
  * are processes whose program or mapped files lie on it, those of other mount namespaces (containers) also for any open
- * file or folder, exports by NFS, and loop devices. A program that we start can only come from a place that we see.
+ * file or folder, exports by NFS, loop devices, and overlays above it (systemd-sysext makes them), whose files are the
+ * dataset's and are seen under another device. A program that we start can only come from a place that we see.
  */
 export async function usesOf(dataset: string): Promise<Uses> {
   const pids = await processes();
-  const { devices, points } = await mountsOf(dataset, pids);
+  const { devices, points, overlays } = await mountsOf(dataset, pids);
   if (devices.size === 0) return { runners: [], others: [], own: undefined };
   const systems = await namespaceOf("1");
   const runners: Runner[] = [];
@@ -44,7 +45,7 @@ export async function usesOf(dataset: string): Promise<Uses> {
   const [place] = await visibleMounts("self", [dataset]);
   return {
     runners,
-    others: [...(await exportsOf(devices, points)), ...(await loopsOf(devices))],
+    others: [...(await exportsOf(devices, points)), ...(await loopsOf(devices)), ...overlays],
     own: runners.find(({ pid }) => pid === process.pid)?.path ?? place?.point,
   };
 }
@@ -54,26 +55,55 @@ const processes = async (): Promise<string[]> =>
 
 const namespaceOf = (pid: string): Promise<string> => readlink(join("/proc", pid, "ns/mnt")).catch(() => "");
 
-/** Devices, as in `Mount`, under which any mount namespace has the dataset, and the places where it is seen. */
+/**
+ * Devices, as in `Mount`, under which any mount namespace has the dataset, the places where it is seen, and the overlays that
+ * have a folder of it among theirs, in words.
+ */
 async function mountsOf(
   dataset: string,
   pids: readonly string[],
-): Promise<{ devices: Set<string>; points: Set<string> }> {
+): Promise<{ devices: Set<string>; points: Set<string>; overlays: Set<string> }> {
   const devices = new Set<string>();
   const points = new Set<string>();
+  const overlays = new Set<string>();
   const namespaces = new Set<string>();
   for (const pid of pids) {
     const namespace = await namespaceOf(pid);
     if (namespace === "" || namespaces.has(namespace)) continue;
     namespaces.add(namespace);
-    for (const { type, source, device, point } of await readMounts(pid)) {
-      if (type !== "zfs" || source !== dataset) continue;
+    const mounts = await readMounts(pid);
+    const own = mounts.filter(({ type, source }) => type === "zfs" && source === dataset);
+    for (const { device, point } of own) {
       devices.add(device);
       points.add(point);
     }
+    for (const mount of mounts) {
+      const holders = layersOf(mount).map((layer) => holderOf(layer, mounts));
+      const below = own.find((each) => holders.includes(each));
+      if (below !== undefined) overlays.add(`an overlay on ${mount.point} of ${below.point}`);
+    }
   }
-  return { devices, points };
+  return { devices, points, overlays };
 }
+
+/** The folders that an overlay lays over each other. */
+const layersOf = ({ type, options }: Mount): string[] =>
+  type !== "overlay"
+    ? []
+    : options.flatMap((option) => {
+        const [, folders] = /^(?:lowerdir|upperdir)\+?=(.*)$/.exec(option) ?? [];
+        return folders?.split(":") ?? [];
+      });
+
+/** The mount that a layer lies on: the overlay itself may cover it. */
+const holderOf = (layer: string, mounts: readonly Mount[]): Mount | undefined =>
+  mounts
+    .filter(({ type, point }) => type !== "overlay" && isWithin(point, layer))
+    .sort((a, b) => a.point.length - b.point.length)
+    .at(-1);
+
+const isWithin = (folder: string, path: string): boolean =>
+  path === folder || path.startsWith(folder.replace(/\/?$/, "/"));
 
 /** The first of a process's links in /proc that leads to one of the devices: where it leads. */
 async function usedFile(

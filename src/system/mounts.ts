@@ -15,6 +15,8 @@ export interface Mount {
   readonly type: string;
   /** With ZFS a dataset, or a snapshot by its full name. */
   readonly source: string;
+  /** The file system's own options, as in "ro,lowerdir=/usr". */
+  readonly options: readonly string[];
 }
 
 export const readText = (path: string): Promise<string> => readFile(path, "utf8").catch(() => "");
@@ -25,8 +27,8 @@ export async function readMounts(pid: number | string): Promise<Mount[]> {
   return lines.filter(Boolean).map((line) => {
     const [before = "", after = ""] = line.split(" - ");
     const [id = "", parent = "", device = "", root = "", point = ""] = before.split(" ").map(unescapeOctal);
-    const [type = "", source = ""] = after.split(" ").map(unescapeOctal);
-    return { id, parent, device, root, point, type, source };
+    const [type = "", source = "", options = ""] = after.split(" ").map(unescapeOctal);
+    return { id, parent, device, root, point, type, source, options: options.split(",") };
   });
 }
 

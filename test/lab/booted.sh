@@ -21,7 +21,7 @@ mount -t zfs rpool/SYSTEM/USR/one "$root/usr"
 
 # shellcheck disable=SC2046 # no module has a blank in its name
 modules=$(cd "$lower" && modprobe -d "$lower" -S "$kernel" -a --show-depends \
-  9p 9pnet_virtio autofs4 loop squashfs virtio_blk virtio_console virtio_pci virtio_rng zfs |
+  9p 9pnet_virtio autofs4 loop overlay squashfs virtio_blk virtio_console virtio_pci virtio_rng zfs |
   sed -n "s,^insmod $lower/\(lib/modules/[^ ]*\).*,usr/\1,p" | sort -u)
 tar -C "$lower" -c \
   --exclude='./usr/lib/modules/*/*' --exclude='*.a' --exclude='*.pyc' --exclude=./usr/lib/file \

@@ -116,12 +116,15 @@ describe("a site that runs from the /usr that is replaced", () => {
     await machine.write("/var/lib/nfs/etab", "/\t*(ro,crossmnt)\n/host\t*(ro)\n");
     await machine.run(`
       losetup -r /dev/loop0 /usr/bin/git
+      mkdir /tmp/above; mount -t overlay -o lowerdir=/usr/share:/etc overlay /tmp/above
       (unshare --mount ${BUSYBOX} sleep 1000 </usr/bin/git >/dev/null 2>&1 & echo $! >/root/container)`);
     const { stderr } = await machine.run("bundle plan --live /root/R2.bundle");
-    await machine.run("rm /var/lib/nfs/etab; losetup -d /dev/loop0; kill $(cat /root/container)");
+    await machine.run(
+      "rm /var/lib/nfs/etab; losetup -d /dev/loop0; umount /tmp/above; kill $(cat /root/container)",
+    );
     expect(stderr).toMatch(/^danger: what runs from .*: systemd \(1\), .*busybox \(\d+\)/m);
     expect(stderr).toContain(
-      `danger: ${USR} is read elsewhere: export of / by NFS, /dev/loop0, which is /usr/bin/git\n`,
+      `danger: ${USR} is read elsewhere: export of / by NFS, /dev/loop0, which is /usr/bin/git, an overlay on /tmp/above of /usr\n`,
     );
   });
 
