@@ -182,7 +182,7 @@ describe("the medium", () => {
     const { status, stderr } = await attempt("bundle install");
     expect(stderr).toContain(
       `release R3 (3) is being installed, ${STICK} is another bundle: gentoo release R2 (2)\n` +
-        "  finish it first, with the bundle of R3: bundle install; or give it up: bundle abort",
+        "  finish it first, with the bundle of R3: bundle install FILE; or give it up: bundle abort",
     );
     expect(status).toBe(17);
     await machine.run(`rm ${STICK}`);
