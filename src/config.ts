@@ -2,6 +2,7 @@ import { parse, TomlError } from "smol-toml";
 import * as v from "valibot";
 import { datasetName, productName, roleName, sequenceNumber } from "./bundle/manifest.js";
 import { ZferryError } from "./errors.js";
+import { patternFault } from "./root/path-pattern.js";
 import { checkValue, integer, record, table } from "./schema.js";
 
 // formats/configuration.md. The JSON Schemas beside it are generated from these schemas and tested to be the same.
@@ -12,6 +13,13 @@ export const BUILD_CONFIG_PATH = "/etc/zferry/build.toml";
 export const STATE_PATH = "/var/lib/zferry";
 
 const absolutePath = v.pipe(v.string(), v.regex(/^\/[^\0]*$/, "is not an absolute path"));
+const pathPattern = v.pipe(
+  v.string(),
+  v.check(
+    (text) => patternFault(text) === undefined,
+    ({ input }) => patternFault(input) ?? "",
+  ),
+);
 const streams = v.pipe(
   record(roleName, datasetName),
   v.check((datasets) => Object.keys(datasets).length > 0, "names no dataset"),
@@ -67,6 +75,19 @@ export const buildSchema = table({
       embedded: v.pipe(v.optional(v.boolean(), false), v.description("zfs send -e.")),
       compressed: v.pipe(v.optional(v.boolean(), false), v.description("zfs send -c.")),
       raw: v.pipe(v.optional(v.boolean(), false), v.description("zfs send -w.")),
+    }),
+    {},
+  ),
+  secrets: v.optional(
+    table({
+      deny: v.pipe(
+        v.optional(v.array(pathPattern), []),
+        v.description("Paths of / that no bundle carries, beside those that none ever does."),
+      ),
+      allow: v.pipe(
+        v.optional(v.array(pathPattern), []),
+        v.description("Paths of / that are no secrets, whatever they look like."),
+      ),
     }),
     {},
   ),

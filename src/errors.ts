@@ -48,6 +48,7 @@ export const EXIT_STATUS = {
   "dataset-in-use": 17,
   "dataset-unsuitable": 17,
   "install-pending": 17,
+  "secret-found": 17,
   interrupted: 130,
 } as const;
 

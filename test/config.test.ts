@@ -53,6 +53,7 @@ describe("a build host's configuration", () => {
       root: { path: "/", dataset: "tank/BUILD/gentoo" },
       send: { large_blocks: false, embedded: false, compressed: false, raw: false },
       create: { level: 9, chunk_mib: 8 },
+      secrets: { deny: [], allow: [] },
     });
     expect(fault(buildSchema, SITE)).toBe("x.toml: root: is missing");
   });
@@ -62,6 +63,8 @@ describe("a build host's configuration", () => {
     ["x.toml: create.chunk_mib: is over 32", "[create]\nchunk_mib = 33\n"],
     ["x.toml: create.level: is no whole number", "[create]\nlevel = 1.5\n"],
     ["x.toml: send.raw: is no boolean", "[send]\nraw = 1\n"],
+    ["x.toml: secrets.deny.1: has an empty component", '[secrets]\ndeny = ["/srv", "a//b"]\n'],
+    ["x.toml: secrets.allow.0: is empty", '[secrets]\nallow = [""]\n'],
     ["x.toml: create.key: is not an absolute path", '[create]\nkey = "release.key"\n'],
   ])("%s", (expected, text) => {
     expect(fault(buildSchema, BUILD + text)).toBe(expected);

@@ -1,8 +1,10 @@
-import { join } from "node:path";
+import { join, relative, resolve } from "node:path";
 import type { BuildConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { makeRootPart } from "../root/diff.js";
-import { openRepository, type Git } from "../system/git.js";
+import { parsePattern } from "../root/path-pattern.js";
+import { findSecrets, type Secret, type SecretRules } from "../root/secrets.js";
+import { listTree, openRepository, type Git } from "../system/git.js";
 import {
   estimateSend,
   fullName,
@@ -96,7 +98,14 @@ export async function makeRelease(
   config: BuildConfig,
   name: string,
   message: string | undefined,
-): Promise<Release & { readonly snapshots: readonly Snapshot[]; readonly committed: boolean }> {
+): Promise<
+  Release & {
+    readonly snapshots: readonly Snapshot[];
+    readonly committed: boolean;
+    /** What a bundle from the release before to this one would be refused for. */
+    readonly secrets: readonly Secret[];
+  }
+> {
   const git = await openRepository(config.root.path);
   const committed = await commitWorkTree(git, message, name);
   const datasets = datasetsOf(config);
@@ -119,7 +128,27 @@ export async function makeRelease(
   const snapshots = (await Promise.all(datasets.map(listSnapshots)))
     .flat()
     .filter((snapshot) => snapshot.name === name);
-  return { ...release, snapshots, committed };
+  return { ...release, snapshots, committed, secrets: await secretsSinceLast(git, config, release) };
+}
+
+async function secretsSinceLast(git: Git, config: BuildConfig, release: Release): Promise<Secret[]> {
+  const previous = (await listReleases(git)).findLast(({ sequence }) => sequence < release.sequence);
+  const before = previous === undefined ? new Map() : await listTree(git, previous.commit);
+  return findSecrets(git, before, await listTree(git, release.commit), secretRules(config));
+}
+
+/** What may travel, as the configuration and a command have it. */
+function secretRules(
+  { root, secrets, create }: BuildConfig,
+  { allow = [], files = [] }: { allow?: readonly string[]; files?: readonly (string | undefined)[] } = {},
+): SecretRules {
+  return {
+    deny: secrets.deny.map(parsePattern),
+    allow: [...secrets.allow, ...allow].map(parsePattern),
+    own: [create.key, create.password_file, ...files].flatMap((path) =>
+      path === undefined ? [] : [relative(root.path, resolve(path))],
+    ),
+  };
 }
 
 async function commitWorkTree(git: Git, message: string | undefined, name: string): Promise<boolean> {
@@ -182,11 +211,15 @@ async function tagRelease(
   return { name, sequence, commit, flags: wanted };
 }
 
-/** What `packBundle` needs of two releases of this host, or of one for a full bundle. */
+/**
+ * What `packBundle` needs of two releases of this host, or of one for a full bundle.
+ * @param secrets patterns of what is carried all the same, and the files of the signing key and its passphrase
+ */
 export async function releaseInputs(
   config: BuildConfig,
   baseName: string | undefined,
   targetName: string,
+  secrets: { allow: readonly string[]; files: readonly (string | undefined)[] },
 ): Promise<Pick<PackOptions, "release" | "streams" | "root">> {
   const git = await openRepository(config.root.path);
   const target = await findRelease(git, targetName);
@@ -221,6 +254,7 @@ export async function releaseInputs(
     target: target.commit,
     beforeDir: base === undefined ? null : snapshotFolder(base),
     afterDir: snapshotFolder(target),
+    secrets: secretRules(config, secrets),
   });
   return { release: { name: target.name, sequence: target.sequence }, streams, root };
 }

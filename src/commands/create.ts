@@ -4,6 +4,7 @@ import { packBundle, type PackOptions } from "../build/pack.js";
 import { MAX_LEVEL, MIN_LEVEL } from "../bundle/frame.js";
 import { productName, releaseName, releaseNotes, roleName, sequenceNumber } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
+import { patternFault } from "../root/path-pattern.js";
 import { checkValue } from "../schema.js";
 import { formatBytes, printable, type Environment } from "../report.js";
 import { createBundleFile } from "../system/bundle-file.js";
@@ -35,6 +36,7 @@ interface CreateOptions {
   readonly chunkMib?: string;
   readonly notes?: string;
   readonly expiresDays?: string;
+  readonly allowSecret?: readonly string[];
   readonly config?: string;
   readonly threads?: string;
 }
@@ -62,6 +64,11 @@ export function define(command: Command, environment: () => Environment): void {
       .option("--chunk-mib <number>", "raw size of a chunk in MiB, 1 to 32 (default: 8)")
       .option("--notes <text>", "release notes")
       .option("--expires-days <number>", "sites refuse the bundle this long after its snapshot was taken")
+      .option(
+        "--allow-secret <path>",
+        "carry what is, or looks like, a secret: a path of / or a pattern; can be repeated",
+        repeatable,
+      )
       .option("--config <file>", "the build host's configuration (default: /etc/zferry/build.toml)"),
   )
     .addHelpText(
@@ -139,6 +146,9 @@ function recordedInputs(options: CreateOptions, recorded: readonly string[], env
   if (options.config !== undefined) {
     throw new ZferryError("usage", "--stream needs no configuration: --config goes with --base and --target");
   }
+  if (options.allowSecret !== undefined) {
+    throw new ZferryError("usage", "--allow-secret is for paths of /: it goes with --base and --target");
+  }
   const streams = recorded.map((value) => {
     const [, role, path] = /^([^=]*)=(.+)$/s.exec(value) ?? [];
     if (role === undefined || path === undefined) {
@@ -184,6 +194,12 @@ async function hostInputs(options: CreateOptions): Promise<Inputs> {
   }
   const target = checked(releaseName, needed(options.target, "--target"), "--target");
   const base = options.base === undefined ? undefined : checked(releaseName, options.base, "--base");
+  const allow = options.allowSecret ?? [];
+  for (const pattern of allow) {
+    const fault = patternFault(pattern);
+    if (fault !== undefined)
+      throw new ZferryError("usage", `--allow-secret ${JSON.stringify(pattern)}: ${fault}`);
+  }
   const config = await readBuildConfig(options.config);
   const { create } = config;
   // Loaded here, because what runs zfs and git takes a while to load, and a recorded stream needs neither.
@@ -198,6 +214,6 @@ async function hostInputs(options: CreateOptions): Promise<Inputs> {
     keyPath: needed(options.key ?? create.key, "--key, or key in [create] of the configuration,"),
     product: config.product,
     keys: await readKeyChange(config),
-    ...(await releaseInputs(config, base, target)),
+    ...(await releaseInputs(config, base, target, { allow, files: [options.key, options.passwordFile] })),
   };
 }

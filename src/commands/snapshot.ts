@@ -3,6 +3,7 @@ import * as v from "valibot";
 import { makeRelease } from "../build/release.js";
 import { releaseName } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
+import { describeSecret } from "../root/secrets.js";
 import type { Environment } from "../report.js";
 import { readBuildConfig } from "../system/settings.js";
 import { fullName } from "../system/zfs.js";
@@ -30,9 +31,13 @@ export async function runSnapshot(name: string, options: SnapshotOptions, env: E
   }
   const release = await makeRelease(await readBuildConfig(options.config), name, options.message);
   const { sequence, commit, snapshots, committed } = release;
+  const warnings = release.secrets.map(
+    (secret) => `bundle create will refuse ${describeSecret(secret)}: formats/root.md, What never travels`,
+  );
+  if (!env.json) for (const warning of warnings) env.note(`warning: ${warning}`);
   await env.write(
     env.json
-      ? `${JSON.stringify({ release: { name, sequence }, commit, committed, snapshots })}\n`
+      ? `${JSON.stringify({ release: { name, sequence }, commit, committed, snapshots, warnings })}\n`
       : `release ${name} (${sequence}), commit ${commit.slice(0, 12)}${committed ? " (new)" : ""}\n` +
           snapshots.map((snapshot) => `  ${fullName(snapshot)} (guid ${snapshot.guid})\n`).join(""),
   );

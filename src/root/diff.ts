@@ -34,6 +34,7 @@ import {
   type RootMetadata,
 } from "./metadata.js";
 import { fileRefusal, pathName } from "./paths.js";
+import { findSecrets, refuseSecrets, type SecretRules } from "./secrets.js";
 
 /** A release of `/`, as its commit and the commit's tree: 40 hex digits each. */
 export interface RootRelease {
@@ -90,8 +91,9 @@ const PACK_COMMAND = [
  * @param options.base a commit, or null for a full root half
  * @param options.beforeDir a folder with the file tree of `base`: a ZFS snapshot; null with `base`
  * @param options.afterDir the same of `target`
+ * @param options.secrets what may travel, beside what never does
  * @throws ZferryError `git-failed` for what a release cannot hold (a submodule, a protected path);
- * `worktree-dirty` when a folder does not have what its commit says
+ * `secret-found` for what must not travel; `worktree-dirty` when a folder does not have what its commit says
  */
 export async function makeRootPart(options: {
   git: Git;
@@ -99,6 +101,7 @@ export async function makeRootPart(options: {
   target: string;
   beforeDir: string | null;
   afterDir: string;
+  secrets: SecretRules;
 }): Promise<RootPart> {
   const { git } = options;
   const base = options.base === null ? undefined : await resolveRelease(git, options.base);
@@ -109,6 +112,7 @@ export async function makeRootPart(options: {
     const before = base === undefined ? new Map<RawPath, TreeFile>() : await listTree(borrower, base.tree);
     const after = await listTree(borrower, target.tree);
     const changes = compareTrees(before, after);
+    refuseSecrets(await findSecrets(borrower, before, after, options.secrets));
     const metadata = await recordMetadata(changes, options.beforeDir, options.afterDir);
     const patch = await borrower.run([...PATCH_COMMAND, base?.tree ?? EMPTY_TREE, target.tree], {
       maxOutputBytes: MAX_PATCH_BYTES,

@@ -146,6 +146,10 @@ describe("bundle create --stream", () => {
       ["--stream", "usr=-", "-t", "R2"],
     ],
     ["--product goes with --stream only", ["--target", "R2"]],
+    [
+      "--allow-secret is for paths of /: it goes with --base and --target",
+      ["--stream", "usr=-", "--allow-secret", "etc/x"],
+    ],
   ])("says %s", async (expected, args) => {
     expect(told(await runHere(create(...args)))).toMatchObject({ status: 2, message: expected });
     expect(filesLeft()).toEqual([]);
@@ -164,6 +168,14 @@ describe("bundle create --stream", () => {
     expect(told(release)).toMatchObject({ status: 2, message: '--release "../R2": is not a release name' });
     const product = await runHere([...args, "--product", "Demo", "--release", "R2"]);
     expect(told(product)).toMatchObject({ status: 2, message: '--product "Demo": is not a product name' });
+  });
+
+  test("refuses a path to be allowed that is no pattern", async () => {
+    const result = await runHere(["create", "--target", "R2", "--allow-secret", "etc//shadow"]);
+    expect(told(result)).toMatchObject({
+      status: 2,
+      message: '--allow-secret "etc//shadow": has an empty component',
+    });
   });
 
   test("says where a build host's configuration belongs", async () => {

@@ -14,6 +14,7 @@ import { bootUnit } from "../../src/install/boot-units.js";
 import { stateSchema } from "../../src/install/state.js";
 import { errorAsJson } from "../../src/report.js";
 import { FEATURES } from "../../src/stream/records.js";
+import { BY_NAME } from "../../src/root/secrets.js";
 import { INIT_SYSTEMS } from "../../src/system/init-system.js";
 import { jsonSchema } from "./json-schema.js";
 import { blocksOf, readPage, rowsOf } from "./page.js";
@@ -119,16 +120,16 @@ describe("configuration.md", () => {
   test("has a build host's configuration with every key", () => {
     const [block = ""] = blocksOf(page, "toml build");
     const parsed = parseConfig(buildSchema, block, "build.toml");
-    const keys = (["root", "send", "create"] as const).flatMap((part) =>
+    const keys = (["root", "send", "create", "secrets"] as const).flatMap((part) =>
       Object.keys(parsed[part]).map((key) => `${part}.${key}`),
     );
     const listed = rowsOf(page).map(([key]) => key);
     expect(listed).toEqual(expect.arrayContaining(keys));
     // Every key that the code knows has its place in the example.
     const { properties } = JSON.parse(readPage("build.schema.json")) as {
-      properties: Record<"root" | "send" | "create", { properties: object }>;
+      properties: Record<"root" | "send" | "create" | "secrets", { properties: object }>;
     };
-    const known = (["root", "send", "create"] as const).flatMap((part) =>
+    const known = (["root", "send", "create", "secrets"] as const).flatMap((part) =>
       Object.keys(properties[part].properties).map((key) => `${part}.${key}`),
     );
     expect(keys.sort()).toEqual(known.sort());
@@ -152,6 +153,15 @@ describe("exit-status.md", () => {
       hint: "remove it, or write to another name with -o",
     });
     expect(JSON.parse(block)).toEqual(errorAsJson(error));
+  });
+});
+
+describe("root.md", () => {
+  test("lists the paths that never travel, and no other", () => {
+    const [, section = ""] = /\n## What never travels\n(.*?)\nBy content/s.exec(readPage("root.md")) ?? [];
+    const rows = section.split("\n").filter((line) => line.startsWith("|"));
+    const listed = [...rows.join("").matchAll(/`([^`]+)`/g)].map(([, path]) => path);
+    expect(listed.sort()).toEqual(BY_NAME.map(({ text }) => text).sort());
   });
 });
 

@@ -15,6 +15,7 @@ import { afterAll } from "vitest";
 import { applyRoot, takeBackRoot } from "./apply.js";
 import { makeRootPart, type RootPart } from "../../src/root/diff.js";
 import { planRoot, type PlanOptions } from "../../src/root/merge.js";
+import type { SecretRules } from "../../src/root/secrets.js";
 import type { RootPlan } from "../../src/root/plan.js";
 import { openRepository } from "../../src/system/git.js";
 
@@ -113,13 +114,19 @@ export class BuildHost {
     sh(this.folder, `cp -a root snapshots/${name} && rm -rf snapshots/${name}/.git`);
   }
 
-  async part(base: string | null, target: string, root = this.root): Promise<RootPart> {
+  async part(
+    base: string | null,
+    target: string,
+    root = this.root,
+    secrets: Partial<SecretRules> = {},
+  ): Promise<RootPart> {
     return makeRootPart({
       git: await openRepository(root),
       base,
       target,
       beforeDir: base === null ? null : this.snapshot(base),
       afterDir: this.snapshot(target),
+      secrets: { deny: [], allow: [], own: [], ...secrets },
     });
   }
 
