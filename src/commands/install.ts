@@ -237,7 +237,11 @@ function asJson(
         ? null
         : { changes: plan.root.changes.length, commit: plan.root.mergeCommit, space: plan.rootSpace },
     time: plan.time,
-    warnings: [...plan.streams.flatMap(({ warnings }) => warnings), ...new Set(dangers)],
+    warnings: [
+      ...plan.streams.flatMap(({ warnings }) => warnings),
+      ...plan.rootWarnings,
+      ...new Set(dangers),
+    ],
   })}\n`;
 }
 

@@ -69,6 +69,8 @@ export interface Plan {
   readonly root: RootPlan | undefined;
   /** Of `/`: what each of its file systems needs and has; empty where the plan of `/` is that of the journal. */
   readonly rootSpace: readonly RootSpace[];
+  /** Of `/`: what does not stand against it, and is good to know. */
+  readonly rootWarnings: readonly string[];
   readonly time: TimeEstimate;
   /** The bundle's change of the site's keys, if it is newer than what the site had. */
   readonly keys: KeyChange | undefined;
@@ -327,7 +329,17 @@ async function makePlan(
   const keys = await obstacles.unless(async () => planKeys(bundle, options, state));
   for (const warning of streams.flatMap(({ warnings }) => warnings)) options.warn(warning);
   const rootSpace: RootSpace[] = [];
-  const known = { state, journal, streams, rootSpace, time: estimateTime(streams, state), keys };
+  const rootWarnings: string[] = [];
+  const told = { space: rootSpace, warnings: rootWarnings };
+  const known = {
+    state,
+    journal,
+    streams,
+    rootSpace,
+    rootWarnings,
+    time: estimateTime(streams, state),
+    keys,
+  };
   if (journal?.phase === "writing" || journal?.phase === "recording") {
     obstacles.throwAny();
     return { ...known, root: journal.root ?? undefined, present: false };
@@ -340,7 +352,7 @@ async function makePlan(
     streams.every(({ received }) => received);
   const root = present
     ? undefined
-    : await obstacles.unless(() => planRootHalf(bundle, options, scratch, rootSpace, journal?.startedAt));
+    : await obstacles.unless(() => planRootHalf(bundle, options, scratch, told, journal?.startedAt));
   obstacles.throwAny();
   return { ...known, root, present };
 }
@@ -363,9 +375,9 @@ function planKeys(
 
 async function planRootHalf(
   bundle: VerifiedBundle,
-  { site, now }: InstallOptions,
+  { site, now, warn }: InstallOptions,
   scratchDir: string,
-  space: RootSpace[],
+  told: { readonly space: RootSpace[]; readonly warnings: string[] },
   startedAt = Math.floor(now().getTime() / 1000),
 ): Promise<RootPlan | undefined> {
   const { root, release } = bundle.manifest;
@@ -378,7 +390,11 @@ async function planRootHalf(
     scratchDir,
     summary: root,
     release: release.name,
-    space: (found) => space.push(...found),
+    space: (found) => told.space.push(...found),
+    warn: (what) => {
+      told.warnings.push(what);
+      warn(what);
+    },
     // Of an install that goes on the same: what is planned again is then the same plan, if nothing else changed.
     date: startedAt,
     patch: await bundle.rootMember("patch"),

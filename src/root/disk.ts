@@ -15,11 +15,11 @@ import {
   type Tree,
 } from "../system/tree.js";
 import { attributeMerger, type AttributeMerger } from "./attributes.js";
-import type { Change } from "./content.js";
 import { differingFields, gitFile, readLive, sameGit, sameState, type FileState, type Live } from "./live.js";
 import { gitModeSchema, isExecutable, isSymlink, type RootMetadata } from "./metadata.js";
 import { pathName, pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
+import type { PlacedChange } from "./renames.js";
 import { dirty } from "./site.js";
 
 /** Room for the new files on one file system, in bytes. */
@@ -33,7 +33,7 @@ interface DiskOptions {
   readonly rootDir: string;
   readonly scratch: Git;
   readonly metadata: RootMetadata;
-  readonly changes: readonly Change[];
+  readonly changes: readonly PlacedChange[];
   /** Trees: the site's, and what it becomes. */
   readonly head: string;
   readonly merged: string;
@@ -83,25 +83,25 @@ interface DirectoryChange {
 
 async function planFiles(
   tree: Tree,
-  changes: readonly Change[],
+  changes: readonly PlacedChange[],
   head: ReadonlyMap<RawPath, TreeFile>,
   merged: ReadonlyMap<RawPath, TreeFile>,
   attributes: AttributeMerger,
 ): Promise<FileChange[]> {
   const concerned = changes.filter(({ path }) => head.has(path) || merged.has(path));
-  const lives = await readLive(
-    tree,
-    concerned.map(({ path }) => path),
-  );
+  const lives = await liveFiles(tree, concerned);
   const leaving = new Set(concerned.filter(({ path }) => !merged.has(path)).map(({ path }) => path));
   const planned: FileChange[] = [];
+  const present = new Set<RawPath>();
   const inTheWay: string[] = [];
-  for (const [index, { path, before, after }] of concerned.entries()) {
-    const live = lives[index] ?? { kind: "absent" };
+  for (const { path, from, before, after } of concerned) {
+    const live = lives.get(path) ?? { kind: "absent" };
     const was = head.get(path);
     const becomes = gitFile(merged.get(path));
-    const current = live.kind === "file" || live.kind === "symlink" ? live.state : null;
-    if (was !== undefined && (current === null || current.mode !== was.mode || current.blob !== was.id)) {
+    const current = stateOf(live);
+    /** What has the site's attributes of the file: the file itself, or the one that is renamed to it. */
+    const origin = from === path ? current : stateOf(lives.get(from));
+    if (was !== undefined && !isInGit(current, was)) {
       if (v.is(gitModeSchema, was.mode)) inTheWay.push(`${showPath(path)} changed in this moment`);
       continue;
     }
@@ -110,25 +110,65 @@ async function planFiles(
       continue;
     }
     if (after === null) continue;
-    if (was === undefined && !(current !== null && sameGit(current, becomes))) {
+    const isNew = origin === null || (from === path && was === undefined && !sameGit(origin, becomes));
+    const merge = (): FileAttributes => {
+      if (isNew) return attributes.resolve(after);
+      // The site made a link of a file, or the reverse: what the release has belongs to another kind.
+      if (isSymlink(becomes.mode) !== isSymlink(after.mode)) return origin.attributes;
+      return attributes.merge(path, origin.attributes, before, after);
+    };
+    const state = { ...becomes, attributes: merge() };
+    if (!isSymlink(state.mode) && isExecutable(state.attributes.permissions) !== (state.mode === "100755")) {
+      attributes.conflict(path, "permissions");
+    }
+    if (current !== null && sameState(current, state)) {
+      present.add(path);
+      continue;
+    }
+    if (was === undefined && !(from === path && current !== null && sameGit(current, becomes))) {
       const obstacle = describeObstacle(tree, path, live, leaving);
-      if (obstacle === undefined)
-        planned.push({ path, before: null, after: { ...becomes, attributes: attributes.resolve(after) } });
+      if (obstacle === undefined) planned.push({ path, before: null, after: state });
       else inTheWay.push(obstacle);
       continue;
     }
-    if (current === null || isSymlink(becomes.mode) !== isSymlink(after.mode)) continue;
-    const merging = attributes.merge(path, current.attributes, before, after);
-    if (!isSymlink(becomes.mode) && isExecutable(merging.permissions) !== (becomes.mode === "100755")) {
-      attributes.conflict(path, "permissions");
-    }
-    const state = { ...becomes, attributes: merging };
-    if (!sameState(current, state)) planned.push({ path, before: current, after: state });
+    planned.push({ path, before: current, after: state });
   }
   if (inTheWay.length > 0) {
     throw dirty("something lies where the release puts a file", inTheWay, "move it away, or commit it");
   }
+  requireAllPlanned(head, merged, new Set([...present, ...planned.map(({ path }) => path)]));
   return planned;
+}
+
+/** What lies at both paths of each change. */
+async function liveFiles(tree: Tree, changes: readonly PlacedChange[]): Promise<Map<RawPath, Live>> {
+  const paths = [...new Set(changes.flatMap(({ path, from }) => [path, from]))];
+  const lives = await readLive(tree, paths);
+  return new Map(lives.map((live, index) => [paths[index] as RawPath, live]));
+}
+
+const stateOf = (live: Live | undefined): FileState | null =>
+  live?.kind === "file" || live?.kind === "symlink" ? live.state : null;
+
+const isInGit = (state: FileState | null, { mode, id }: TreeFile): boolean =>
+  state?.mode === mode && state.blob === id;
+
+/** The new commit must be what is on disk afterwards. */
+function requireAllPlanned(
+  head: ReadonlyMap<RawPath, TreeFile>,
+  merged: ReadonlyMap<RawPath, TreeFile>,
+  covered: ReadonlySet<RawPath>,
+): void {
+  const forgotten = [...new Set([...head.keys(), ...merged.keys()])].filter((path) => {
+    const [was, becomes] = [head.get(path), merged.get(path)];
+    return (was?.mode !== becomes?.mode || was?.id !== becomes?.id) && !covered.has(path);
+  });
+  if (forgotten.length === 0) return;
+  throw new ZferryError(
+    "unexpected",
+    `the merge changes ${forgotten.slice(0, 20).map(showPath).join(", ")}, and the plan of / does not`,
+    { details: { paths: forgotten.map(showPath) } },
+  );
 }
 
 /** What keeps a new file from its place; undefined when nothing does, or only what the release removes itself. */

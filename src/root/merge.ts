@@ -1,15 +1,16 @@
 import { join } from "node:path";
 import { ZferryError } from "../errors.js";
 import { showPath } from "../raw-path.js";
-import { createBorrower, listTree, splitNul, trimmed, withWorkTree, type Git } from "../system/git.js";
-import { mergeConflict, parseConflicts } from "./conflicts.js";
+import { createBorrower, listTree, trimmed, withWorkTree, type Git } from "../system/git.js";
 import { applyPatch, changedInGit, importBlobs, patchMalformed, writeTree, type Change } from "./content.js";
 import type { RootSummary } from "./diff.js";
 import { planDisk, type RootSpace } from "./disk.js";
 import { checkCounts, parseMetadata } from "./metadata.js";
 import { pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
+import { followRenames } from "./renames.js";
 import { readSite, requireClean, type Site } from "./site.js";
+import { mergeTrees, type Commit } from "./trees.js";
 
 export interface PlanOptions {
   /** The site's repository. */
@@ -27,6 +28,8 @@ export interface PlanOptions {
   readonly release: string;
   /** Told what each file system of `/` needs and has. */
   readonly space?: (found: readonly RootSpace[]) => void;
+  /** Told what does not stand against the install, and is good to know. */
+  readonly warn?: (what: string) => void;
   /** The date of the commits, in seconds since 1970. */
   readonly date: number;
 }
@@ -60,15 +63,18 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
   const theirs = pristine
     ? await rebuildTarget(scratch, pristine, changes, summary)
     : await writeTree(scratch, changedInGit(changes, "after"));
-  const commit = (tree: string, parents: readonly string[], message: string): Promise<string> =>
+  const commit: Commit = (tree, parents, message) =>
     writeCommit(scratch, tree, parents, message, options.date);
-  const merged = await mergeTrees(scratch, base, site.tree, theirs, commit);
+  const trees = { base, ours: site.tree, theirs };
+  if (pristine === null) await warnOfRenames(scratch, site, changes, options.warn);
+  const followed = await followRenames(scratch, trees, changes, pristine !== null);
+  const merged = await mergeTrees(scratch, followed.trees, followed.conflicts, commit);
 
   const disk = await planDisk({
     rootDir,
     scratch,
     metadata,
-    changes,
+    changes: followed.changes,
     head: site.tree,
     merged,
     space: options.space,
@@ -157,30 +163,23 @@ async function writeCommit(
   );
 }
 
-/** Merges trees, with synthetic commits: before 2.40 git's merge-tree takes no base. */
-async function mergeTrees(
+/** Without the whole base nothing tells where a file went that the site does not have any more. */
+async function warnOfRenames(
   scratch: Git,
-  base: string,
-  ours: string,
-  theirs: string,
-  commit: (tree: string, parents: readonly string[], message: string) => Promise<string>,
-): Promise<string> {
-  const root = await commit(base, [], "base");
-  const args = [
-    "merge-tree",
-    "--write-tree",
-    "-z",
-    await commit(ours, [root], "site"),
-    await commit(theirs, [root], "release"),
-  ];
-  const result = await scratch.ask(args);
-  const fields = splitNul(result.stdout);
-  const tree = fields[0] ?? "";
-  if (result.status === 0) return tree;
-  if (result.status !== 1) {
-    throw new ZferryError("git-failed", `git merge-tree failed: ${result.stderr.split("\n").at(-1) ?? ""}`, {
-      details: { stderr: result.stderr },
-    });
-  }
-  throw mergeConflict(parseConflicts(fields.slice(1)));
+  site: Site,
+  changes: readonly Change[],
+  warn: PlanOptions["warn"],
+): Promise<void> {
+  if (warn === undefined) return;
+  const files = await listTree(scratch, site.tree);
+  const missing = changes.filter(({ path, before }) => before !== null && !files.has(path));
+  if (missing.length === 0) return;
+  const shown = missing.slice(0, SHOWN_PATHS).map(({ path }) => showPath(path));
+  const more = missing.length > shown.length ? ` and ${missing.length - shown.length} more` : "";
+  warn(
+    `the base of the release is not in the history of this site's /, so this site's renames are not followed: ` +
+      `the release changes ${shown.join(", ")}${more}, which this site does not have`,
+  );
 }
+
+const SHOWN_PATHS = 20;

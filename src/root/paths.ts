@@ -28,6 +28,10 @@ const MAX_COMPONENT_BYTES = 255;
 /** What no release may touch: a site's own keys, settings and memory, and what the stream carries. */
 const PROTECTED = ["etc/zferry", "var/lib/zferry", "usr"];
 
+/** Whether a path is one of those, or below one. */
+export const isProtected = (path: RawPath): boolean =>
+  PROTECTED.some((folder) => path === folder || path.startsWith(`${folder}/`));
+
 export function pathName(path: RawPath): PathName {
   const bytes = rawBytes(path);
   const text = bytes.toString("utf8");

@@ -181,6 +181,7 @@ export async function openRepository(path: string, options: { gitDir?: string } 
 const ATTRIBUTES =
   "* -text -ident -filter -working-tree-encoding !eol !diff !merge !whitespace !conflict-marker-size\n";
 
+// Renames are found by src/root/renames.ts. Before 2.50 git merges with renames all the same: see src/root/trees.ts.
 const BORROWER_CONFIG = `[core]
 	repositoryFormatVersion = 0
 	fileMode = true
