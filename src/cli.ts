@@ -71,6 +71,11 @@ const VERBS: readonly Verb[] = [
     load: () => import("./commands/status.js"),
   },
   {
+    name: "drift",
+    summary: "show how this site's / differs from its release",
+    load: () => import("./commands/drift.js"),
+  },
+  {
     name: "send",
     summary: "write a bundle's stream to standard output",
     load: () => import("./commands/send.js"),

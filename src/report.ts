@@ -45,6 +45,14 @@ export const printable = (text: string): string =>
     (character) => `\\u{${character.codePointAt(0)?.toString(16)}}`,
   );
 
+/** The same of text in many lines, which may have tabs. */
+export const printableLines = (bytes: Uint8Array): string =>
+  Buffer.from(bytes)
+    .toString("utf8")
+    .split("\n")
+    .map((line) => line.split("\t").map(printable).join("\t"))
+    .join("\n");
+
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
 /** 1536 → "1.5 KiB". */

@@ -1,7 +1,7 @@
 import type { Command } from "commander";
 import { Bundle, VerifiedBundle } from "../bundle/reader.js";
 import { ZferryError } from "../errors.js";
-import { formatBytes, formatTime, printable, type Environment } from "../report.js";
+import { formatBytes, formatTime, printable, printableLines, type Environment } from "../report.js";
 import { showPath } from "../raw-path.js";
 import { checkCounts, parseMetadata, type RootMetadata } from "../root/metadata.js";
 import { pathOf } from "../root/paths.js";
@@ -70,13 +70,6 @@ async function writePatch(bundle: Bundle, env: Environment): Promise<void> {
   // A patch goes to a file or a pager as it is; what could command a terminal does not go to one.
   await env.write(env.terminal ? printableLines(patch) : patch);
 }
-
-const printableLines = (bytes: Uint8Array): string =>
-  Buffer.from(bytes)
-    .toString("utf8")
-    .split("\n")
-    .map((line) => line.split("\t").map(printable).join("\t"))
-    .join("\n");
 
 function asText(bundle: Bundle, changes: RootMetadata["changes"] | undefined, expired: boolean): string {
   const { product, release, created, expires, notes, streams, root, keys, requires } = bundle.manifest;

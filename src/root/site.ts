@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { ZferryError } from "../errors.js";
-import { showPath } from "../raw-path.js";
+import { showPath, type RawPath } from "../raw-path.js";
 import { splitNul, trimmed, type Git } from "../system/git.js";
 
 /** What the site's repository says when the plan is made. */
@@ -45,22 +45,38 @@ const IN_PROGRESS = {
   "rebase-apply": "a rebase is not concluded",
 };
 
-export async function requireClean(git: Git, scratch: Git, site: Site): Promise<void> {
+/** @throws ZferryError `worktree-dirty` when an operation of git is half done */
+export function requireConcluded(git: Git): void {
   for (const [name, what] of Object.entries(IN_PROGRESS)) {
     const path = join(git.gitDir, name);
     if (existsSync(path)) throw dirty(what, [path], "conclude it; remove the file if no git runs");
   }
+}
+
+const COMPARED = ["--no-renames", "--name-only", "-z", "--ignore-submodules=all"];
+
+/**
+ * Compares a tree with the files of a work tree, byte by byte with an index of our own: no filter runs, and no flag hides a file.
+ * @param scratch a borrowing repository with that work tree
+ * @returns the environment in which git has that index, and the paths of the tree that the work tree has otherwise, or not
+ */
+export async function compareFiles(
+  scratch: Git,
+  tree: string,
+): Promise<{ readonly env: Readonly<Record<string, string>>; readonly changed: readonly RawPath[] }> {
+  const env = { GIT_INDEX_FILE: join(scratch.gitDir, "index.head") };
+  await scratch.run(["read-tree", tree], { env });
+  await scratch.ask(["update-index", "-q", "--refresh", "--ignore-submodules"], { env });
+  return { env, changed: splitNul(await scratch.run(["diff-files", ...COMPARED], { env })) };
+}
+
+export async function requireClean(git: Git, scratch: Git, site: Site): Promise<void> {
+  requireConcluded(git);
   const hint = "commit the site's own changes (git -C / commit -a), or take them back";
-  const compared = ["--no-renames", "--name-only", "-z", "--ignore-submodules=all"];
-  const staged = splitNul(await git.run(["diff-index", "--cached", ...compared, site.head]));
+  const staged = splitNul(await git.run(["diff-index", "--cached", ...COMPARED, site.head]));
   if (staged.length > 0)
     throw dirty("git's index has changes that are not committed", staged.map(showPath), hint);
-
-  // Compared byte by byte with an index of our own: no filter runs, and no flag hides a file.
-  const env = { GIT_INDEX_FILE: join(scratch.gitDir, "index.head") };
-  await scratch.run(["read-tree", site.tree], { env });
-  await scratch.ask(["update-index", "-q", "--refresh", "--ignore-submodules"], { env });
-  const changed = splitNul(await scratch.run(["diff-files", ...compared], { env }));
+  const { changed } = await compareFiles(scratch, site.tree);
   if (changed.length > 0)
     throw dirty("files differ from the site's last commit", changed.map(showPath), hint);
 }
