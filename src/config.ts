@@ -46,7 +46,15 @@ export const siteSchema = table({
   ),
   streams: v.pipe(streams, v.description("The dataset that receives each role's stream.")),
   root: v.pipe(
-    v.optional(table({ path: v.optional(absolutePath, "/") })),
+    v.optional(
+      table({
+        path: v.optional(absolutePath, "/"),
+        drift: v.pipe(
+          v.optional(v.picklist(["refuse", "commit"]), "refuse"),
+          v.description("What becomes of changes that the site did not commit before an install."),
+        ),
+      }),
+    ),
     v.description("The git work tree that the root half changes."),
   ),
   state: v.pipe(

@@ -13,6 +13,9 @@ import {
 } from "../install/install.js";
 import { dangerOf, faceDanger, runMoved } from "../install/live.js";
 import { readUnderWay, type Journal } from "../install/state.js";
+import { showPath } from "../raw-path.js";
+import { pathOf } from "../root/paths.js";
+import type { RootPlan } from "../root/plan.js";
 import type { Uses } from "../system/in-use.js";
 import { fullName } from "../system/zfs.js";
 import { formatBytes, formatDuration, printable, type Environment } from "../report.js";
@@ -30,6 +33,7 @@ export interface CommandOptions {
   readonly config?: string;
   readonly threads?: string;
   readonly live?: boolean;
+  readonly commitDrift?: boolean;
 }
 
 /** What `install` and `plan` have in common. */
@@ -44,6 +48,10 @@ export const addInstallOptions = (command: Command): Command =>
       .option(
         "--accept-time",
         "take a release that was made after what the clock says, and its time for this site's",
+      )
+      .option(
+        "--commit-drift",
+        "commit first what was changed in / and not committed, as this site's own changes",
       )
       .option("--live", "also into a dataset that the running system uses: what runs from it will likely die")
       .option("--config <file>", "the site's configuration (default: /etc/zferry/site.toml)"),
@@ -91,7 +99,7 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
       env.progress.end();
       if (!env.json) env.note(`warning: ${what}`);
     };
-    const install = { ...work, trust, exceptions, warn };
+    const install = { ...work, trust, exceptions, commitDrift: options.commitDrift ?? false, warn };
     const plan = options.dryRun ? await planInstall(bundle, install) : await installBundle(bundle, install);
     // For who reads the log: the result goes to who is still there to take it.
     if (env.moved) work.step(`${outcome(plan, options)}: release ${bundle.manifest.release.name}`);
@@ -104,8 +112,8 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
 
 /** Goes on with what is under way, from the bundle where it was, if that is still needed. */
 async function runGoOn(options: CommandOptions, env: Environment): Promise<void> {
-  const { dryRun, allowDowngrade, allowExpired, acceptTime } = options;
-  if (dryRun || allowDowngrade !== undefined || allowExpired !== undefined || acceptTime) {
+  const { dryRun, allowDowngrade, allowExpired, acceptTime, commitDrift } = options;
+  if (dryRun || allowDowngrade !== undefined || allowExpired !== undefined || acceptTime || commitDrift) {
     throw new ZferryError("usage", "without a file, the install that is under way goes on as it was begun", {
       hint: "name the bundle",
     });
@@ -235,7 +243,12 @@ function asJson(
     root:
       plan.root === undefined
         ? null
-        : { changes: plan.root.changes.length, commit: plan.root.mergeCommit, space: plan.rootSpace },
+        : {
+            changes: plan.root.changes.length,
+            commit: plan.root.mergeCommit,
+            drift: plan.root.drift ?? null,
+            space: plan.rootSpace,
+          },
     time: plan.time,
     warnings: [
       ...plan.streams.flatMap(({ warnings }) => warnings),
@@ -257,6 +270,7 @@ function asText(bundle: VerifiedBundle, plan: Plan, options: CommandOptions): st
     return [what, `    takes at most ${formatBytes(space.needed)} of ${formatBytes(space.available)}`];
   });
   if (plan.root !== undefined) lines.push(`  /: ${plan.root.changes.length} files change`);
+  if (plan.root?.drift !== undefined) lines.push(...describeDrift(plan.root.drift, options));
   if (options.dryRun) {
     for (const { folder, needed, free } of plan.rootSpace) {
       lines.push(`    takes at most ${formatBytes(needed)} of ${formatBytes(free)} in ${folder}`);
@@ -266,6 +280,15 @@ function asText(bundle: VerifiedBundle, plan: Plan, options: CommandOptions): st
   if (options.dryRun) lines.push(`  time: ${describeTime(plan.time)}`);
   const title = options.dryRun ? `${name} would be installed; nothing was changed` : `installed ${name}`;
   return `${[title, ...lines].map(printable).join("\n")}\n`;
+}
+
+function describeDrift({ paths }: NonNullable<RootPlan["drift"]>, { dryRun }: CommandOptions): string[] {
+  const files = `${paths.length} ${paths.length === 1 ? "file" : "files"} of this site's own changes`;
+  if (!dryRun) return [`    committed before: ${files}`];
+  return [
+    `    would be committed before: ${files}`,
+    ...paths.map((path) => `      ${showPath(pathOf(path))}`),
+  ];
 }
 
 /** "about 2 min, at 34.2 MiB/s as before" */

@@ -53,12 +53,14 @@ export interface InstallOptions {
   readonly step: (what: string) => void;
   /** With `--live`: told who uses a dataset that is to be received into, or taken back. */
   readonly live: Live | undefined;
+  /** Whether uncommitted changes of `/` are committed first; otherwise as the configuration has it. */
+  readonly commitDrift: boolean;
   /** Told what does not stand against the install, and is good to know. */
   readonly warn: (what: string) => void;
 }
 
 /** What goes on without a bundle has nothing to judge. */
-export type GoOnOptions = Omit<InstallOptions, "trust" | "exceptions" | "warn">;
+export type GoOnOptions = Omit<InstallOptions, "trust" | "exceptions" | "commitDrift" | "warn">;
 
 export interface Plan {
   /** What lies in the state folder. */
@@ -352,7 +354,7 @@ async function makePlan(
     streams.every(({ received }) => received);
   const root = present
     ? undefined
-    : await obstacles.unless(() => planRootHalf(bundle, options, scratch, told, journal?.startedAt));
+    : await obstacles.unless(() => planRootHalf(bundle, options, scratch, told, journal));
   obstacles.throwAny();
   return { ...known, root, present };
 }
@@ -375,10 +377,10 @@ function planKeys(
 
 async function planRootHalf(
   bundle: VerifiedBundle,
-  { site, now, warn }: InstallOptions,
+  { site, now, warn, commitDrift }: InstallOptions,
   scratchDir: string,
   told: { readonly space: RootSpace[]; readonly warnings: string[] },
-  startedAt = Math.floor(now().getTime() / 1000),
+  journal: Journal | undefined,
 ): Promise<RootPlan | undefined> {
   const { root, release } = bundle.manifest;
   if (root === undefined) return undefined;
@@ -396,7 +398,8 @@ async function planRootHalf(
       warn(what);
     },
     // Of an install that goes on the same: what is planned again is then the same plan, if nothing else changed.
-    date: startedAt,
+    date: journal?.startedAt ?? Math.floor(now().getTime() / 1000),
+    commitDrift: commitDrift || site.root?.drift === "commit" || journal?.root?.drift !== undefined,
     patch: await bundle.rootMember("patch"),
     objects: await bundle.rootMember("objects"),
     metadata: await bundle.rootMember("metadata"),

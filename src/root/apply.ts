@@ -35,7 +35,15 @@ import {
   type FileAttributes,
   type Tree,
 } from "../system/tree.js";
-import { createBorrower, quoteAlternate, readBlobs, withWorkTree, type Git } from "../system/git.js";
+import {
+  createBorrower,
+  indexInfo,
+  listTree,
+  quoteAlternate,
+  readBlobs,
+  withWorkTree,
+  type Git,
+} from "../system/git.js";
 import { differingFields, readLive, sameState, type FileState, type Live } from "./live.js";
 import { isCarriedXattr, isSymlink } from "./metadata.js";
 import { pathOf } from "./paths.js";
@@ -148,14 +156,18 @@ export async function prepareRoot(plan: RootPlan, { git, rootDir }: ApplyOptions
  * @throws ZferryError `io-failed`, `git-failed`
  */
 export async function discardRoot(plan: RootPlan, { git, rootDir }: ApplyOptions): Promise<void> {
+  removePrepared(plan, rootDir);
+  await deleteRef(git, PENDING);
+  syncReferences(git, [PENDING]);
+}
+
+function removePrepared(plan: RootPlan, rootDir: string): void {
   const tree = openTree(rootDir);
   try {
     for (const { temporary } of workOf(plan).units) removeTree(tree, temporary);
   } finally {
     closeTree(tree);
   }
-  await deleteRef(git, PENDING);
-  syncReferences(git, [PENDING]);
 }
 
 async function prepareUnits(tree: Tree, git: Git, units: readonly Unit[]): Promise<void> {
@@ -250,9 +262,14 @@ async function makeLink(
  * @throws ZferryError `worktree-dirty`, before anything is touched, when a path is as neither before nor after or HEAD
  * moved; `site-busy` when git runs there; `io-failed`, `no-space`, `git-failed`
  */
-export async function commitRoot(
+export const commitRoot = (plan: RootPlan, options: ApplyOptions & { scratchDir: string }): Promise<void> =>
+  carryOut(plan, options, undefined);
+
+/** @param staged what git's index is to have besides what HEAD has */
+async function carryOut(
   plan: RootPlan,
   { git, rootDir, scratchDir }: ApplyOptions & { scratchDir: string },
+  staged: RootPlan["drift"],
 ): Promise<void> {
   await checkHead(plan, git);
   const tree = openTree(rootDir);
@@ -264,7 +281,7 @@ export async function commitRoot(
   const message = `zferry: install ${plan.mergeCommit}`;
   await moveRef(git, RELEASE, plan.previousRelease, plan.releaseCommit, message);
   await moveRef(git, plan.branch ?? "HEAD", plan.head, plan.mergeCommit, message);
-  await replaceIndex(plan, git, rootDir, scratchDir);
+  await replaceIndex(plan, git, rootDir, scratchDir, staged);
   await deleteRef(git, PENDING);
   syncReferences(git, [RELEASE, PENDING, plan.branch ?? "HEAD"]);
 }
@@ -298,19 +315,20 @@ export async function requireAsPlanned(plan: RootPlan, { git, rootDir }: ApplyOp
 }
 
 /**
- * Takes back what `commitRoot` did, all of it or as far as it came: the site's files, HEAD and `refs/zferry/release` are
- * as before it. Run again after a crash at any point, it ends the same.
+ * Takes back what `commitRoot` did, all of it or as far as it came: the site's files, HEAD, `refs/zferry/release` and what
+ * `git status` says are as before it. Run again after a crash at any point, it ends the same.
  * @throws ZferryError as `commitRoot`
  */
 export async function revertRoot(
   plan: RootPlan,
   options: ApplyOptions & { scratchDir: string },
 ): Promise<void> {
-  await discardRoot(plan, options);
-  await commitRoot(reversed(plan), options);
+  removePrepared(plan, options.rootDir);
+  // The pending commit goes last: until then it keeps what the site had not committed itself.
+  await carryOut(reversed(plan), options, plan.drift);
 }
 
-/** The plan that leads back. The blobs that it needs are those of the site's own commit. */
+/** The plan that leads back. The blobs that it needs are those of the site's own commits. */
 function reversed(plan: RootPlan): RootPlan {
   const back = <State>({
     path,
@@ -569,10 +587,16 @@ async function awaitLocks(git: Git, ref: string): Promise<void> {
 }
 
 /**
- * Makes the index what HEAD is, so that `git status` has nothing to say. It is made beside the old one: git's own lock
+ * Makes the index what HEAD is, so that `git status` has nothing to say, or only what was staged before. It is made beside the old one: git's own lock
  * would outlive us. The files are read by a repository without filters.
  */
-async function replaceIndex(plan: RootPlan, git: Git, rootDir: string, scratchDir: string): Promise<void> {
+async function replaceIndex(
+  plan: RootPlan,
+  git: Git,
+  rootDir: string,
+  scratchDir: string,
+  staged: RootPlan["drift"],
+): Promise<void> {
   requireNoGit(git);
   const index = join(git.gitDir, "index");
   const temporary = `${index}.zferry`;
@@ -583,6 +607,11 @@ async function replaceIndex(plan: RootPlan, git: Git, rootDir: string, scratchDi
   // Not by the site's repository: when it writes an index, git may read files again, through the site's filters.
   const reader = withWorkTree(createBorrower(join(scratchDir, "root.git"), git), rootDir);
   await reader.run(["read-tree", "-m", "-i", plan.mergeCommit], { env });
+  if (staged !== undefined && staged.staged.length > 0) {
+    const files = await listTree(reader, staged.commit);
+    const entries = staged.staged.map(pathOf).map((path) => [path, files.get(path) ?? null] as const);
+    await reader.run(["update-index", "-z", "--index-info"], { env, input: indexInfo(entries) });
+  }
   await reader.ask(["update-index", "-q", "--refresh", "--ignore-submodules"], { env });
   syncPath(temporary);
   renameSync(temporary, index);

@@ -2,11 +2,12 @@ import { join } from "node:path";
 import { ZferryError } from "../errors.js";
 import { showPath } from "../raw-path.js";
 import { createBorrower, listTree, trimmed, withWorkTree, type Git } from "../system/git.js";
+import { writeUncommitted, type UncommittedDrift } from "./commit-drift.js";
 import { applyPatch, changedInGit, importBlobs, patchMalformed, writeTree, type Change } from "./content.js";
 import type { RootSummary } from "./diff.js";
 import { planDisk, type RootSpace } from "./disk.js";
 import { checkCounts, parseMetadata } from "./metadata.js";
-import { pathOf } from "./paths.js";
+import { pathName, pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
 import { followRenames } from "./renames.js";
 import { readSite, requireClean, type Site } from "./site.js";
@@ -26,6 +27,8 @@ export interface PlanOptions {
   readonly metadata: Uint8Array;
   /** The release's name, for messages of commits. */
   readonly release: string;
+  /** Whether changes that the site did not commit are committed first; otherwise they are refused. */
+  readonly commitDrift?: boolean;
   /** Told what each file system of `/` needs and has. */
   readonly space?: (found: readonly RootSpace[]) => void;
   /** Told what does not stand against the install, and is good to know. */
@@ -52,9 +55,10 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
   checkCounts(metadata, summary);
   const changes = metadata.changes.map(({ path, ...states }): Change => ({ path: pathOf(path), ...states }));
 
-  const site = await readSite(git);
+  const found = await readSite(git);
   const scratch = createBorrower(join(options.scratchDir, "root.git"), git);
-  await requireClean(git, withWorkTree(scratch, rootDir), site);
+  const uncommitted = await takeUncommitted(scratch, found, options);
+  const site = { ...found, tree: uncommitted?.tree ?? found.tree };
   await importBlobs(scratch, options.objects, metadata);
   await applyPatch(scratch, options.patch, changes);
 
@@ -82,7 +86,12 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
   const releaseCommit =
     pristine &&
     (await commit(theirs, pristine.commit === null ? [] : [pristine.commit], `Release ${release}`));
-  const parents = [site.head, ...(releaseCommit === null ? [] : [releaseCommit])];
+  const drift = uncommitted && {
+    commit: await commit(uncommitted.tree, [site.head], `Changes of this site before ${release}`),
+    paths: uncommitted.paths.map(pathName),
+    staged: uncommitted.staged.map(pathName),
+  };
+  const parents = [drift?.commit ?? site.head, ...(releaseCommit === null ? [] : [releaseCommit])];
   return {
     format: 1,
     head: site.head,
@@ -90,8 +99,21 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
     mergeCommit: await commit(merged, parents, `Install ${release}`),
     releaseCommit,
     previousRelease: site.previousRelease,
+    ...(drift === null ? {} : { drift }),
     ...disk,
   };
+}
+
+/** The site's uncommitted changes, where they may be committed; null where there are none. */
+async function takeUncommitted(
+  scratch: Git,
+  site: Site,
+  { git, rootDir, commitDrift = false }: PlanOptions,
+): Promise<UncommittedDrift | null> {
+  const withFiles = withWorkTree(scratch, rootDir);
+  if (commitDrift) return writeUncommitted(git, withFiles, rootDir, site);
+  await requireClean(git, withFiles, site);
+  return null;
 }
 
 const COMMIT_FORMAT = "--format=%H %T";

@@ -25,6 +25,16 @@ export const rootPlanSchema = table({
   releaseCommit: v.nullable(gitIdSchema),
   /** What `refs/zferry/release` was. */
   previousRelease: v.nullable(gitIdSchema),
+  /** What the site had not committed, which is committed first; missing where that was nothing. */
+  drift: v.optional(
+    table({
+      /** The child of `head`, and the first parent of `mergeCommit`. */
+      commit: gitIdSchema,
+      paths: v.array(pathNameSchema),
+      /** Those that git's index has as the commit does. */
+      staged: v.array(pathNameSchema),
+    }),
+  ),
   /** What changes on disk, sorted by path; null where there is nothing. */
   changes: v.array(
     table({ path: pathNameSchema, before: v.nullable(stateSchema), after: v.nullable(stateSchema) }),

@@ -72,7 +72,7 @@ export async function compareFiles(
 
 export async function requireClean(git: Git, scratch: Git, site: Site): Promise<void> {
   requireConcluded(git);
-  const hint = "commit the site's own changes (git -C / commit -a), or take them back";
+  const hint = "commit the site's own changes (git -C / commit -a, or --commit-drift), or take them back";
   const staged = splitNul(await git.run(["diff-index", "--cached", ...COMPARED, site.head]));
   if (staged.length > 0)
     throw dirty("git's index has changes that are not committed", staged.map(showPath), hint);

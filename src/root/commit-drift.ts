@@ -1,0 +1,100 @@
+import { rawBytes, showPath, type RawPath } from "../raw-path.js";
+import { splitNul, trimmed, type Git, type TreeFile } from "../system/git.js";
+import { closeTree, openTree } from "../system/tree.js";
+import { gitFile, readLive, sameGit, type GitFile, type Live } from "./live.js";
+import { compareFiles, dirty, requireConcluded, type Site } from "./site.js";
+
+/** What the site changed and did not commit, as a tree in the scratch repository. */
+export interface UncommittedDrift {
+  readonly tree: string;
+  /** Sorted. */
+  readonly paths: readonly RawPath[];
+  /** Those of them that git's index has as the files are; it has the others as in HEAD. */
+  readonly staged: readonly RawPath[];
+}
+
+/**
+ * Writes the files that git tracks, in HEAD or in its index, as a tree: as they are, byte by byte. The site stays as it is, and
+ * what is untracked is left out.
+ * @param git the site's repository
+ * @param scratch a borrowing repository with the site's work tree
+ * @returns null when nothing differs from HEAD
+ * @throws ZferryError `worktree-dirty` when an operation of git is half done, a tracked file became something that git does not
+ * keep, or the index has what is neither in HEAD nor in the files; `git-failed`, `io-failed`
+ */
+export async function writeUncommitted(
+  git: Git,
+  scratch: Git,
+  rootDir: string,
+  site: Site,
+): Promise<UncommittedDrift | null> {
+  requireConcluded(git);
+  const staged = await listStaged(git, site.head);
+  const { env, changed } = await compareFiles(scratch, site.tree);
+  const paths = [...new Set([...changed, ...staged.keys()])].sort();
+  if (paths.length === 0) return null;
+
+  const lives = await readAt(rootDir, paths);
+  requireKept(paths, lives);
+  const differing = paths.filter((path, index) => {
+    const entry = staged.get(path);
+    return entry !== undefined && !isSame(entry && gitFile(entry), fileOf(lives[index]));
+  });
+  if (differing.length > 0) {
+    throw dirty(
+      "git's index has changes that are neither in the last commit nor in the files",
+      differing.map(showPath),
+      "commit them (git -C / commit), or take them out of the index (git -C / reset)",
+    );
+  }
+  await scratch.run(["update-index", "--add", "--remove", "-z", "--stdin"], {
+    env,
+    input: Buffer.concat(paths.flatMap((path) => [rawBytes(path), Buffer.of(0)])),
+  });
+  const tree = trimmed(await scratch.run(["write-tree"], { env }));
+  return { tree, paths, staged: [...staged.keys()].sort() };
+}
+
+/** Where git's index differs from HEAD: what it has; null where it has nothing. */
+async function listStaged(git: Git, head: string): Promise<Map<RawPath, TreeFile | null>> {
+  const compared = ["--raw", "--no-abbrev", "--no-renames", "-z", "--ignore-submodules=all"];
+  const fields = splitNul(await git.run(["diff-index", "--cached", ...compared, head]));
+  const staged = new Map<RawPath, TreeFile | null>();
+  while (fields.length > 0) {
+    const [entry = "", path = "" as RawPath] = fields.splice(0, 2);
+    const [, mode = "", , id = "", status] = entry.split(" ");
+    if (status === "U") {
+      throw dirty("a merge is not concluded", [showPath(path)], "conclude it: git -C / add, and commit");
+    }
+    staged.set(path, status === "D" ? null : { mode, id });
+  }
+  return staged;
+}
+
+async function readAt(rootDir: string, paths: readonly RawPath[]): Promise<Live[]> {
+  const tree = openTree(rootDir);
+  try {
+    return await readLive(tree, paths);
+  } finally {
+    closeTree(tree);
+  }
+}
+
+/** A file that is gone is a change; one that became a folder, a device or the like is for the administrator to judge. */
+function requireKept(paths: readonly RawPath[], lives: readonly Live[]): void {
+  const strange = paths.flatMap((path, index) => {
+    const live = lives[index] ?? { kind: "absent" };
+    const shown = showPath(path);
+    if (live.kind === "blocked") return [`${shown} (${showPath(live.at)} is now a ${live.by})`];
+    if (live.kind === "directory") return [`${shown} (now a directory)`];
+    return live.kind === "other" ? [`${shown} (now neither a file nor a link)`] : [];
+  });
+  if (strange.length === 0) return;
+  throw dirty("tracked files are no files any more", strange, "commit what is meant, or bring them back");
+}
+
+const fileOf = (live: Live | undefined): GitFile | null =>
+  live?.kind === "file" || live?.kind === "symlink" ? live.state : null;
+
+const isSame = (a: GitFile | null, b: GitFile | null): boolean =>
+  a === null || b === null ? a === b : sameGit(a, b);
