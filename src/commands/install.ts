@@ -14,7 +14,7 @@ import {
 import { dangerOf, faceDanger, runMoved } from "../install/live.js";
 import { readUnderWay, type Journal } from "../install/state.js";
 import { showPath } from "../raw-path.js";
-import { pathOf } from "../root/paths.js";
+import { pathOf, type PathName } from "../root/paths.js";
 import type { RootPlan } from "../root/plan.js";
 import type { Uses } from "../system/in-use.js";
 import { fullName } from "../system/zfs.js";
@@ -34,6 +34,7 @@ export interface CommandOptions {
   readonly threads?: string;
   readonly live?: boolean;
   readonly commitDrift?: boolean;
+  readonly replaceUntracked?: boolean;
 }
 
 /** What `install` and `plan` have in common. */
@@ -52,6 +53,10 @@ export const addInstallOptions = (command: Command): Command =>
       .option(
         "--commit-drift",
         "commit first what was changed in / and not committed, as this site's own changes",
+      )
+      .option(
+        "--replace-untracked",
+        "save files that git does not track where the release has one, in git, and replace them",
       )
       .option("--live", "also into a dataset that the running system uses: what runs from it will likely die")
       .option("--config <file>", "the site's configuration (default: /etc/zferry/site.toml)"),
@@ -99,7 +104,8 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
       env.progress.end();
       if (!env.json) env.note(`warning: ${what}`);
     };
-    const install = { ...work, trust, exceptions, commitDrift: options.commitDrift ?? false, warn };
+    const { commitDrift = false, replaceUntracked = false } = options;
+    const install = { ...work, trust, exceptions, commitDrift, replaceUntracked, warn };
     const plan = options.dryRun ? await planInstall(bundle, install) : await installBundle(bundle, install);
     // For who reads the log: the result goes to who is still there to take it.
     if (env.moved) work.step(`${outcome(plan, options)}: release ${bundle.manifest.release.name}`);
@@ -112,8 +118,9 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
 
 /** Goes on with what is under way, from the bundle where it was, if that is still needed. */
 async function runGoOn(options: CommandOptions, env: Environment): Promise<void> {
-  const { dryRun, allowDowngrade, allowExpired, acceptTime, commitDrift } = options;
-  if (dryRun || allowDowngrade !== undefined || allowExpired !== undefined || acceptTime || commitDrift) {
+  const { dryRun, allowDowngrade, allowExpired, acceptTime, commitDrift, replaceUntracked } = options;
+  const judged = [allowDowngrade, allowExpired].some((sequence) => sequence !== undefined);
+  if (dryRun || judged || acceptTime || commitDrift || replaceUntracked) {
     throw new ZferryError("usage", "without a file, the install that is under way goes on as it was begun", {
       hint: "name the bundle",
     });
@@ -247,6 +254,7 @@ function asJson(
             changes: plan.root.changes.length,
             commit: plan.root.mergeCommit,
             drift: plan.root.drift ?? null,
+            replaced: plan.root.replaced ?? null,
             space: plan.rootSpace,
           },
     time: plan.time,
@@ -270,7 +278,7 @@ function asText(bundle: VerifiedBundle, plan: Plan, options: CommandOptions): st
     return [what, `    takes at most ${formatBytes(space.needed)} of ${formatBytes(space.available)}`];
   });
   if (plan.root !== undefined) lines.push(`  /: ${plan.root.changes.length} files change`);
-  if (plan.root?.drift !== undefined) lines.push(...describeDrift(plan.root.drift, options));
+  if (plan.root !== undefined) lines.push(...describeOwn(plan.root, options));
   if (options.dryRun) {
     for (const { folder, needed, free } of plan.rootSpace) {
       lines.push(`    takes at most ${formatBytes(needed)} of ${formatBytes(free)} in ${folder}`);
@@ -282,12 +290,16 @@ function asText(bundle: VerifiedBundle, plan: Plan, options: CommandOptions): st
   return `${[title, ...lines].map(printable).join("\n")}\n`;
 }
 
-function describeDrift({ paths }: NonNullable<RootPlan["drift"]>, { dryRun }: CommandOptions): string[] {
-  const files = `${paths.length} ${paths.length === 1 ? "file" : "files"} of this site's own changes`;
-  if (!dryRun) return [`    committed before: ${files}`];
+/** What becomes of the site's own files, besides the merge. */
+function describeOwn({ drift, replaced }: RootPlan, { dryRun }: CommandOptions): string[] {
+  const list = (what: string, paths: readonly PathName[] = []): string[] => {
+    if (paths.length === 0) return [];
+    const shown = dryRun ? paths.map((path) => `      ${showPath(pathOf(path))}`) : [];
+    return [`    ${what}: ${paths.length}`, ...shown];
+  };
   return [
-    `    would be committed before: ${files}`,
-    ...paths.map((path) => `      ${showPath(pathOf(path))}`),
+    ...list("own changes, committed first", drift?.paths),
+    ...list(`untracked files replaced, kept in ${replaced?.ref ?? ""}`, replaced?.paths),
   ];
 }
 

@@ -55,12 +55,17 @@ export interface InstallOptions {
   readonly live: Live | undefined;
   /** Whether uncommitted changes of `/` are committed first; otherwise as the configuration has it. */
   readonly commitDrift: boolean;
+  /** Whether files that git does not track are replaced, and kept in git. */
+  readonly replaceUntracked: boolean;
   /** Told what does not stand against the install, and is good to know. */
   readonly warn: (what: string) => void;
 }
 
 /** What goes on without a bundle has nothing to judge. */
-export type GoOnOptions = Omit<InstallOptions, "trust" | "exceptions" | "commitDrift" | "warn">;
+export type GoOnOptions = Omit<
+  InstallOptions,
+  "trust" | "exceptions" | "commitDrift" | "replaceUntracked" | "warn"
+>;
 
 export interface Plan {
   /** What lies in the state folder. */
@@ -377,7 +382,7 @@ function planKeys(
 
 async function planRootHalf(
   bundle: VerifiedBundle,
-  { site, now, warn, commitDrift }: InstallOptions,
+  { site, now, warn, commitDrift, replaceUntracked }: InstallOptions,
   scratchDir: string,
   told: { readonly space: RootSpace[]; readonly warnings: string[] },
   journal: Journal | undefined,
@@ -400,6 +405,7 @@ async function planRootHalf(
     // Of an install that goes on the same: what is planned again is then the same plan, if nothing else changed.
     date: journal?.startedAt ?? Math.floor(now().getTime() / 1000),
     commitDrift: commitDrift || site.root?.drift === "commit" || journal?.root?.drift !== undefined,
+    replaceUntracked: replaceUntracked || journal?.root?.replaced !== undefined,
     patch: await bundle.rootMember("patch"),
     objects: await bundle.rootMember("objects"),
     metadata: await bundle.rootMember("metadata"),

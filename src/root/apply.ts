@@ -71,14 +71,21 @@ export async function importObjects(
   { git, scratchDir }: { git: Git; scratchDir: string },
 ): Promise<void> {
   if ((await readRef(git, PENDING)) === plan.mergeCommit) return;
-  const known = [plan.head, ...(plan.previousRelease === null ? [] : [plan.previousRelease])];
+  const { mergeCommit, replaced } = plan;
+  const wanted = [mergeCommit, ...(replaced === undefined ? [] : [replaced.commit])];
+  const known = [plan.head, plan.previousRelease, replaced?.previous].filter((id) => typeof id === "string");
   await git.run(["pack-objects", "--revs", "--quiet", join(git.objects, "pack/pack")], {
-    input: [plan.mergeCommit, ...known.map((commit) => `^${commit}`), ""].join("\n"),
+    input: [...wanted, ...known.map((commit) => `^${commit}`), ""].join("\n"),
     env: { GIT_ALTERNATE_OBJECT_DIRECTORIES: quoteAlternate(join(scratchDir, "root.git/objects")) },
   });
   syncPath(join(git.objects, "pack"));
+  if (replaced !== undefined) {
+    await moveRef(git, replaced.ref, replaced.previous, replaced.commit, `zferry: replaced ${mergeCommit}`);
+    // On the disk before any of these files is replaced.
+    syncReferences(git, [replaced.ref, RELEASE, "refs/heads"]);
+  }
   await awaitLocks(git, PENDING);
-  await git.run(["update-ref", PENDING, plan.mergeCommit]);
+  await git.run(["update-ref", PENDING, mergeCommit]);
   syncReferences(git, [PENDING]);
 }
 
@@ -159,6 +166,15 @@ export async function discardRoot(plan: RootPlan, { git, rootDir }: ApplyOptions
   removePrepared(plan, rootDir);
   await deleteRef(git, PENDING);
   syncReferences(git, [PENDING]);
+  await restoreReplaced(plan, git);
+}
+
+/** The files are where they were, so their copy is of no use. */
+async function restoreReplaced({ replaced, mergeCommit }: RootPlan, git: Git): Promise<void> {
+  if (replaced === undefined || (await readRef(git, replaced.ref)) !== replaced.commit) return;
+  const { ref, commit, previous } = replaced;
+  await moveRef(git, ref, commit, previous, `zferry: take back ${mergeCommit}`);
+  syncReferences(git, [ref]);
 }
 
 function removePrepared(plan: RootPlan, rootDir: string): void {
@@ -326,9 +342,10 @@ export async function revertRoot(
   removePrepared(plan, options.rootDir);
   // The pending commit goes last: until then it keeps what the site had not committed itself.
   await carryOut(reversed(plan), options, plan.drift);
+  await restoreReplaced(plan, options.git);
 }
 
-/** The plan that leads back. The blobs that it needs are those of the site's own commits. */
+/** The plan that leads back. The blobs that it needs are those of the site's own commits, and of what was replaced. */
 function reversed(plan: RootPlan): RootPlan {
   const back = <State>({
     path,
@@ -587,8 +604,8 @@ async function awaitLocks(git: Git, ref: string): Promise<void> {
 }
 
 /**
- * Makes the index what HEAD is, so that `git status` has nothing to say, or only what was staged before. It is made beside the old one: git's own lock
- * would outlive us. The files are read by a repository without filters.
+ * Makes the index what HEAD is, so that `git status` has nothing to say, or only what was staged before. It is made beside
+ * the old one: git's own lock would outlive us. The files are read by a repository without filters.
  */
 async function replaceIndex(
   plan: RootPlan,
@@ -598,6 +615,8 @@ async function replaceIndex(
   staged: RootPlan["drift"],
 ): Promise<void> {
   requireNoGit(git);
+  // What never came into the repository is in the index still.
+  if (staged !== undefined && (await readRef(git, `${staged.commit}^{commit}`)) === null) return;
   const index = join(git.gitDir, "index");
   const temporary = `${index}.zferry`;
   for (const path of [temporary, `${temporary}.lock`]) rmSync(path, { force: true });

@@ -20,6 +20,7 @@ import { gitModeSchema, isExecutable, isSymlink, type RootMetadata } from "./met
 import { pathName, pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
 import type { PlacedChange } from "./renames.js";
+import type { Replaced } from "./replaced.js";
 import { dirty } from "./site.js";
 
 /** Room for the new files on one file system, in bytes. */
@@ -37,10 +38,15 @@ interface DiskOptions {
   /** Trees: the site's, and what it becomes. */
   readonly head: string;
   readonly merged: string;
+  /** Whether files that git does not track may be replaced; otherwise they are in the way. */
+  readonly replaceUntracked: boolean;
   readonly space: ((found: readonly RootSpace[]) => void) | undefined;
 }
 
-type Disk = Pick<RootPlan, "changes" | "directories">;
+interface Disk {
+  readonly plan: Pick<RootPlan, "changes" | "directories">;
+  readonly replaced: readonly Replaced[];
+}
 
 /** Compares the merged tree and the metadata with the files that are there. */
 export async function planDisk(options: DiskOptions): Promise<Disk> {
@@ -49,7 +55,7 @@ export async function planDisk(options: DiskOptions): Promise<Disk> {
     const head = await listTree(options.scratch, options.head);
     const merged = await listTree(options.scratch, options.merged);
     const attributes = await attributeMerger(tree, options.scratch, merged);
-    const changes = await planFiles(tree, options.changes, head, merged, attributes);
+    const { changes, replaced } = await planFiles(tree, options, head, merged, attributes);
     const directories = await planDirectories(
       tree,
       options.metadata.directories,
@@ -63,7 +69,7 @@ export async function planDisk(options: DiskOptions): Promise<Disk> {
     options.space?.(space);
     requireSpace(space);
     const named = <T extends { path: RawPath }>(entry: T) => ({ ...entry, path: pathName(entry.path) });
-    return { changes: changes.map(named), directories: directories.map(named) };
+    return { plan: { changes: changes.map(named), directories: directories.map(named) }, replaced };
   } finally {
     closeTree(tree);
   }
@@ -83,16 +89,17 @@ interface DirectoryChange {
 
 async function planFiles(
   tree: Tree,
-  changes: readonly PlacedChange[],
+  { changes, replaceUntracked }: Pick<DiskOptions, "changes" | "replaceUntracked">,
   head: ReadonlyMap<RawPath, TreeFile>,
   merged: ReadonlyMap<RawPath, TreeFile>,
   attributes: AttributeMerger,
-): Promise<FileChange[]> {
+): Promise<{ readonly changes: readonly FileChange[]; readonly replaced: readonly Replaced[] }> {
   const concerned = changes.filter(({ path }) => head.has(path) || merged.has(path));
   const lives = await liveFiles(tree, concerned);
   const leaving = new Set(concerned.filter(({ path }) => !merged.has(path)).map(({ path }) => path));
   const planned: FileChange[] = [];
   const present = new Set<RawPath>();
+  const replaced: Replaced[] = [];
   const inTheWay: string[] = [];
   for (const { path, from, before, after } of concerned) {
     const live = lives.get(path) ?? { kind: "absent" };
@@ -126,6 +133,11 @@ async function planFiles(
       continue;
     }
     if (was === undefined && !(from === path && current !== null && sameGit(current, becomes))) {
+      if (current !== null && replaceUntracked) {
+        replaced.push({ path, state: current });
+        planned.push({ path, before: current, after: state });
+        continue;
+      }
       const obstacle = describeObstacle(tree, path, live, leaving);
       if (obstacle === undefined) planned.push({ path, before: null, after: state });
       else inTheWay.push(obstacle);
@@ -134,10 +146,14 @@ async function planFiles(
     planned.push({ path, before: current, after: state });
   }
   if (inTheWay.length > 0) {
-    throw dirty("something lies where the release puts a file", inTheWay, "move it away, or commit it");
+    throw dirty(
+      "something lies where the release puts a file",
+      inTheWay,
+      "move it away, or commit it; --replace-untracked saves files and links in git, and replaces them",
+    );
   }
   requireAllPlanned(head, merged, new Set([...present, ...planned.map(({ path }) => path)]));
-  return planned;
+  return { changes: planned, replaced };
 }
 
 /** What lies at both paths of each change. */

@@ -10,6 +10,7 @@ import { checkCounts, parseMetadata } from "./metadata.js";
 import { pathName, pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
 import { followRenames } from "./renames.js";
+import { backUp } from "./replaced.js";
 import { readSite, requireClean, type Site } from "./site.js";
 import { mergeTrees, type Commit } from "./trees.js";
 
@@ -29,6 +30,8 @@ export interface PlanOptions {
   readonly release: string;
   /** Whether changes that the site did not commit are committed first; otherwise they are refused. */
   readonly commitDrift?: boolean;
+  /** Whether files that git does not track are replaced where the release has one, and kept in git; otherwise they are refused. */
+  readonly replaceUntracked?: boolean;
   /** Told what each file system of `/` needs and has. */
   readonly space?: (found: readonly RootSpace[]) => void;
   /** Told what does not stand against the install, and is good to know. */
@@ -81,8 +84,19 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
     changes: followed.changes,
     head: site.tree,
     merged,
+    replaceUntracked: options.replaceUntracked ?? false,
     space: options.space,
   });
+  const replaced =
+    disk.replaced.length === 0
+      ? undefined
+      : await backUp(disk.replaced, {
+          git,
+          scratch: withWorkTree(scratch, rootDir),
+          release,
+          date: options.date,
+          commit,
+        });
   const releaseCommit =
     pristine &&
     (await commit(theirs, pristine.commit === null ? [] : [pristine.commit], `Release ${release}`));
@@ -100,7 +114,8 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
     releaseCommit,
     previousRelease: site.previousRelease,
     ...(drift === null ? {} : { drift }),
-    ...disk,
+    ...(replaced === undefined ? {} : { replaced }),
+    ...disk.plan,
   };
 }
 

@@ -35,6 +35,17 @@ export const rootPlanSchema = table({
       staged: v.array(pathNameSchema),
     }),
   ),
+  /** Untracked files that the release replaces, as a commit that has them; missing where it replaces none. */
+  replaced: v.optional(
+    table({
+      /** Keeps the commit. */
+      ref: v.string(),
+      commit: gitIdSchema,
+      /** What the reference was before. */
+      previous: v.nullable(gitIdSchema),
+      paths: v.array(pathNameSchema),
+    }),
+  ),
   /** What changes on disk, sorted by path; null where there is nothing. */
   changes: v.array(
     table({ path: pathNameSchema, before: v.nullable(stateSchema), after: v.nullable(stateSchema) }),

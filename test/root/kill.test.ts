@@ -3,7 +3,7 @@ import { syncBuiltinESMExports, createRequire } from "node:module";
 import { afterEach, describe, expect, it } from "vitest";
 import type { RootPlan } from "../../src/root/plan.js";
 import { everything } from "./everything.js";
-import type { Site } from "./hosts.js";
+import { ACCOUNTS, BuildHost, edit, file, link, sh, type Site } from "./hosts.js";
 
 /**
  * Everything that changes something: each call is a step, before which the machine can stop. From then on nothing
@@ -90,6 +90,7 @@ describe("a machine that stops at any step, and runs the same again", () => {
     expect(stopped).toBe(false);
     expect(total).toBeGreaterThan(100);
     const expected = outcome(smooth, plan);
+    expect(smooth.status()).toBe("");
 
     for (let steps = 1; steps < total; steps += SAMPLE) {
       const site = planned.copy();
@@ -129,18 +130,64 @@ describe("a machine that stops at any step, and runs the same again", () => {
   }, 1_800_000);
 });
 
+describe("with files of the site that are not committed, and some in the way", () => {
+  const host = new BuildHost();
+  host.release("r1", {
+    ...ACCOUNTS,
+    ".gitignore": "*.local\n",
+    "etc/a": "a\n",
+    "etc/b": "b\n",
+    "etc/c": "c\n",
+  });
+  host.release("r2", { "etc/b": "B\n", "etc/new": "new\n", "etc/x.local": "x\n", "etc/link": link("a") });
+
+  it("a machine that stops at any step, and goes on or takes it back, loses nothing", async () => {
+    const planned = host.site("r1", "cloned");
+    edit(planned.root, {
+      "etc/a": "changed here\n",
+      "etc/c": null,
+      "etc/staged": "staged\n",
+      "etc/link": link("elsewhere"),
+      "etc/new": file("mine\n", 0o640, 'chgrp 80 "$1"; setfattr -n user.mine -v 1 "$1"'),
+      "etc/x.local": "ignored\n",
+    });
+    sh(planned.root, "git add etc/staged");
+    const before = untouched(planned);
+    const options = { commitDrift: true, replaceUntracked: true };
+    const plan = await planned.plan(await host.part("r1", "r2"), options);
+    const whole = planned.copy();
+    const { steps: total } = await stopAfter(Infinity, () => whole.apply(plan));
+    const expected = outcome(whole, plan);
+    expect(whole.status()).toBe("");
+    const { steps: back } = await stopAfter(Infinity, () => whole.takeBack(plan));
+    expect(untouched(whole)).toBe(before);
+
+    for (let steps = 1; steps <= total; steps += Math.min(SAMPLE, 5)) {
+      const site = planned.copy();
+      await stopAfter(steps, () => site.apply(plan));
+      await stopAfter((steps * 5) % back, () => site.takeBack(plan));
+      await site.takeBack(plan);
+      expect(untouched(site), `stopped after ${steps} of ${total} steps`).toBe(before);
+      fs.cpSync(planned.scratch, site.scratch, { recursive: true, force: true });
+      await stopAfter(steps, () => site.apply(plan));
+      await site.apply(plan);
+      expect(outcome(site, plan), `stopped after ${steps} of ${total} steps`).toBe(expected);
+      expect(site.git("show refs/zferry/replaced/r2:etc/new")).toBe("mine");
+      fs.rmSync(site.folder, { recursive: true });
+    }
+  }, 1_800_000);
+});
+
 /** All that an install changes. */
 function untouched(site: Site): string {
   expect(site.leftovers()).toBe("");
-  expect(site.status()).toBe("");
-  return [site.state(), site.git("rev-parse HEAD"), site.git("for-each-ref")].join("\n");
+  return [site.status(), site.state(), site.git("rev-parse HEAD"), site.git("for-each-ref")].join("\n");
 }
 
 function outcome(site: Site, plan: RootPlan): string {
   expect(site.leftovers()).toBe("");
-  expect(site.status()).toBe("");
   expect(site.git("rev-parse HEAD refs/zferry/release")).toBe(
     `${plan.mergeCommit}\n${plan.releaseCommit ?? ""}`,
   );
-  return site.state();
+  return [site.status(), site.state()].join("\n");
 }
