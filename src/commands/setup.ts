@@ -1,11 +1,24 @@
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import type { Command } from "commander";
 import { ZferryError } from "../errors.js";
+import { SITE_CONFIG_PATH } from "../config.js";
 import type { BootUnit } from "../install/boot-units.js";
-import { makeUnit, placeUnit, recogniseInitSystem, removeUnits, type SetupStep } from "../install/setup.js";
-import { printable, type Environment } from "../report.js";
+import {
+  configWithin,
+  makeUnit,
+  placeUnit,
+  recogniseInitSystem,
+  removeUnits,
+  type SetupStep,
+} from "../install/setup.js";
+import { makeRepository, planRepository, type SiteRepository } from "../install/repository.js";
+import { showPath } from "../raw-path.js";
+import { formatBytes, printable, type Environment } from "../report.js";
+import { pathName } from "../root/paths.js";
 import { INIT_SYSTEMS, ownCommand, type InitSystem } from "../system/init-system.js";
+import { readSiteConfig } from "../system/settings.js";
 import { closeTree, openTree } from "../system/tree.js";
+import { repeatable } from "./summary.js";
 
 interface SetupOptions {
   readonly init?: string;
@@ -13,6 +26,8 @@ interface SetupOptions {
   readonly config?: string;
   readonly print?: boolean;
   readonly remove?: boolean;
+  readonly repository?: boolean;
+  readonly ignore?: readonly string[];
 }
 
 export function define(command: Command, environment: () => Environment): void {
@@ -22,20 +37,30 @@ export function define(command: Command, environment: () => Environment): void {
     .option("--config <file>", "the site's configuration, in that system (default: /etc/zferry/site.toml)")
     .option("--print", "show what would be written, and write nothing")
     .option("--remove", "take it away again")
+    .option(
+      "--repository",
+      "instead, make a git repository of a site's / that has none, and commit what is there",
+    )
+    .option("--ignore <pattern>", "with --repository: ignore this too; can be repeated", repeatable)
     .addHelpText(
       "after",
-      "\nExamples:\n  bundle setup\n  bundle setup --print\n  bundle setup --root /mnt/image --init openrc\n\n" +
+      "\nExamples:\n  bundle setup\n  bundle setup --print\n  bundle setup --root /mnt/image --init openrc\n" +
+        "  bundle setup --repository --print\n  bundle setup --repository --ignore /var/lib/docker\n\n" +
         "At boot it runs bundle install, if an install is under way. It is not started now.",
     )
     .action((options: SetupOptions) => runSetup(options, environment()));
 }
 
-/** Has an init system finish at boot what was interrupted, or no longer. */
+/** Has an init system finish at boot what was interrupted, or no longer; or makes the repository of `/`. */
 export async function runSetup(options: SetupOptions, env: Environment): Promise<void> {
   if (options.print && options.remove) {
     throw new ZferryError("usage", "--print and --remove contradict each other");
   }
   if (options.root === "") throw new ZferryError("usage", "--root names no folder");
+  if (options.repository) return setUpRepository(options, env);
+  if (options.ignore !== undefined) {
+    throw new ZferryError("usage", "--ignore goes with --repository");
+  }
   const init = initOf(options);
   const tree = openTree(options.root ?? "/");
   try {
@@ -57,6 +82,58 @@ export async function runSetup(options: SetupOptions, env: Environment): Promise
   } finally {
     closeTree(tree);
   }
+}
+
+/** Makes the repository of a site's `/`, or says what it would have. */
+async function setUpRepository(options: SetupOptions, env: Environment): Promise<void> {
+  if (options.remove || options.init !== undefined) {
+    const other = options.remove ? "--remove" : "--init";
+    throw new ZferryError("usage", `--repository and ${other} contradict each other`);
+  }
+  const systemDir = resolve(options.root ?? "/");
+  const config = configWithin(systemDir, options.config) ?? SITE_CONFIG_PATH;
+  const site = await readSiteConfig(join(systemDir, config));
+  const wanted = { site, systemDir, ignore: options.ignore ?? [] };
+  if (options.print) {
+    const planned = await planRepository(wanted);
+    return env.write(env.json ? repositoryAsJson(planned, null) : planAsText(planned));
+  }
+  const made = await makeRepository(wanted, env.now());
+  await env.write(env.json ? repositoryAsJson(made, made.commit) : repositoryAsText(made));
+}
+
+const shown = (line: string): string => printable(Buffer.from(line, "latin1").toString("utf8"));
+
+const repositoryAsJson = (repository: SiteRepository, commit: string | null): string =>
+  `${JSON.stringify({
+    outcome: commit === null ? "printed" : "written",
+    path: repository.gitDir,
+    commit,
+    ignored: repository.ignored.map(shown),
+    files: repository.files,
+    bytes: repository.bytes,
+    leftOut: repository.inner.map(pathName),
+  })}\n`;
+
+const leftOut = ({ inner }: SiteRepository): string[] =>
+  inner.map((path) => `  left out: ${printable(showPath(path))}, a repository of its own`);
+
+function planAsText(repository: SiteRepository): string {
+  const { gitDir, ignored, files, bytes } = repository;
+  const lines = [
+    `# ${printable(join(gitDir, "info/exclude"))}`,
+    ...ignored.map(shown),
+    "",
+    `${files} files would be committed, ${formatBytes(bytes)}`,
+    ...leftOut(repository),
+  ];
+  return `${lines.join("\n")}\n`;
+}
+
+function repositoryAsText(repository: SiteRepository & { readonly commit: string }): string {
+  const { gitDir, commit, files, bytes } = repository;
+  const title = `made ${printable(gitDir)}, with ${files} files, ${formatBytes(bytes)}, in commit ${commit}`;
+  return `${[title, ...leftOut(repository)].join("\n")}\n`;
 }
 
 function initOf({ init }: SetupOptions): InitSystem | undefined {

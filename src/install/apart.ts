@@ -12,8 +12,8 @@ import { datasetAt } from "../system/zfs.js";
 
 // What a site remembers and believes must not be turned back or replaced by what it installs. formats/state.md
 
-/** The path without links; of what does not exist yet, below the folder that does. */
-function resolved(path: string): string {
+/** A path without links; of what does not exist yet, below the folder that does. */
+export function resolved(path: string): string {
   return existsSync(path) ? realpathSync(path) : join(resolved(dirname(path)), relative(dirname(path), path));
 }
 

@@ -52,6 +52,20 @@ export function recogniseInitSystem(tree: Tree): InitSystem {
 }
 
 /**
+ * Where a site's configuration is named in its system; undefined where it is the usual one.
+ * @param root the system's folder
+ * @throws ZferryError `usage` for a path in another system that is not absolute
+ */
+export function configWithin(root: string, config: string | undefined): string | undefined {
+  if (root !== "/" && config !== undefined && !isAbsolute(config)) {
+    throw new ZferryError("usage", `--config ${JSON.stringify(config)}: is not an absolute path`, {
+      hint: `with --root it is a path in the system of ${root}`,
+    });
+  }
+  return config === undefined ? undefined : resolve(config);
+}
+
+/**
  * What a tree's init system is to have, as the site's configuration there says.
  * @param config the configuration's path in that system, where it is not the usual one
  * @param program node and zferry, by their paths in that system
@@ -66,12 +80,7 @@ export async function makeUnit(
   warn: (line: string) => void,
 ): Promise<BootUnit> {
   const isOwn = tree.path === "/";
-  if (!isOwn && config !== undefined && !isAbsolute(config)) {
-    throw new ZferryError("usage", `--config ${JSON.stringify(config)}: is not an absolute path`, {
-      hint: `with --root it is a path in the system of ${tree.path}`,
-    });
-  }
-  const named = config === undefined ? undefined : resolve(config);
+  const named = configWithin(tree.path, config);
   const file = join(tree.path, named ?? SITE_CONFIG_PATH);
   if (!isOwn) requireNoLink(tree, file);
   const site = await readSiteConfig(file);

@@ -168,6 +168,7 @@ export async function openRepository(path: string, options: { gitDir?: string } 
   if (found.status !== 0) {
     throw new ZferryError("not-configured", `${workTree} is not the work tree of a git repository`, {
       details: { path: workTree, stderr: found.stderr },
+      hint: "at a site, bundle setup --repository makes one",
     });
   }
   const [gitDir = "", objects = "", format = ""] = found.stdout.toString("utf8").split("\n");
@@ -180,6 +181,28 @@ export async function openRepository(path: string, options: { gitDir?: string } 
 /** No attribute of any tree, and no driver that one names, takes part: contents are bytes, merged as text or not at all. */
 const ATTRIBUTES =
   "* -text -ident -filter -working-tree-encoding !eol !diff !merge !whitespace !conflict-marker-size\n";
+
+/**
+ * Makes an empty repository for a work tree, in a new folder that only its owner may read. What is added to it is bytes: no attribute
+ * counts until `info/attributes` is removed. Nothing in it is durable until it is packed with `durable`.
+ * @param options.exclude the text of `info/exclude`
+ * @throws ZferryError `git-failed`, `no-space`
+ */
+export async function initRepository(
+  gitDir: string,
+  { workTree, exclude }: { readonly workTree: string; readonly exclude: Uint8Array },
+): Promise<Git & { readonly durable: Pick<Git, "run"> }> {
+  mkdirSync(gitDir, { mode: 0o700 });
+  const options = ["--bare", "--quiet", "--template=", "--initial-branch=main", "--object-format=sha1"];
+  const durable = bind({ gitDir, cwd: workTree });
+  await durable.run(["init", ...options]);
+  await durable.run(["config", "core.bare", "false"]);
+  mkdirSync(join(gitDir, "info"), { recursive: true });
+  writeFileSync(join(gitDir, "info/exclude"), exclude);
+  writeFileSync(join(gitDir, "info/attributes"), ATTRIBUTES);
+  const objects = join(gitDir, "objects");
+  return { gitDir, objects, durable, ...bind({ gitDir, workTree, cwd: workTree, fsync: "none" }) };
+}
 
 // Renames are found by src/root/renames.ts. Before 2.50 git merges with renames all the same: see src/root/trees.ts.
 const BORROWER_CONFIG = `[core]
