@@ -204,7 +204,7 @@ describe("a site that runs from the /usr that is replaced", () => {
     await machine.run(
       `STOP_AT='journal: writing' STOP_BY=STOP STOP_LOG=/root/steps NODE_OPTIONS='--import /zferry/test/lab/stop-at.mjs' \
         setsid bundle install --live /root/R3.bundle </dev/null >/dev/null 2>&1 &
-      until grep -qs 'journal: writing' /root/steps; do usleep 200000; done
+      until grep -qs 'journal: writing' /root/steps; do sleep 0.2; done
       cat /usr/share/release /etc/release`,
       { timeout: 300_000 },
     );
