@@ -216,7 +216,8 @@ describe("no space", () => {
 
   it("by a quota that came while it was received", async () => {
     const { status, stderr } = await duringReceive(
-      `zpool sync ${RPOOL}; zfs set quota=$(($(zfs get -H -p -o value used ${SITE_USR}) + 4000000)) ${SITE_USR}`,
+      // What was just received is counted a little later.
+      `until zpool sync ${RPOOL}; zfs set quota=$(($(zfs get -H -p -o value used ${SITE_USR}) + 4000000)) ${SITE_USR} 2>/dev/null; do sleep 0.2; done`,
     );
     expect(stderr).toMatch(/quota exceeded|out of space/);
     expect(stderr).toContain("free space in the pool, or raise the quota; ");
