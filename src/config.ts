@@ -3,7 +3,7 @@ import * as v from "valibot";
 import { datasetName, productName, roleName, sequenceNumber } from "./bundle/manifest.js";
 import { ZferryError } from "./errors.js";
 import { patternFault } from "./root/path-pattern.js";
-import { checkValue, integer, record, table } from "./schema.js";
+import { checkValue, integer, list, record, table } from "./schema.js";
 
 // formats/configuration.md. The JSON Schemas beside it are generated from these schemas and tested to be the same.
 
@@ -20,6 +20,28 @@ const pathPattern = v.pipe(
     ({ input }) => patternFault(input) ?? "",
   ),
 );
+const mergePolicy = v.pipe(
+  table({
+    path: v.pipe(pathPattern, v.description("A pattern of the paths that it is for.")),
+    policy: v.pipe(
+      v.picklist(["ours", "theirs", "union", "command"]),
+      v.description("What becomes of a conflict there."),
+    ),
+    command: v.pipe(
+      v.optional(v.pipe(v.array(v.string()), v.maxLength(64)), []),
+      v.description("The program of policy command, by its absolute path, and its first arguments."),
+    ),
+  }),
+  v.check(
+    ({ policy, command }) => (policy === "command") === command.length > 0,
+    "needs command with policy command, and with no other",
+  ),
+  v.check(
+    ({ command: [program = "/"] }) => program.startsWith("/") && !program.includes("\0"),
+    "has a command that is not an absolute path",
+  ),
+);
+const MAX_MERGE_POLICIES = 1000;
 const streams = v.pipe(
   record(roleName, datasetName),
   v.check((datasets) => Object.keys(datasets).length > 0, "names no dataset"),
@@ -52,6 +74,10 @@ export const siteSchema = table({
         drift: v.pipe(
           v.optional(v.picklist(["refuse", "commit"]), "refuse"),
           v.description("What becomes of changes that the site did not commit before an install."),
+        ),
+        merge: v.pipe(
+          v.optional(list(mergePolicy, MAX_MERGE_POLICIES), []),
+          v.description("What decides conflicts; the first entry that means a path."),
         ),
       }),
     ),

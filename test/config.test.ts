@@ -39,6 +39,19 @@ describe("a site's configuration", () => {
     ['x.toml: trust: has the unknown field "treshold"', `${SITE}[trust]\ntreshold = 2\n`],
     ["x.toml: trust.threshold: is under 1", `${SITE}[trust]\nthreshold = 0\n`],
     ["x.toml: trust.keys: is not an absolute path", `${SITE}[trust]\nkeys = "keys"\n`],
+    ["x.toml: root.merge.0.path: is empty", `${SITE}[[root.merge]]\npath = ""\npolicy = "ours"\n`],
+    [
+      'x.toml: root.merge.0.policy: is not "ours" or "theirs" or "union" or "command"',
+      `${SITE}[[root.merge]]\npath = "x"\npolicy = "mine"\n`,
+    ],
+    [
+      "x.toml: root.merge.0: needs command with policy command, and with no other",
+      `${SITE}[[root.merge]]\npath = "x"\npolicy = "command"\n`,
+    ],
+    [
+      "x.toml: root.merge.0: has a command that is not an absolute path",
+      `${SITE}[[root.merge]]\npath = "x"\npolicy = "command"\ncommand = ["merge"]\n`,
+    ],
     ["x.toml: state: is not an absolute path", `state = "state"\n${SITE}`],
   ])("%s", (expected, text) => {
     expect(fault(siteSchema, text)).toBe(expected);

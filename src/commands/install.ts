@@ -256,6 +256,7 @@ function asJson(
             drift: plan.root.drift ?? null,
             replaced: plan.root.replaced ?? null,
             space: plan.rootSpace,
+            settled: plan.rootSettled.map((each) => ({ ...each, path: showPath(each.path) })),
           },
     time: plan.time,
     warnings: [
@@ -279,6 +280,9 @@ function asText(bundle: VerifiedBundle, plan: Plan, options: CommandOptions): st
   });
   if (plan.root !== undefined) lines.push(`  /: ${plan.root.changes.length} files change`);
   if (plan.root !== undefined) lines.push(...describeOwn(plan.root, options));
+  for (const { path, what, by } of plan.rootSettled) {
+    lines.push(`    conflict of ${what} in ${showPath(path)}: settled by ${by}`);
+  }
   if (options.dryRun) {
     for (const { folder, needed, free } of plan.rootSpace) {
       lines.push(`    takes at most ${formatBytes(needed)} of ${formatBytes(free)} in ${folder}`);

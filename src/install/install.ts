@@ -9,7 +9,9 @@ import type { ProgressReport } from "../report.js";
 import { requireAsPlanned } from "../root/apply.js";
 import type { RootSpace } from "../root/disk.js";
 import { planRoot } from "../root/merge.js";
+import { parsePattern } from "../root/path-pattern.js";
 import type { RootPlan } from "../root/plan.js";
+import type { SettledConflict } from "../root/settle.js";
 import { guarded } from "../system/files.js";
 import { changeKeys, requireEnough, type KeyChange } from "../trust/keys.js";
 import {
@@ -78,6 +80,8 @@ export interface Plan {
   readonly rootSpace: readonly RootSpace[];
   /** Of `/`: what does not stand against it, and is good to know. */
   readonly rootWarnings: readonly string[];
+  /** Of `/`: conflicts that are settled. */
+  readonly rootSettled: readonly SettledConflict[];
   readonly time: TimeEstimate;
   /** The bundle's change of the site's keys, if it is newer than what the site had. */
   readonly keys: KeyChange | undefined;
@@ -337,13 +341,15 @@ async function makePlan(
   for (const warning of streams.flatMap(({ warnings }) => warnings)) options.warn(warning);
   const rootSpace: RootSpace[] = [];
   const rootWarnings: string[] = [];
-  const told = { space: rootSpace, warnings: rootWarnings };
+  const rootSettled: SettledConflict[] = [];
+  const told = { space: rootSpace, warnings: rootWarnings, settled: rootSettled };
   const known = {
     state,
     journal,
     streams,
     rootSpace,
     rootWarnings,
+    rootSettled,
     time: estimateTime(streams, state),
     keys,
   };
@@ -384,7 +390,11 @@ async function planRootHalf(
   bundle: VerifiedBundle,
   { site, now, warn, commitDrift, replaceUntracked }: InstallOptions,
   scratchDir: string,
-  told: { readonly space: RootSpace[]; readonly warnings: string[] },
+  told: {
+    readonly space: RootSpace[];
+    readonly warnings: string[];
+    readonly settled: SettledConflict[];
+  },
   journal: Journal | undefined,
 ): Promise<RootPlan | undefined> {
   const { root, release } = bundle.manifest;
@@ -402,6 +412,8 @@ async function planRootHalf(
       told.warnings.push(what);
       warn(what);
     },
+    policies: (site.root?.merge ?? []).map(({ path, ...policy }) => ({ ...parsePattern(path), ...policy })),
+    settled: (found) => told.settled.push(...found),
     // Of an install that goes on the same: what is planned again is then the same plan, if nothing else changed.
     date: journal?.startedAt ?? Math.floor(now().getTime() / 1000),
     commitDrift: commitDrift || site.root?.drift === "commit" || journal?.root?.drift !== undefined,

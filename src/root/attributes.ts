@@ -4,8 +4,9 @@ import type { Git, TreeFile } from "../system/git.js";
 import { readFileIn, type FileAttributes, type Tree } from "../system/tree.js";
 import { parseAccounts, type Accounts } from "./accounts.js";
 import { mergeConflict } from "./conflicts.js";
-import { gitFile } from "./live.js";
-import { isSymlink, type Account, type RecordedAttributes } from "./metadata.js";
+import { gitFile, type FileState } from "./live.js";
+import { isExecutable, isSymlink, type Account, type GitMode, type RecordedAttributes } from "./metadata.js";
+import type { Settler } from "./settle.js";
 
 /** Merges what git does not keep, field by field, and collects what stands against it. */
 export interface AttributeMerger {
@@ -17,7 +18,14 @@ export interface AttributeMerger {
     before: RecordedAttributes | null,
     after: RecordedAttributes,
   ): FileAttributes;
-  conflict(path: RawPath, field: string): void;
+  /** The attributes of a file with permissions that agree with its mode in git. */
+  agree(
+    path: RawPath,
+    mode: GitMode,
+    attributes: FileAttributes,
+    live: FileState | null,
+    after: RecordedAttributes,
+  ): FileAttributes;
   /** @throws ZferryError `merge-conflict`, `not-configured` for what was collected */
   finish(): void;
 }
@@ -26,6 +34,7 @@ export async function attributeMerger(
   tree: Tree,
   scratch: Git,
   merged: ReadonlyMap<RawPath, TreeFile>,
+  settling: Pick<Settler, "attributes" | "sideOf">,
 ): Promise<AttributeMerger> {
   const users = await readAccounts(tree, scratch, merged, "etc/passwd" as RawPath);
   const groups = await readAccounts(tree, scratch, merged, "etc/group" as RawPath);
@@ -54,8 +63,9 @@ export async function attributeMerger(
     const field = <T>(name: string, changed: boolean, site: T, was: T | undefined, becomes: () => T): T => {
       if (!changed || site === becomes()) return site;
       if (before !== null && site === was) return becomes();
-      conflict(path, name);
-      return site;
+      const side = settling.attributes({ path, base: before, ours: live, theirs: after });
+      if (side === undefined) conflict(path, name);
+      return side === "theirs" ? becomes() : site;
     };
     const owned = (
       kind: "user" | "group",
@@ -92,6 +102,22 @@ export async function attributeMerger(
     };
   };
 
+  const agree: AttributeMerger["agree"] = (path, mode, found, live, after) => {
+    const isRight = (permissions: number): boolean => isExecutable(permissions) === (mode === "100755");
+    if (isSymlink(mode) || isRight(found.permissions)) return found;
+    // With the contents of one side, git has the mode of that side.
+    const side = settling.sideOf(path);
+    const permissions =
+      side === "theirs"
+        ? parseInt(after.permissions, 8)
+        : side === "ours"
+          ? live?.attributes.permissions
+          : undefined;
+    if (permissions !== undefined && isRight(permissions)) return { ...found, permissions };
+    conflict(path, "permissions");
+    return found;
+  };
+
   const finish = (): void => {
     if (conflicts.size > 0) throw mergeConflict(conflicts);
     if (missing.size === 0) return;
@@ -101,7 +127,7 @@ export async function attributeMerger(
       hint: "the release has files of theirs: add them to the site's /etc/passwd and /etc/group, and commit",
     });
   };
-  return { resolve, merge, conflict, finish };
+  return { resolve, merge, agree, finish };
 }
 
 const sameAccount = (a: Account | undefined, b: Account): boolean =>

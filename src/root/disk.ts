@@ -16,11 +16,12 @@ import {
 } from "../system/tree.js";
 import { attributeMerger, type AttributeMerger } from "./attributes.js";
 import { differingFields, gitFile, readLive, sameGit, sameState, type FileState, type Live } from "./live.js";
-import { gitModeSchema, isExecutable, isSymlink, type RootMetadata } from "./metadata.js";
+import { gitModeSchema, isSymlink, type RootMetadata } from "./metadata.js";
 import { pathName, pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
 import type { PlacedChange } from "./renames.js";
 import type { Replaced } from "./replaced.js";
+import type { Settler } from "./settle.js";
 import { dirty } from "./site.js";
 
 /** Room for the new files on one file system, in bytes. */
@@ -40,6 +41,7 @@ interface DiskOptions {
   readonly merged: string;
   /** Whether files that git does not track may be replaced; otherwise they are in the way. */
   readonly replaceUntracked: boolean;
+  readonly settling: Settler;
   readonly space: ((found: readonly RootSpace[]) => void) | undefined;
 }
 
@@ -54,7 +56,7 @@ export async function planDisk(options: DiskOptions): Promise<Disk> {
   try {
     const head = await listTree(options.scratch, options.head);
     const merged = await listTree(options.scratch, options.merged);
-    const attributes = await attributeMerger(tree, options.scratch, merged);
+    const attributes = await attributeMerger(tree, options.scratch, merged, options.settling);
     const { changes, replaced } = await planFiles(tree, options, head, merged, attributes);
     const directories = await planDirectories(
       tree,
@@ -124,10 +126,7 @@ async function planFiles(
       if (isSymlink(becomes.mode) !== isSymlink(after.mode)) return origin.attributes;
       return attributes.merge(path, origin.attributes, before, after);
     };
-    const state = { ...becomes, attributes: merge() };
-    if (!isSymlink(state.mode) && isExecutable(state.attributes.permissions) !== (state.mode === "100755")) {
-      attributes.conflict(path, "permissions");
-    }
+    const state = { ...becomes, attributes: attributes.agree(path, becomes.mode, merge(), origin, after) };
     if (current !== null && sameState(current, state)) {
       present.add(path);
       continue;

@@ -11,6 +11,7 @@ import { pathName, pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
 import { followRenames } from "./renames.js";
 import { backUp } from "./replaced.js";
+import { settler, type MergePolicy, type SettledConflict } from "./settle.js";
 import { readSite, requireClean, type Site } from "./site.js";
 import { mergeTrees, type Commit } from "./trees.js";
 
@@ -36,6 +37,10 @@ export interface PlanOptions {
   readonly space?: (found: readonly RootSpace[]) => void;
   /** Told what does not stand against the install, and is good to know. */
   readonly warn?: (what: string) => void;
+  /** What decides conflicts; the first that means a path. */
+  readonly policies?: readonly MergePolicy[];
+  /** Told the conflicts that do not stand against the install. */
+  readonly settled?: (found: readonly SettledConflict[]) => void;
   /** The date of the commits, in seconds since 1970. */
   readonly date: number;
 }
@@ -75,7 +80,8 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
   const trees = { base, ours: site.tree, theirs };
   if (pristine === null) await warnOfRenames(scratch, site, changes, options.warn);
   const followed = await followRenames(scratch, trees, changes, pristine !== null);
-  const merged = await mergeTrees(scratch, followed.trees, followed.conflicts, commit);
+  const settling = settler({ scratch, scratchDir: options.scratchDir, policies: options.policies ?? [] });
+  const merged = await mergeTrees(scratch, followed.trees, followed.conflicts, settling.contents, commit);
 
   const disk = await planDisk({
     rootDir,
@@ -85,8 +91,10 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
     head: site.tree,
     merged,
     replaceUntracked: options.replaceUntracked ?? false,
+    settling,
     space: options.space,
   });
+  options.settled?.(settling.settled);
   const replaced =
     disk.replaced.length === 0
       ? undefined

@@ -12,6 +12,13 @@ export interface Sides {
   readonly theirs: TreeFile | null;
 }
 
+/** What both sides did to a path, and git does not bring together. */
+export interface Conflict extends Sides {
+  readonly path: RawPath;
+  /** As git names it, like `contents` or `modify/delete`. */
+  readonly reason: string;
+}
+
 /** Writes a commit of a tree and gives its id. */
 export type Commit = (tree: string, parents: readonly string[], message: string) => Promise<string>;
 
@@ -21,6 +28,7 @@ const isSame = (a: TreeFile | null, b: TreeFile | null): boolean => a?.mode === 
  * Merges trees path by path. What only one side changed is that side's; what both changed git's merge decides, and it is
  * given nothing else: before 2.50 it looks for renames whatever `merge.renames` says.
  * @param known conflicts that were found before
+ * @param settle told each conflict at one path: what the path becomes (null: nothing), or undefined, which leaves it
  * @returns the tree
  * @throws ZferryError `merge-conflict`
  */
@@ -28,6 +36,7 @@ export async function mergeTrees(
   scratch: Git,
   trees: Trees,
   known: ReadonlyMap<RawPath, string>,
+  settle: (conflict: Conflict) => Promise<TreeFile | null | undefined>,
   commit: Commit,
 ): Promise<string> {
   const base = await listTree(scratch, trees.base);
@@ -40,12 +49,13 @@ export async function mergeTrees(
     if (file === null) merged.delete(path);
     else merged.set(path, file);
   };
+  const sidesOf = (path: RawPath): Sides => ({
+    base: base.get(path) ?? null,
+    ours: ours.get(path) ?? null,
+    theirs: theirs.get(path) ?? null,
+  });
   for (const path of new Set([...base.keys(), ...theirs.keys()])) {
-    const sides = {
-      base: base.get(path) ?? null,
-      ours: ours.get(path) ?? null,
-      theirs: theirs.get(path) ?? null,
-    };
+    const sides = sidesOf(path);
     if (isSame(sides.base, sides.theirs) || isSame(sides.ours, sides.theirs)) continue;
     if (isSame(sides.base, sides.ours)) put(path, sides.theirs);
     else if (sides.ours === null || sides.theirs === null) conflicts.set(path, "modify/delete");
@@ -55,16 +65,27 @@ export async function mergeTrees(
     if (typeof outcome === "string") conflicts.set(path, outcome);
     else put(path, outcome);
   }
+  for (const [path, reason] of [...conflicts].sort(byPath)) {
+    const sides = sidesOf(path);
+    // Renamed to two places, it is in neither tree where it was.
+    if (sides.ours === null && sides.theirs === null) continue;
+    const outcome = await settle({ path, reason, ...sides });
+    if (outcome === undefined) continue;
+    put(path, outcome);
+    conflicts.delete(path);
+  }
   for (const folder of new Set([...merged.keys()].flatMap(ancestors))) {
     if (merged.has(folder)) conflicts.set(folder, "file/directory");
   }
-  if (conflicts.size > 0) throw mergeConflict(new Map([...conflicts].sort(([a], [b]) => (a < b ? -1 : 1))));
+  if (conflicts.size > 0) throw mergeConflict(new Map([...conflicts].sort(byPath)));
   const changed = new Set([...ours.keys(), ...merged.keys()]);
   const entries = [...changed]
     .map((path): [RawPath, TreeFile | null] => [path, merged.get(path) ?? null])
     .filter(([path, file]) => !isSame(file, ours.get(path) ?? null));
   return writeTree(scratch, entries, trees.ours);
 }
+
+const byPath = ([a]: readonly [RawPath, string], [b]: readonly [RawPath, string]): number => (a < b ? -1 : 1);
 
 /**
  * Lets git merge the files of both sides, with synthetic commits: before 2.40 its merge-tree takes no base.
