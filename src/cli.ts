@@ -51,6 +51,11 @@ const VERBS: readonly Verb[] = [
     load: () => import("./commands/install.js"),
   },
   {
+    name: "resolve",
+    summary: "settle the conflicts of a bundle with this site's /",
+    load: () => import("./commands/resolve.js"),
+  },
+  {
     name: "abort",
     summary: "give up the install that is under way",
     load: () => import("./commands/abort.js"),

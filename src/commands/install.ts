@@ -39,6 +39,13 @@ export interface CommandOptions {
 
 /** What `install` and `plan` have in common. */
 export const addInstallOptions = (command: Command): Command =>
+  addReleaseOptions(command).option(
+    "--live",
+    "also into a dataset that the running system uses: what runs from it will likely die",
+  );
+
+/** What every command has that judges a release for this site. */
+export const addReleaseOptions = (command: Command): Command =>
   addThreadsOption(
     command
       .option(
@@ -58,7 +65,6 @@ export const addInstallOptions = (command: Command): Command =>
         "--replace-untracked",
         "save files that git does not track where the release has one, in git, and replace them",
       )
-      .option("--live", "also into a dataset that the running system uses: what runs from it will likely die")
       .option("--config <file>", "the site's configuration (default: /etc/zferry/site.toml)"),
   );
 
@@ -83,11 +89,7 @@ export function define(command: Command, environment: () => Environment): void {
 export async function runInstall(path: string, options: CommandOptions, env: Environment): Promise<void> {
   const site = await readSiteConfig(options.config);
   if (options.live && !options.dryRun && (await runMoved(site, env))) return;
-  const exceptions = {
-    allowDowngrade: wholeNumber(options.allowDowngrade, "--allow-downgrade", 1, Number.MAX_SAFE_INTEGER),
-    allowExpired: wholeNumber(options.allowExpired, "--allow-expired", 1, Number.MAX_SAFE_INTEGER),
-    acceptTime: options.acceptTime,
-  };
+  const exceptions = exceptionsOf(options);
   const threads = threadsOf(options);
   const trust = await readSiteTrust(site);
   const dangers: string[] = [];
@@ -100,12 +102,8 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
     requireNoOther(bundle, journal);
     // Of what is under way only the rest is read, each piece checked as it is used.
     if (journal === undefined) await checkWhole(bundle, env);
-    const warn = (what: string): void => {
-      env.progress.end();
-      if (!env.json) env.note(`warning: ${what}`);
-    };
     const { commitDrift = false, replaceUntracked = false } = options;
-    const install = { ...work, trust, exceptions, commitDrift, replaceUntracked, warn };
+    const install = { ...work, trust, exceptions, commitDrift, replaceUntracked, warn: warnIn(env) };
     const plan = options.dryRun ? await planInstall(bundle, install) : await installBundle(bundle, install);
     // For who reads the log: the result goes to who is still there to take it.
     if (env.moved) work.step(`${outcome(plan, options)}: release ${bundle.manifest.release.name}`);
@@ -115,6 +113,20 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
     await file.close();
   }
 }
+
+/** @throws ZferryError `usage` */
+export const exceptionsOf = (options: CommandOptions) => ({
+  allowDowngrade: wholeNumber(options.allowDowngrade, "--allow-downgrade", 1, Number.MAX_SAFE_INTEGER),
+  allowExpired: wholeNumber(options.allowExpired, "--allow-expired", 1, Number.MAX_SAFE_INTEGER),
+  acceptTime: options.acceptTime,
+});
+
+export const warnIn =
+  (env: Environment) =>
+  (what: string): void => {
+    env.progress.end();
+    if (!env.json) env.note(`warning: ${what}`);
+  };
 
 /** Goes on with what is under way, from the bundle where it was, if that is still needed. */
 async function runGoOn(options: CommandOptions, env: Environment): Promise<void> {

@@ -8,10 +8,10 @@ import { ZferryError } from "../errors.js";
 import type { ProgressReport } from "../report.js";
 import { requireAsPlanned } from "../root/apply.js";
 import type { RootSpace } from "../root/disk.js";
-import { planRoot } from "../root/merge.js";
+import { planRoot, type PlanOptions } from "../root/merge.js";
 import { parsePattern } from "../root/path-pattern.js";
 import type { RootPlan } from "../root/plan.js";
-import type { SettledConflict } from "../root/settle.js";
+import type { Resolutions, SettledConflict } from "../root/settle.js";
 import { guarded } from "../system/files.js";
 import { changeKeys, requireEnough, type KeyChange } from "../trust/keys.js";
 import {
@@ -31,6 +31,8 @@ import {
 } from "./plan.js";
 import { checkRelease, type Exceptions } from "./policy.js";
 import { describeStream, isReceived } from "./receive.js";
+import { openResolutions } from "./resolutions.js";
+import { resolveConflicts, type Resolved, type ResolveOptions } from "./resolve.js";
 import {
   isRecorded,
   lockState,
@@ -370,6 +372,47 @@ async function makePlan(
   return { ...known, root, present };
 }
 
+/**
+ * Takes what a person settled of the conflicts in `/`, and puts what is left into a folder. Datasets are not asked.
+ * @param options.folder by default `resolve` in the state folder
+ * @throws ZferryError as `resolveConflicts`; what an install is refused for by the release's own sake
+ */
+export async function resolveBundle(
+  bundle: VerifiedBundle,
+  options: Pick<InstallOptions, "site" | "now" | "warn" | "exceptions" | "commitDrift" | "replaceUntracked"> &
+    Pick<ResolveOptions, "chosen"> & { readonly folder: string | undefined },
+): Promise<Resolved & { readonly folder: string }> {
+  const { site, folder = join(site.state, "resolve"), chosen } = options;
+  const state = await lockState(site.state);
+  const scratch = join(state.path, "scratch");
+  try {
+    await rm(scratch, { recursive: true, force: true });
+    guarded(scratch, () => mkdirSync(scratch, { mode: 0o700 }));
+    const [known, found] = [await state.readState(), await state.readJournal()];
+    const journal = found === undefined || isRecorded(known, found) ? undefined : found;
+    requireNoOther(bundle, journal);
+    if (journal?.phase === "writing" || journal?.phase === "recording")
+      throw pending(journal, "and its conflicts are settled");
+    if (journal === undefined)
+      checkRelease(bundle.manifest, bundle.identity, site.product, known, options.now(), options.exceptions);
+    const resolved = await resolveConflicts({
+      state: site.state,
+      folder,
+      scratchDir: scratch,
+      release: bundle.manifest.release.name,
+      chosen,
+      plan: (how) => {
+        const told = { space: [], warnings: [], settled: [], ...how };
+        return planRootHalf(bundle, options, scratch, told, journal);
+      },
+    });
+    return { ...resolved, folder };
+  } finally {
+    await rm(scratch, { recursive: true, force: true });
+    await state.release();
+  }
+}
+
 function planKeys(
   { manifest: { keys } }: VerifiedBundle,
   { site, trust }: InstallOptions,
@@ -386,14 +429,24 @@ function planKeys(
   return keys;
 }
 
+/** @param told takes what there is to be told */
 async function planRootHalf(
   bundle: VerifiedBundle,
-  { site, now, warn, commitDrift, replaceUntracked }: InstallOptions,
+  {
+    site,
+    now,
+    warn,
+    commitDrift,
+    replaceUntracked,
+  }: Pick<InstallOptions, "site" | "now" | "warn" | "commitDrift" | "replaceUntracked">,
   scratchDir: string,
   told: {
     readonly space: RootSpace[];
     readonly warnings: string[];
     readonly settled: SettledConflict[];
+    readonly conflicts?: PlanOptions["conflicts"];
+    /** Instead of those that are recorded. */
+    readonly resolutions?: Resolutions;
   },
   journal: Journal | undefined,
 ): Promise<RootPlan | undefined> {
@@ -413,6 +466,8 @@ async function planRootHalf(
       warn(what);
     },
     policies: (site.root?.merge ?? []).map(({ path, ...policy }) => ({ ...parsePattern(path), ...policy })),
+    resolutions: told.resolutions ?? openResolutions(site.state).lookup,
+    ...(told.conflicts === undefined ? {} : { conflicts: told.conflicts }),
     settled: (found) => told.settled.push(...found),
     // Of an install that goes on the same: what is planned again is then the same plan, if nothing else changed.
     date: journal?.startedAt ?? Math.floor(now().getTime() / 1000),

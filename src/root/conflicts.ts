@@ -9,7 +9,9 @@ export function mergeConflict(conflicts: ReadonlyMap<RawPath, string>): ZferryEr
     `the site and the release both changed ${reasons.slice(0, 20).join(", ")}${more}`,
     {
       details: { paths: [...conflicts.keys()].map(showPath), reasons },
-      hint: "nothing was changed; commit a version that agrees with the release in these places, and try again",
+      hint:
+        "nothing was changed; bundle resolve FILE puts these places into a folder to be settled there, or commit a version " +
+        "that agrees with the release, and try again",
     },
   );
 }

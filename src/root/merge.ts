@@ -11,7 +11,13 @@ import { pathName, pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
 import { followRenames } from "./renames.js";
 import { backUp } from "./replaced.js";
-import { settler, type MergePolicy, type SettledConflict } from "./settle.js";
+import {
+  settler,
+  type MergePolicy,
+  type OpenConflicts,
+  type Resolutions,
+  type SettledConflict,
+} from "./settle.js";
 import { readSite, requireClean, type Site } from "./site.js";
 import { mergeTrees, type Commit } from "./trees.js";
 
@@ -39,6 +45,10 @@ export interface PlanOptions {
   readonly warn?: (what: string) => void;
   /** What decides conflicts; the first that means a path. */
   readonly policies?: readonly MergePolicy[];
+  /** What a person decided of conflicts; it comes before the policies. */
+  readonly resolutions?: Resolutions;
+  /** Told the conflicts that stand against the install, before it is refused; `git` has their contents. */
+  readonly conflicts?: (open: OpenConflicts, git: Git) => Promise<void>;
   /** Told the conflicts that do not stand against the install. */
   readonly settled?: (found: readonly SettledConflict[]) => void;
   /** The date of the commits, in seconds since 1970. */
@@ -80,19 +90,27 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
   const trees = { base, ours: site.tree, theirs };
   if (pristine === null) await warnOfRenames(scratch, site, changes, options.warn);
   const followed = await followRenames(scratch, trees, changes, pristine !== null);
-  const settling = settler({ scratch, scratchDir: options.scratchDir, policies: options.policies ?? [] });
-  const merged = await mergeTrees(scratch, followed.trees, followed.conflicts, settling.contents, commit);
-
-  const disk = await planDisk({
-    rootDir,
-    scratch,
-    metadata,
-    changes: followed.changes,
-    head: site.tree,
-    merged,
-    replaceUntracked: options.replaceUntracked ?? false,
-    settling,
-    space: options.space,
+  const { scratchDir, policies = [], resolutions } = options;
+  const settling = settler({ scratch, scratchDir, policies, resolutions });
+  const decide = async () => {
+    const merged = await mergeTrees(scratch, followed.trees, followed.conflicts, settling.contents, commit);
+    const disk = await planDisk({
+      rootDir,
+      scratch,
+      metadata,
+      changes: followed.changes,
+      head: site.tree,
+      merged,
+      replaceUntracked: options.replaceUntracked ?? false,
+      settling,
+      space: options.space,
+    });
+    return { merged, disk };
+  };
+  const { merged, disk } = await decide().catch(async (error: unknown) => {
+    if (error instanceof ZferryError && error.code === "merge-conflict")
+      await options.conflicts?.(settling.open, scratch);
+    throw error;
   });
   options.settled?.(settling.settled);
   const replaced =

@@ -16,7 +16,7 @@ import { guarded } from "../system/files.js";
 import { blobSizes, trimmed, type Git, type TreeFile } from "../system/git.js";
 import { run } from "../system/process.js";
 import type { FileAttributes } from "../system/tree.js";
-import type { RecordedAttributes } from "./metadata.js";
+import type { GitMode, RecordedAttributes } from "./metadata.js";
 import { findPattern, type PathPattern } from "./path-pattern.js";
 import type { Conflict } from "./trees.js";
 
@@ -38,6 +38,21 @@ export interface AttributeConflict {
   readonly theirs: RecordedAttributes;
 }
 
+/** What a person decided: one side, or a file of these bytes. */
+export type Resolution = { readonly side: Side } | { readonly mode: GitMode; readonly content: Uint8Array };
+
+/** Tells what was decided of exactly this conflict; undefined where nothing was. */
+export interface Resolutions {
+  contents(conflict: Conflict): Resolution | undefined;
+  attributes(conflict: AttributeConflict): Side | undefined;
+}
+
+/** Conflicts that stand against the install, and can be decided path by path. */
+export interface OpenConflicts {
+  readonly contents: readonly Conflict[];
+  readonly attributes: readonly AttributeConflict[];
+}
+
 /** A conflict that does not stand against the install any more, and why. */
 export interface SettledConflict {
   readonly path: RawPath;
@@ -45,7 +60,7 @@ export interface SettledConflict {
   readonly by: string;
 }
 
-/** Decides conflicts, where the site's configuration does. */
+/** Decides conflicts, where a person or the site's configuration did. */
 export interface Settler {
   /** What the path becomes (null: nothing); undefined leaves the conflict. */
   contents(conflict: Conflict): Promise<TreeFile | null | undefined>;
@@ -54,6 +69,7 @@ export interface Settler {
   sideOf(path: RawPath): Side | undefined;
   /** In the order in which they were decided. */
   readonly settled: readonly SettledConflict[];
+  readonly open: OpenConflicts;
 }
 
 export interface SettlerOptions {
@@ -61,41 +77,77 @@ export interface SettlerOptions {
   /** For the files that are merged. */
   readonly scratchDir: string;
   readonly policies: readonly MergePolicy[];
+  readonly resolutions: Resolutions | undefined;
 }
 
-export function settler({ scratch, scratchDir, policies }: SettlerOptions): Settler {
+export function settler({ scratch, scratchDir, policies, resolutions }: SettlerOptions): Settler {
   const settled: SettledConflict[] = [];
   const sides = new Map<RawPath, Side>();
+  const open = { contents: [] as Conflict[], attributes: [] as AttributeConflict[] };
+
+  const byPerson = async (conflict: Conflict): Promise<TreeFile | null | undefined> => {
+    const resolution = resolutions?.contents(conflict);
+    if (resolution === undefined) return undefined;
+    if ("side" in resolution) {
+      sides.set(conflict.path, resolution.side);
+      return conflict[resolution.side];
+    }
+    return { mode: resolution.mode, id: await writeBlob(scratch, resolution.content) };
+  };
+  const byPolicy = async (conflict: Conflict, { policy, command }: MergePolicy) => {
+    if (policy !== "ours" && policy !== "theirs")
+      return mergeFiles(scratch, scratchDir, conflict, policy === "union" ? "union" : command);
+    sides.set(conflict.path, policy);
+    return conflict[policy];
+  };
+  const policyOf = ({ policy, text }: MergePolicy): string => `policy ${policy} for ${text}`;
+  const decideAttributes = (conflict: AttributeConflict): { side: Side; by: string } | undefined => {
+    const side = resolutions?.attributes(conflict);
+    if (side !== undefined) return { side, by: BY_PERSON };
+    const found = findPattern(policies, conflict.path);
+    if (found?.policy !== "ours" && found?.policy !== "theirs") return undefined;
+    return { side: found.policy, by: policyOf(found) };
+  };
+  const isKnown = (known: readonly { readonly path: RawPath }[], path: RawPath): boolean =>
+    known.some((each) => each.path === path);
+
   return {
     settled,
+    open,
     sideOf: (path) => sides.get(path),
     async contents(conflict) {
       const { path } = conflict;
-      const found = findPattern(policies, path);
-      if (found === undefined) return undefined;
-      const { policy, command } = found;
-      const outcome =
-        policy === "ours" || policy === "theirs"
-          ? conflict[policy]
-          : await mergeFiles(scratch, scratchDir, conflict, policy === "union" ? "union" : command);
-      if (outcome === undefined) return undefined;
-      if (policy === "ours" || policy === "theirs") sides.set(path, policy);
-      settled.push({ path, what: "contents", by: `policy ${policy} for ${found.text}` });
+      const decided = await byPerson(conflict);
+      if (decided !== undefined) {
+        settled.push({ path, what: "contents", by: BY_PERSON });
+        return decided;
+      }
+      const policy = findPattern(policies, path);
+      const outcome = policy && (await byPolicy(conflict, policy));
+      if (policy === undefined || outcome === undefined) open.contents.push(conflict);
+      else settled.push({ path, what: "contents", by: policyOf(policy) });
       return outcome;
     },
-    attributes({ path }) {
-      const found = findPattern(policies, path);
-      if (found?.policy !== "ours" && found?.policy !== "theirs") return undefined;
-      // Once for all fields.
-      if (!settled.some((entry) => entry.path === path && entry.what === "attributes")) {
-        settled.push({ path, what: "attributes", by: `policy ${found.policy} for ${found.text}` });
+    // Asked for each field of a path.
+    attributes(conflict) {
+      const { path } = conflict;
+      const decided = decideAttributes(conflict);
+      if (decided === undefined) {
+        if (!isKnown(open.attributes, path)) open.attributes.push(conflict);
+      } else if (!settled.some((each) => each.path === path && each.what === "attributes")) {
+        settled.push({ path, what: "attributes", by: decided.by });
       }
-      return found.policy;
+      return decided?.side;
     },
   };
 }
 
-const MAX_MERGED_BYTES = 64 << 20;
+const BY_PERSON = "bundle resolve";
+
+const writeBlob = async (scratch: Git, input: Uint8Array): Promise<string> =>
+  trimmed(await scratch.run(["hash-object", "-w", "--stdin"], { input }));
+
+export const MAX_MERGED_BYTES = 64 << 20;
 const COMMAND_SECONDS = 60;
 const MAX_COMMAND_OUTPUT_BYTES = 1 << 20;
 
@@ -103,34 +155,64 @@ const MAX_COMMAND_OUTPUT_BYTES = 1 << 20;
  * Merges the three files of a conflict, by git's union or by a program; undefined where that does not settle it.
  * @throws ZferryError `not-configured` when the program cannot be run, does not end or fails; `io-failed`
  */
-async function mergeFiles(
+const mergeFiles = (
   scratch: Git,
   scratchDir: string,
   conflict: Conflict,
   how: "union" | readonly string[],
-): Promise<TreeFile | undefined> {
-  const { base, ours, theirs } = conflict;
+): Promise<TreeFile | undefined> =>
+  withFiles(scratch, scratchDir, conflict, async (files, empty) => {
+    const isMerged = await (how === "union"
+      ? unite(scratch, files)
+      : runCommand(how, conflict.path, files, empty));
+    if (!isMerged) return undefined;
+    return { mode: mergedMode(conflict), id: await writeBlob(scratch, readResult(files.ours)) };
+  });
+
+/** A conflict of two texts as a person settles it, with markers; undefined where it is none. */
+export const showMarkers = (
+  scratch: Git,
+  scratchDir: string,
+  conflict: Conflict,
+  names: Readonly<Record<"ours" | "base" | "theirs", string>>,
+): Promise<Buffer | undefined> =>
+  withFiles(scratch, scratchDir, conflict, async (files) => {
+    const sides = ["ours", "base", "theirs"] as const;
+    const labels = sides.flatMap((side) => ["-L", names[side]]);
+    const { status, stdout } = await scratch.ask([
+      ...["merge-file", "-p", "--diff3", "--quiet", ...labels],
+      ...sides.map((side) => files[side]),
+    ]);
+    // The number of its conflicts; what is no text it refuses with a higher one.
+    return status !== null && status < 128 ? stdout : undefined;
+  });
+
+/** Paths of temporary files with what the three sides have. */
+type SideFiles = Readonly<Record<"base" | "ours" | "theirs", string>>;
+
+/** Puts the regular files of a conflict into a folder for `use`; undefined where they are none, or too large. */
+async function withFiles<Result>(
+  scratch: Git,
+  scratchDir: string,
+  { base, ours, theirs }: Conflict,
+  use: (files: SideFiles, empty: string) => Promise<Result | undefined>,
+): Promise<Result | undefined> {
   if (ours === null || theirs === null) return undefined;
-  const files = [base, ours, theirs].filter((file) => file !== null);
-  if (!files.every(({ mode }) => mode === "100644" || mode === "100755")) return undefined;
-  const sizes = await blobSizes(scratch, new Set(files.map(({ id }) => id)));
+  const present = [base, ours, theirs].filter((file) => file !== null);
+  if (!present.every(({ mode }) => mode === "100644" || mode === "100755")) return undefined;
+  const sizes = await blobSizes(scratch, new Set(present.map(({ id }) => id)));
   if ([...sizes.values()].some((size) => size > MAX_MERGED_BYTES)) return undefined;
   const folder = join(scratchDir, "merge");
+  const files = { base: join(folder, "base"), ours: join(folder, "ours"), theirs: join(folder, "theirs") };
+  const empty = join(folder, "empty");
   try {
     rmSync(folder, { recursive: true, force: true });
-    mkdirSync(join(folder, "empty"), { recursive: true, mode: 0o700 });
-    const place = (name: string): string => join(folder, name);
-    for (const [name, file] of Object.entries({ base, ours, theirs })) {
+    guarded(folder, () => mkdirSync(empty, { recursive: true, mode: 0o700 }));
+    for (const [side, file] of Object.entries({ base, ours, theirs })) {
       const content = file === null ? Buffer.of() : await scratch.run(["cat-file", "blob", file.id]);
-      writeFileSync(place(name), content, { mode: 0o600 });
+      guarded(folder, () => writeFileSync(files[side as keyof SideFiles], content, { mode: 0o600 }));
     }
-    const isMerged = await (how === "union"
-      ? unite(scratch, place)
-      : runCommand(how, conflict.path, ["base", "ours", "theirs"].map(place), place("empty")));
-    if (!isMerged) return undefined;
-    const input = readResult(place("ours"));
-    const id = trimmed(await scratch.run(["hash-object", "-w", "--stdin"], { input }));
-    return { mode: mergedMode(conflict), id };
+    return await use(files, empty);
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
@@ -140,13 +222,8 @@ async function mergeFiles(
 export const mergedMode = ({ base, ours, theirs }: Conflict): string =>
   (base !== null && ours?.mode === base.mode ? theirs?.mode : ours?.mode) ?? "100644";
 
-async function unite(scratch: Git, place: (name: string) => string): Promise<boolean> {
-  const result = await scratch.ask([
-    "merge-file",
-    "--union",
-    "--quiet",
-    ...["ours", "base", "theirs"].map(place),
-  ]);
+async function unite(scratch: Git, { ours, base, theirs }: SideFiles): Promise<boolean> {
+  const result = await scratch.ask(["merge-file", "--union", "--quiet", ours, base, theirs]);
   // What is no text it refuses.
   return result.status === 0;
 }
@@ -154,7 +231,7 @@ async function unite(scratch: Git, place: (name: string) => string): Promise<boo
 async function runCommand(
   [program = "", ...args]: readonly string[],
   path: RawPath,
-  files: readonly string[],
+  { base, ours, theirs }: SideFiles,
   cwd: string,
 ): Promise<boolean> {
   const failure = (what: string): ZferryError =>
@@ -164,7 +241,7 @@ async function runCommand(
     });
   if (!existsSync(program)) throw failure("is not there");
   // It ends whatever the command started, too.
-  const limited = ["--kill-after=5", String(COMMAND_SECONDS), program, ...args, ...files];
+  const limited = ["--kill-after=5", String(COMMAND_SECONDS), program, ...args, base, ours, theirs];
   const { status, signal, stderr } = await run("timeout", limited, {
     cwd,
     maxOutputBytes: MAX_COMMAND_OUTPUT_BYTES,

@@ -1,0 +1,346 @@
+import * as fs from "node:fs";
+import { dirname, join } from "node:path";
+import { ZferryError } from "../errors.js";
+import { rawBytes, rawPath, showPath, type RawPath } from "../raw-path.js";
+import { fileRefusal } from "../root/paths.js";
+import {
+  attributeKey,
+  conflictListSchema,
+  contentKey,
+  encodeCanonical,
+  isSameKey,
+  MAX_RESOLUTIONS_BYTES,
+  parseCanonical,
+  sha256,
+  type AttributeResolution,
+  type ContentResolution,
+} from "../root/resolutions.js";
+import {
+  MAX_MERGED_BYTES,
+  mergedMode,
+  showMarkers,
+  type OpenConflicts,
+  type Resolutions,
+  type Side,
+} from "../root/settle.js";
+import type { Conflict } from "../root/trees.js";
+import { guarded } from "../system/files.js";
+import type { Git } from "../system/git.js";
+import { closeTree, inspect, openTree, readFileIn, removeTree, type Tree } from "../system/tree.js";
+import { openResolutions } from "./resolutions.js";
+
+// Conflicts in a folder of their own, for a person. formats/root.md, Settling conflicts
+
+export interface ResolveOptions {
+  /** The site's state folder, whose lock is taken. */
+  readonly state: string;
+  /** Where the conflicts are put. */
+  readonly folder: string;
+  readonly scratchDir: string;
+  /** The release's name. */
+  readonly release: string;
+  /** Paths whose conflicts are settled with one side. */
+  readonly chosen: Readonly<Record<Side, readonly RawPath[]>>;
+  /** Plans `/`; refused for conflicts, it tells them first. */
+  readonly plan: (how: {
+    readonly resolutions: Resolutions;
+    readonly conflicts: (open: OpenConflicts, git: Git) => Promise<void>;
+  }) => Promise<unknown>;
+}
+
+/** A conflict that is left, and in a few words how it is settled. */
+export interface LeftConflict {
+  readonly path: string;
+  readonly reason: string;
+  readonly how: string;
+}
+
+export interface Resolved {
+  /** How many conflicts a person has settled. */
+  readonly settled: number;
+  readonly left: readonly LeftConflict[];
+}
+
+const LIST = ".zferry.json";
+const README = "README";
+
+/**
+ * Takes what a person settled in the folder and by choosing sides, records it, and puts what is left into the folder.
+ * The site's `/` is only read.
+ * @throws ZferryError `usage` for a path without a conflict, `output-exists` for a folder that is another's; whatever the
+ * plan is refused for besides conflicts
+ */
+export async function resolveConflicts(options: ResolveOptions): Promise<Resolved> {
+  const unused = new Set([...options.chosen.ours, ...options.chosen.theirs]);
+  for (;;) {
+    const store = openResolutions(options.state);
+    const hits = new Set<string>();
+    let recorded = false;
+    let left: LeftConflict[] = [];
+    try {
+      await options.plan({
+        resolutions: counting(store.lookup, hits),
+        conflicts: async (open, git) => {
+          const taken = await take(open, options, unused);
+          recorded = taken.contents.length + taken.attributes.length > 0;
+          if (recorded) store.record(taken);
+          else left = await fill(open, git, options);
+        },
+      });
+      requireUsed(unused);
+      await clear(options.folder);
+    } catch (error) {
+      if (!(error instanceof ZferryError) || error.code !== "merge-conflict") throw error;
+      // With those settled, others may come to light: attributes are compared once the contents agree.
+      if (recorded) continue;
+      requireUsed(unused);
+      left.push(...elsewhere(error, left));
+    }
+    return { settled: hits.size, left };
+  }
+}
+
+function requireUsed(unused: ReadonlySet<RawPath>): void {
+  if (unused.size === 0) return;
+  const shown = [...unused].map(showPath).join(", ");
+  throw new ZferryError("usage", `${shown}: there is no conflict that could be settled so`, {
+    hint: "without --ours and --theirs the command lists what is left",
+  });
+}
+
+const counting = (lookup: Resolutions, hits: Set<string>): Resolutions => ({
+  contents(conflict) {
+    const found = lookup.contents(conflict);
+    if (found !== undefined) hits.add(`contents ${conflict.path}`);
+    return found;
+  },
+  attributes(conflict) {
+    const found = lookup.attributes(conflict);
+    if (found !== undefined) hits.add(`attributes ${conflict.path}`);
+    return found;
+  },
+});
+
+/** Conflicts that no file and no side settles. */
+function elsewhere(error: ZferryError, left: readonly LeftConflict[]): LeftConflict[] {
+  const known = new Set(left.map(({ path }) => path));
+  const { paths = [], reasons = [] } = error.details as Record<string, readonly string[]>;
+  return paths.flatMap((path, index) =>
+    known.has(path)
+      ? []
+      : [
+          {
+            path,
+            reason: (reasons[index] ?? "").slice(path.length + 2, -1),
+            how: "commit what agrees with the release",
+          },
+        ],
+  );
+}
+
+interface Taken {
+  readonly contents: ContentResolution[];
+  readonly attributes: AttributeResolution[];
+  readonly files: Buffer[];
+}
+
+async function take(
+  open: OpenConflicts,
+  { chosen, folder }: ResolveOptions,
+  unused: Set<RawPath>,
+): Promise<Taken> {
+  const taken: Taken = { contents: [], attributes: [], files: [] };
+  const sideOf = (path: RawPath): Side | undefined => {
+    const side = (["ours", "theirs"] as const).find((each) => chosen[each].includes(path));
+    if (side !== undefined) unused.delete(path);
+    return side;
+  };
+  for (const conflict of open.attributes) {
+    const side = sideOf(conflict.path);
+    if (side !== undefined) taken.attributes.push({ ...attributeKey(conflict), side });
+  }
+  const listed = readList(folder);
+  const tree = listed === undefined ? undefined : openTree(folder);
+  try {
+    for (const conflict of open.contents) {
+      const side = sideOf(conflict.path);
+      const key = contentKey(conflict);
+      if (side !== undefined) taken.contents.push({ ...key, result: { side } });
+      else if (tree !== undefined && listed?.some((each) => isSameKey(each, key))) {
+        const result = await readResult(tree, conflict);
+        if (result === undefined) continue;
+        if ("side" in result) taken.contents.push({ ...key, result });
+        else {
+          taken.contents.push({ ...key, result: { mode: result.mode, content: sha256(result.content) } });
+          taken.files.push(result.content);
+        }
+      }
+    }
+  } finally {
+    if (tree !== undefined) closeTree(tree);
+  }
+  return taken;
+}
+
+const beside = (path: RawPath, side: Side): RawPath => `${path}.${side}` as RawPath;
+
+/** What became of a conflict in the folder; undefined while it is none. */
+async function readResult(
+  tree: Tree,
+  conflict: Conflict,
+): Promise<{ side: Side } | { mode: "100644" | "100755"; content: Buffer } | undefined> {
+  const { path, ours, theirs } = conflict;
+  const [file, left, right] = await inspect(
+    tree,
+    [path, beside(path, "ours"), beside(path, "theirs")],
+    () => false,
+  );
+  if (file?.kind === "file") {
+    if (file.size > MAX_MERGED_BYTES) return undefined;
+    const content = readFileIn(tree, path) ?? Buffer.of();
+    if (MARKERS.test(content.toString("latin1"))) return undefined;
+    return { mode: (file.attributes.permissions & 0o100) === 0 ? "100644" : "100755", content };
+  }
+  const isGone = [file, left, right].every((each) => each?.kind === "absent");
+  if (!isGone || (ours !== null && theirs !== null)) return undefined;
+  return { side: ours === null ? "ours" : "theirs" };
+}
+
+const NAMES = { ours: "this site", base: "before", theirs: "release" };
+const MARKERS = new RegExp(`^(<{7} ${NAMES.ours}|[|]{7} ${NAMES.base}|>{7} ${NAMES.theirs})`, "m");
+
+function readList(folder: string) {
+  const stat = guarded(folder, () => fs.lstatSync(folder, { throwIfNoEntry: false }));
+  if (stat === undefined) return undefined;
+  const refuse = (why: string): ZferryError =>
+    new ZferryError("output-exists", `${folder}: ${why}`, {
+      details: { path: folder },
+      hint: "name a folder that is not there yet: --to FOLDER",
+    });
+  if (!stat.isDirectory()) throw refuse("there is something already, and no folder");
+  if (stat.uid !== process.geteuid?.() || (stat.mode & 0o022) !== 0)
+    throw refuse("the folder is another user's, or others may write there");
+  const tree = openTree(folder);
+  try {
+    const bytes = readFileIn(tree, LIST as RawPath);
+    if (bytes === undefined)
+      throw refuse("there is such a folder already, which bundle resolve did not make");
+    if (bytes.length > MAX_RESOLUTIONS_BYTES) throw refuse(`${LIST} in it has ${bytes.length} bytes`);
+    return parseCanonical(conflictListSchema, bytes).conflicts;
+  } catch (error) {
+    if (error instanceof ZferryError) throw error;
+    throw refuse(`${LIST} in it is malformed: ${error instanceof Error ? error.message : String(error)}`);
+  } finally {
+    closeTree(tree);
+  }
+}
+
+/** Puts the conflicts that are left into the folder. What a person began stays. */
+async function fill(open: OpenConflicts, git: Git, options: ResolveOptions): Promise<LeftConflict[]> {
+  const { folder } = options;
+  const listed = readList(folder) ?? [];
+  const left = open.attributes.map(({ path }): LeftConflict => ({
+    path: showPath(path),
+    reason: "attributes",
+    how: CHOOSE,
+  }));
+  if (listed.length === 0) guarded(folder, () => fs.mkdirSync(folder, { recursive: true, mode: 0o700 }));
+  const tree = openTree(folder);
+  try {
+    const keys = open.contents.map(contentKey);
+    for (const { path } of listed.filter((old) => !keys.some((key) => isSameKey(old, key)))) {
+      const raw = rawPath(Buffer.from(typeof path === "string" ? path : Buffer.from(path.base64, "base64")));
+      for (const each of [raw, beside(raw, "ours"), beside(raw, "theirs")]) removeTree(tree, each);
+    }
+    for (const [index, conflict] of open.contents.entries()) {
+      const isListed = listed.some((old) => isSameKey(old, keys[index] ?? {}));
+      const how = (await show(tree, conflict, git, options, isListed)) ?? CHOOSE;
+      left.push({ path: showPath(conflict.path), reason: conflict.reason, how });
+    }
+    writeInto(tree, LIST as RawPath, encodeCanonical({ version: 1, conflicts: keys }), 0o600);
+    writeInto(tree, README as RawPath, readme(left, options.release), 0o600);
+  } finally {
+    closeTree(tree);
+  }
+  return left;
+}
+
+const CHOOSE = "choose a side: --ours PATH or --theirs PATH";
+
+/** Writes what a person needs to settle a conflict, and tells how; undefined where only a side can be chosen. */
+async function show(
+  tree: Tree,
+  conflict: Conflict,
+  git: Git,
+  { scratchDir, release }: ResolveOptions,
+  isListed: boolean,
+): Promise<string | undefined> {
+  const { path, ours, theirs } = conflict;
+  if (fileRefusal(path) !== undefined || path === README) return undefined;
+  const mode = mergedMode(conflict) === "100755" ? 0o700 : 0o600;
+  const places = [path, beside(path, "ours"), beside(path, "theirs")];
+  const found = isListed ? await inspect(tree, places, () => false) : [];
+  const isThere = found.map(({ kind }) => kind === "file");
+  const shown = showPath(path);
+  const names = { ...NAMES, theirs: `${NAMES.theirs} ${release}` };
+  const text = await showMarkers(git, scratchDir, conflict, names);
+  if (text !== undefined) {
+    if (isThere[0] !== true && !tryWriting(tree, path, text, mode)) return undefined;
+    return `edit ${shown} until it has no markers`;
+  }
+  for (const [index, side] of (["ours", "theirs"] as const).entries()) {
+    const file = conflict[side];
+    if (file === null) continue;
+    if (file.mode !== "100644" && file.mode !== "100755") return undefined;
+    if (isThere[index + 1] === true) continue;
+    const content = await git.run(["cat-file", "blob", file.id]);
+    if (!tryWriting(tree, beside(path, side), content, mode)) return undefined;
+  }
+  if (ours === null || theirs === null) {
+    const kept = showPath(beside(path, ours === null ? "theirs" : "ours"));
+    return `rename ${kept} to ${shown} to keep it, or remove it`;
+  }
+  return `rename ${showPath(beside(path, "ours"))} or ${showPath(beside(path, "theirs"))} to ${shown}`;
+}
+
+/** A name that is too long, or that another conflict's file has, leaves only the choice of a side. */
+function tryWriting(tree: Tree, path: RawPath, content: Uint8Array, mode: number): boolean {
+  try {
+    writeInto(tree, path, content, mode);
+    return true;
+  } catch (error) {
+    const cause = error instanceof ZferryError ? error.details["reason"] : undefined;
+    if (cause === "ENAMETOOLONG" || cause === "EISDIR" || cause === "ENOTDIR" || cause === "EEXIST")
+      return false;
+    throw error;
+  }
+}
+
+/** The folder is ours alone, so its names are where they seem to be. */
+function writeInto(tree: Tree, path: RawPath, content: Uint8Array | string, mode: number): void {
+  const place = Buffer.concat([Buffer.from(`${tree.path}/`), rawBytes(path)]);
+  guarded(join(tree.path, showPath(path)), () => {
+    const folder = Buffer.from(dirname(place.toString("latin1")), "latin1");
+    fs.mkdirSync(folder, { recursive: true, mode: 0o700 });
+    const { O_WRONLY, O_CREAT, O_TRUNC, O_NOFOLLOW } = fs.constants;
+    const fd = fs.openSync(place, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, mode);
+    try {
+      fs.writeFileSync(fd, content);
+    } finally {
+      fs.closeSync(fd);
+    }
+  });
+}
+
+const readme = (left: readonly LeftConflict[], release: string): string =>
+  [
+    `Conflicts of this site's / with release ${release}. Nothing here is used before bundle resolve is run again.`,
+    "",
+    ...left.map(({ path, reason, how }) => `${path} (${reason}): ${how}`),
+    "",
+  ].join("\n");
+
+/** Removes the folder, once nothing is left in it to be settled. */
+async function clear(folder: string): Promise<void> {
+  if (readList(folder) !== undefined) await fs.promises.rm(folder, { recursive: true, force: true });
+}

@@ -1,0 +1,197 @@
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { openResolutions } from "../../src/install/resolutions.js";
+import { resolveConflicts, type Resolved } from "../../src/install/resolve.js";
+import type { RawPath } from "../../src/raw-path.js";
+import { ACCOUNTS, BuildHost, command, file, sh, type Edits, type Site } from "../root/hosts.js";
+
+const host = new BuildHost();
+host.release("r1", {
+  ...ACCOUNTS,
+  "etc/text": "one\ntwo\nthree\n",
+  "etc/binary": Buffer.from("\0one"),
+  "etc/gone": "gone\n",
+  "etc/kept": "kept\n",
+  "etc/owned": "owned\n",
+});
+host.release("r2", {
+  "etc/text": file("one\nrelease\nthree\n", 0o755),
+  "etc/binary": Buffer.from("\0two"),
+  "etc/gone": null,
+  "etc/kept": "kept 2\n",
+  "etc/owned": command('chmod 600 "$1"'),
+});
+const OURS: Edits = {
+  "etc/text": "one\nsite\nthree\n",
+  "etc/binary": Buffer.from("\0own"),
+  "etc/gone": "changed\n",
+  "etc/kept": null,
+  "etc/owned": command('chmod 640 "$1"'),
+};
+
+class Resolving {
+  readonly site: Site;
+  readonly state: string;
+  readonly folder: string;
+
+  constructor(edits: Edits) {
+    this.site = host.site("r1", "cloned");
+    this.site.commit(edits);
+    this.state = join(this.site.folder, "state");
+    this.folder = join(this.state, "resolve");
+    mkdirSync(this.state, { mode: 0o700 });
+  }
+
+  async run(chosen: { ours?: string[]; theirs?: string[] } = {}): Promise<Resolved> {
+    const part = await host.part("r1", "r2");
+    const before = this.site.state();
+    const resolved = await resolveConflicts({
+      state: this.state,
+      folder: this.folder,
+      scratchDir: this.site.scratch,
+      release: "r2",
+      chosen: { ours: (chosen.ours ?? []) as RawPath[], theirs: (chosen.theirs ?? []) as RawPath[] },
+      plan: (how) => this.site.plan(part, how),
+    });
+    expect(this.site.state()).toBe(before);
+    return resolved;
+  }
+
+  async left(chosen: { ours?: string[]; theirs?: string[] } = {}): Promise<string[]> {
+    return (await this.run(chosen)).left.map(({ path, reason }) => `${path} (${reason})`).sort();
+  }
+
+  place = (path: string): string => join(this.folder, path);
+  write = (path: string, content: string): void => writeFileSync(this.place(path), content);
+
+  async install(): Promise<void> {
+    await this.site.install(await host.part("r1", "r2"), { resolutions: openResolutions(this.state).lookup });
+    expect(this.site.status()).toBe("");
+  }
+
+  read = (path: string): string => readFileSync(join(this.site.root, path), "utf8");
+}
+
+it("leads from conflicts, by hand, to an install", async () => {
+  const resolving = new Resolving(OURS);
+  expect(await resolving.left()).toEqual([
+    "etc/binary (contents)",
+    "etc/gone (modify/delete)",
+    "etc/kept (modify/delete)",
+    "etc/text (contents)",
+  ]);
+  expect(statSync(resolving.folder).mode & 0o777).toBe(0o700);
+  expect(readFileSync(resolving.place("etc/text"), "utf8")).toBe(
+    "one\n<<<<<<< this site\nsite\n||||||| before\ntwo\n=======\nrelease\n>>>>>>> release r2\nthree\n",
+  );
+  expect(readFileSync(resolving.place("README"), "utf8")).toContain("etc/text (contents): edit etc/text");
+
+  // Nothing was settled: the same again, and what was begun stays.
+  resolving.write("etc/text", "begun\n<<<<<<< this site\n");
+  expect(await resolving.left()).toHaveLength(4);
+  expect(readFileSync(resolving.place("etc/text"), "utf8")).toBe("begun\n<<<<<<< this site\n");
+  await expect(resolving.install()).rejects.toMatchObject({ code: "merge-conflict" });
+
+  resolving.write("etc/text", "one\nboth\nthree\n");
+  renameSync(resolving.place("etc/binary.theirs"), resolving.place("etc/binary"));
+  expect(await resolving.run()).toMatchObject({
+    settled: 2,
+    left: [{ path: "etc/gone" }, { path: "etc/kept" }],
+  });
+  expect(existsSync(resolving.place("etc/text"))).toBe(false);
+
+  rmSync(resolving.place("etc/gone.ours"));
+  renameSync(resolving.place("etc/kept.theirs"), resolving.place("etc/kept"));
+  // Attributes are compared once the contents agree.
+  expect(await resolving.run()).toMatchObject({
+    settled: 4,
+    left: [{ path: "etc/owned", reason: "attributes" }],
+  });
+  expect(await resolving.run({ theirs: ["etc/owned"] })).toEqual({ settled: 5, left: [] });
+  expect(existsSync(resolving.folder)).toBe(false);
+
+  await resolving.install();
+  expect(resolving.read("etc/text")).toBe("one\nboth\nthree\n");
+  expect(resolving.read("etc/binary")).toBe("\0two");
+  expect(resolving.read("etc/kept")).toBe("kept 2\n");
+  expect(resolving.site.has("etc/gone")).toBe(false);
+  expect(sh(resolving.site.root, "stat -c %a etc/owned etc/text").trim()).toBe("600\n755");
+});
+
+it("takes a side of each path", async () => {
+  const resolving = new Resolving(OURS);
+  await resolving.run({ ours: ["etc/text", "etc/gone", "etc/owned"], theirs: ["etc/binary", "etc/kept"] });
+  await resolving.install();
+  expect(resolving.read("etc/text")).toBe("one\nsite\nthree\n");
+  expect(resolving.read("etc/gone")).toBe("changed\n");
+  expect(resolving.read("etc/kept")).toBe("kept 2\n");
+  expect(resolving.read("etc/binary")).toBe("\0two");
+  expect(sh(resolving.site.root, "stat -c %a etc/owned").trim()).toBe("640");
+});
+
+it("uses what was settled for exactly that conflict", async () => {
+  const resolving = new Resolving({ "etc/text": OURS["etc/text"] ?? null });
+  expect(await resolving.left({ ours: ["etc/text"] })).toEqual([]);
+  resolving.site.commit({ "etc/text": "one\nother\nthree\n" });
+  expect(await resolving.left()).toEqual(["etc/text (contents)"]);
+});
+
+describe("refuses", () => {
+  it("a path without a conflict", async () => {
+    const resolving = new Resolving({ "etc/text": OURS["etc/text"] ?? null });
+    await expect(resolving.run({ ours: ["etc/kept"] })).rejects.toMatchObject({
+      code: "usage",
+      message: expect.stringContaining("etc/kept") as string,
+    });
+  });
+
+  it.each<[string, (folder: string) => void]>([
+    ["a folder of somebody else's making", (folder) => mkdirSync(folder, { mode: 0o700 })],
+    ["a link", (folder) => symlinkSync("/tmp", folder)],
+    [
+      "a folder where others may write",
+      (folder) => {
+        mkdirSync(folder);
+        chmodSync(folder, 0o777);
+      },
+    ],
+  ])("%s", async (_, make) => {
+    const resolving = new Resolving({ "etc/text": OURS["etc/text"] ?? null });
+    make(resolving.folder);
+    await expect(resolving.run()).rejects.toMatchObject({ code: "output-exists" });
+  });
+
+  it("a record that is not as it was written", async () => {
+    const resolving = new Resolving({ "etc/text": OURS["etc/text"] ?? null });
+    await resolving.run();
+    resolving.write("etc/text", "both\n");
+    await resolving.run();
+    sh(
+      resolving.state,
+      "for f in resolutions/????????*; do case $f in *index.json) ;; *) echo x >> $f ;; esac; done",
+    );
+    await expect(resolving.install()).rejects.toMatchObject({ code: "journal-malformed" });
+    writeFileSync(join(resolving.state, "resolutions/index.json"), "{}");
+    await expect(resolving.run()).rejects.toMatchObject({ code: "journal-malformed" });
+  });
+
+  it("a link in place of a settled file", async () => {
+    const resolving = new Resolving({ "etc/text": OURS["etc/text"] ?? null });
+    await resolving.run();
+    rmSync(resolving.place("etc/text"));
+    symlinkSync("/etc/passwd", resolving.place("etc/text"));
+    await expect(resolving.run()).rejects.toMatchObject({ code: "io-failed" });
+    expect(existsSync("/etc/passwd")).toBe(true);
+  });
+});
