@@ -17,7 +17,7 @@ const folder = inFolder();
 const runHere = (...args: string[]) => run(args, { cwd: folder.path });
 const VERBS = [
   ...["keygen", "snapshot", "create", "sign", "sums", "verify", "inspect"],
-  ...["plan", "install", "trust", "setup", "status", "send"],
+  ...["plan", "install", "resolve", "trust", "setup", "status", "send"],
 ];
 
 describe("help", () => {
