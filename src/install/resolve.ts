@@ -9,6 +9,7 @@ import {
   contentKey,
   encodeCanonical,
   isSameKey,
+  MAX_RESOLUTIONS,
   MAX_RESOLUTIONS_BYTES,
   parseCanonical,
   sha256,
@@ -27,6 +28,7 @@ import type { Conflict } from "../root/trees.js";
 import { guarded } from "../system/files.js";
 import type { Git } from "../system/git.js";
 import { closeTree, inspect, openTree, readFileIn, removeTree, type Tree } from "../system/tree.js";
+import { openMemory, type Memory } from "./rerere.js";
 import { openResolutions } from "./resolutions.js";
 
 // Conflicts in a folder of their own, for a person. formats/root.md, Settling conflicts
@@ -81,7 +83,7 @@ export async function resolveConflicts(options: ResolveOptions): Promise<Resolve
       await options.plan({
         resolutions: counting(store.lookup, hits),
         conflicts: async (open, git) => {
-          const taken = await take(open, options, unused);
+          const taken = await take(open, git, options, unused);
           recorded = taken.contents.length + taken.attributes.length > 0;
           if (recorded) store.record(taken);
           else left = await fill(open, git, options);
@@ -146,9 +148,11 @@ interface Taken {
 
 async function take(
   open: OpenConflicts,
-  { chosen, folder }: ResolveOptions,
+  git: Git,
+  options: ResolveOptions,
   unused: Set<RawPath>,
 ): Promise<Taken> {
+  const { chosen, folder } = options;
   const taken: Taken = { contents: [], attributes: [], files: [] };
   const sideOf = (path: RawPath): Side | undefined => {
     const side = (["ours", "theirs"] as const).find((each) => chosen[each].includes(path));
@@ -173,6 +177,8 @@ async function take(
         else {
           taken.contents.push({ ...key, result: { mode: result.mode, content: sha256(result.content) } });
           taken.files.push(result.content);
+          const marked = await markersOf(conflict, git, options);
+          if (marked !== undefined) await memoryOf(git, options).remember(conflict, marked, result.content);
         }
       }
     }
@@ -238,21 +244,30 @@ function readList(folder: string) {
 /** Puts the conflicts that are left into the folder. What a person began stays. */
 async function fill(open: OpenConflicts, git: Git, options: ResolveOptions): Promise<LeftConflict[]> {
   const { folder } = options;
-  const listed = readList(folder) ?? [];
+  const found = readList(folder);
+  const listed = found ?? [];
   const left = open.attributes.map(({ path }): LeftConflict => ({
     path: showPath(path),
     reason: "attributes",
     how: CHOOSE,
   }));
-  if (listed.length === 0) guarded(folder, () => fs.mkdirSync(folder, { recursive: true, mode: 0o700 }));
+  if (found === undefined) {
+    guarded(folder, () => {
+      fs.mkdirSync(dirname(folder), { recursive: true });
+      // Fails where somebody made one in this moment.
+      fs.mkdirSync(folder, { mode: 0o700 });
+    });
+  }
   const tree = openTree(folder);
   try {
-    const keys = open.contents.map(contentKey);
+    const keys = open.contents.slice(0, MAX_RESOLUTIONS).map(contentKey);
     for (const { path } of listed.filter((old) => !keys.some((key) => isSameKey(old, key)))) {
       const raw = rawPath(Buffer.from(typeof path === "string" ? path : Buffer.from(path.base64, "base64")));
       for (const each of [raw, beside(raw, "ours"), beside(raw, "theirs")]) removeTree(tree, each);
     }
-    for (const [index, conflict] of open.contents.entries()) {
+    for (const { path, reason } of open.contents.slice(MAX_RESOLUTIONS))
+      left.push({ path: showPath(path), reason, how: "comes into the folder when others are settled" });
+    for (const [index, conflict] of open.contents.slice(0, MAX_RESOLUTIONS).entries()) {
       const isListed = listed.some((old) => isSameKey(old, keys[index] ?? {}));
       const how = (await show(tree, conflict, git, options, isListed)) ?? CHOOSE;
       left.push({ path: showPath(conflict.path), reason: conflict.reason, how });
@@ -272,7 +287,7 @@ async function show(
   tree: Tree,
   conflict: Conflict,
   git: Git,
-  { scratchDir, release }: ResolveOptions,
+  options: ResolveOptions,
   isListed: boolean,
 ): Promise<string | undefined> {
   const { path, ours, theirs } = conflict;
@@ -282,10 +297,13 @@ async function show(
   const found = isListed ? await inspect(tree, places, () => false) : [];
   const isThere = found.map(({ kind }) => kind === "file");
   const shown = showPath(path);
-  const names = { ...NAMES, theirs: `${NAMES.theirs} ${release}` };
-  const text = await showMarkers(git, scratchDir, conflict, names);
+  const text = await markersOf(conflict, git, options);
   if (text !== undefined) {
-    if (isThere[0] !== true && !tryWriting(tree, path, text, mode)) return undefined;
+    if (isThere[0] === true) return `edit ${shown} until it has no markers`;
+    const recalled = await memoryOf(git, options).recall(conflict, text);
+    if (!tryWriting(tree, path, recalled ?? text, mode)) return undefined;
+    if (recalled !== undefined && !MARKERS.test(recalled.toString("latin1")))
+      return `settled like an earlier conflict: look at ${shown}, which counts as it is the next time`;
     return `edit ${shown} until it has no markers`;
   }
   for (const [index, side] of (["ours", "theirs"] as const).entries()) {
@@ -302,6 +320,12 @@ async function show(
   }
   return `rename ${showPath(beside(path, "ours"))} or ${showPath(beside(path, "theirs"))} to ${shown}`;
 }
+
+const markersOf = (conflict: Conflict, git: Git, { scratchDir, release }: ResolveOptions) =>
+  showMarkers(git, scratchDir, conflict, { ...NAMES, theirs: `${NAMES.theirs} ${release}` });
+
+const memoryOf = (git: Git, { scratchDir, state }: ResolveOptions): Memory =>
+  openMemory(git, scratchDir, join(state, "rr-cache"));
 
 /** A name that is too long, or that another conflict's file has, leaves only the choice of a side. */
 function tryWriting(tree: Tree, path: RawPath, content: Uint8Array, mode: number): boolean {

@@ -140,6 +140,29 @@ it("takes a side of each path", async () => {
   expect(sh(resolving.site.root, "stat -c %a etc/owned").trim()).toBe("640");
 });
 
+it("offers what was settled before for a conflict that is like it, to be confirmed", async () => {
+  const resolving = new Resolving({ "etc/text": OURS["etc/text"] ?? null });
+  await resolving.run();
+  resolving.write("etc/text", "one\nboth\nthree\n");
+  expect(await resolving.left()).toEqual([]);
+  for (const [third, word] of [
+    ["drei", "both"],
+    ["trois", "both"],
+    ["tre", "other"],
+  ] as const) {
+    resolving.site.commit({ "etc/text": `one\nsite\nthree\n${"line\n".repeat(9)}${third}\n` });
+    const { left } = await resolving.run();
+    expect(left).toMatchObject([{ path: "etc/text", how: expect.stringMatching(/^settled like/) as string }]);
+    await expect(resolving.install()).rejects.toMatchObject({ code: "merge-conflict" });
+    const offered = readFileSync(resolving.place("etc/text"), "utf8");
+    expect(offered).toBe(`one\n${word}\nthree\n${"line\n".repeat(9)}${third}\n`);
+    // What a person changes of the offer is offered the next time.
+    if (third === "trois") resolving.write("etc/text", offered.replace("both", "other"));
+    expect(await resolving.left()).toEqual([]);
+  }
+  await resolving.install();
+});
+
 it("uses what was settled for exactly that conflict", async () => {
   const resolving = new Resolving({ "etc/text": OURS["etc/text"] ?? null });
   expect(await resolving.left({ ours: ["etc/text"] })).toEqual([]);
