@@ -46,6 +46,7 @@ import {
 } from "../system/git.js";
 import { differingFields, readLive, sameState, type FileState, type Live } from "./live.js";
 import { isCarriedXattr, isSymlink } from "./metadata.js";
+import { requireChangeable } from "./obstacles.js";
 import { pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
 
@@ -325,6 +326,7 @@ export async function requireAsPlanned(plan: RootPlan, { git, rootDir }: ApplyOp
         work.changes.map(({ path }) => path),
       ),
     );
+    await requireChangeable(tree, work);
   } finally {
     closeTree(tree);
   }

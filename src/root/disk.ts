@@ -1,4 +1,3 @@
-import { realpathSync } from "node:fs";
 import { join } from "node:path";
 import * as v from "valibot";
 import { ZferryError } from "../errors.js";
@@ -9,7 +8,6 @@ import {
   folderOf,
   freeSpace,
   listBelow,
-  mountPoints,
   openTree,
   type FileAttributes,
   type Tree,
@@ -17,6 +15,7 @@ import {
 import { attributeMerger, type AttributeMerger } from "./attributes.js";
 import { differingFields, gitFile, readLive, sameGit, sameState, type FileState, type Live } from "./live.js";
 import { gitModeSchema, isSymlink, type RootMetadata } from "./metadata.js";
+import { requireChangeable } from "./obstacles.js";
 import { pathName, pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
 import type { PlacedChange } from "./renames.js";
@@ -66,7 +65,7 @@ export async function planDisk(options: DiskOptions): Promise<Disk> {
       attributes,
     );
     attributes.finish();
-    refuseMountPoints(options.rootDir, changes);
+    await requireChangeable(tree, { changes, directories });
     const space = await spaceFor(tree, options.scratch, changes, directories);
     options.space?.(space);
     requireSpace(space);
@@ -238,23 +237,6 @@ async function planDirectories(
     }
   }
   return planned;
-}
-
-function refuseMountPoints(
-  rootDir: string,
-  changes: readonly { readonly path: RawPath; readonly before: unknown }[],
-) {
-  const root = realpathSync(rootDir);
-  const mounts = mountPoints();
-  const found = changes.filter(
-    ({ path, before }) => before !== null && mounts.has(join(Buffer.from(root).toString("latin1"), path)),
-  );
-  if (found.length === 0) return;
-  throw dirty(
-    "a mount point cannot be replaced",
-    found.map(({ path }) => showPath(path)),
-    "unmount it first",
-  );
 }
 
 const BLOCK_BYTES = 4096;

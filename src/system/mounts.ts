@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs";
 import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 
@@ -17,19 +18,47 @@ export interface Mount {
   readonly source: string;
   /** The file system's own options, as in "ro,lowerdir=/usr". */
   readonly options: readonly string[];
+  /** Whether nothing can be written there: the mount or its file system is read-only. */
+  readonly readOnly: boolean;
 }
 
 export const readText = (path: string): Promise<string> => readFile(path, "utf8").catch(() => "");
 
 /** The mounts as a process sees them, in the order in which they can be made; none of a process that is gone. */
 export async function readMounts(pid: number | string): Promise<Mount[]> {
-  const lines = (await readText(join("/proc", String(pid), "mountinfo"))).split("\n");
-  return lines.filter(Boolean).map((line) => {
-    const [before = "", after = ""] = line.split(" - ");
-    const [id = "", parent = "", device = "", root = "", point = ""] = before.split(" ").map(unescapeOctal);
-    const [type = "", source = "", options = ""] = after.split(" ").map(unescapeOctal);
-    return { id, parent, device, root, point, type, source, options: options.split(",") };
-  });
+  return parseMounts(await readText(join("/proc", String(pid), "mountinfo")));
+}
+
+/** The mounts that this process sees, with paths as bytes (latin1), by where they are; without those that others hide. */
+export const ownMounts = (): Map<string, Mount> =>
+  visibleByPoint(parseMounts(readFileSync("/proc/self/mountinfo", "latin1")));
+
+/** A text of /proc/PID/mountinfo. */
+export const parseMounts = (text: string): Mount[] =>
+  text
+    .split("\n")
+    .filter(Boolean)
+    .map((line) => {
+      const [before = "", after = ""] = line.split(" - ");
+      const fields = before.split(" ").map(unescapeOctal);
+      const [id = "", parent = "", device = "", root = "", point = "", options = ""] = fields;
+      const [type = "", source = "", ofFileSystem = ""] = after.split(" ").map(unescapeOctal);
+      const superOptions = ofFileSystem.split(",");
+      const readOnly = [options.split(","), superOptions].some((list) => list.includes("ro"));
+      return { id, parent, device, root, point, type, source, options: superOptions, readOnly };
+    });
+
+/** By where they are; a mount hides what was mounted before at the same place or below it. */
+export function visibleByPoint(mounts: readonly Mount[]): Map<string, Mount> {
+  const visible = new Map<string, Mount>();
+  for (const mount of mounts) {
+    const below = mount.point === "/" ? "/" : `${mount.point}/`;
+    for (const point of visible.keys()) {
+      if (point === mount.point || point.startsWith(below)) visible.delete(point);
+    }
+    visible.set(mount.point, mount);
+  }
+  return visible;
 }
 
 /** As the kernel and exportfs write blanks in names. */

@@ -389,8 +389,37 @@ export function freeSpace(tree: Tree, path: RawPath | ""): { device: number; byt
   }
 }
 
-/** Where something is mounted, as absolute paths. */
-export function mountPoints(): Set<string> {
-  const table = fs.readFileSync("/proc/self/mountinfo", "latin1");
-  return new Set(table.split("\n").map((line) => unescapeOctal(line.split(" ")[4] ?? "")));
+/**
+ * Those of the paths that may not be changed, replaced or removed: the `i` and `a` of chattr(1). Where a file system
+ * does not have these, or e2fsprogs is not installed, there are none.
+ * @param paths none leads through a link
+ */
+export async function lockedByFlags(
+  tree: Tree,
+  paths: readonly (RawPath | "")[],
+): Promise<{ path: RawPath | ""; flag: "i" | "a" }[]> {
+  const places = paths.map((path) => `./${path}`);
+  // By xargs, because a process that node starts cannot have arguments that are not UTF-8.
+  const result = await run("xargs", ["-0", "-r", "lsattr", "-d", "--"], {
+    cwd: tree.path,
+    input: Buffer.from(places.map((place) => `${place}\0`).join(""), "latin1"),
+    maxOutputBytes: 1 << 30,
+  }).catch((error: unknown) => {
+    if (error instanceof ZferryError && error.code === "not-configured") return undefined;
+    throw error;
+  });
+  const output = result?.stdout.toString("latin1") ?? "";
+  const found: { path: RawPath | ""; flag: "i" | "a" }[] = [];
+  // In the order asked, without those that it cannot tell. A name may have newlines.
+  let at = 0;
+  for (const [index, path] of paths.entries()) {
+    const space = output.indexOf(" ", at);
+    const line = `${output.slice(at, space)} ${places[index] ?? ""}\n`;
+    if (space === -1 || !output.startsWith(line, at)) continue;
+    const flags = output.slice(at, space);
+    at += line.length;
+    if (flags.includes("i")) found.push({ path, flag: "i" });
+    else if (flags.includes("a")) found.push({ path, flag: "a" });
+  }
+  return found;
 }

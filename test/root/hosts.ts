@@ -13,6 +13,7 @@ import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterAll } from "vitest";
 import { applyRoot, takeBackRoot } from "./apply.js";
+import { requireAsPlanned } from "../../src/root/apply.js";
 import { makeRootPart, type RootPart } from "../../src/root/diff.js";
 import { planRoot, type PlanOptions } from "../../src/root/merge.js";
 import type { SecretRules } from "../../src/root/secrets.js";
@@ -195,6 +196,11 @@ export class Site {
   /** Gives a plan up that was applied, wholly or in part. */
   async takeBack(plan: RootPlan): Promise<void> {
     await takeBackRoot(plan, { rootDir: this.root, scratchDir: this.scratch });
+  }
+
+  /** What an installer asks before it begins to write. */
+  async requireAsPlanned(plan: RootPlan): Promise<void> {
+    await requireAsPlanned(plan, { git: await openRepository(this.root), rootDir: this.root });
   }
 
   async install(part: RootPart, options: Partial<PlanOptions> = {}): Promise<RootPlan> {

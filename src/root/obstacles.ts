@@ -1,0 +1,118 @@
+import { realpathSync } from "node:fs";
+import { ZferryError } from "../errors.js";
+import { showPath, type RawPath } from "../raw-path.js";
+import { ownMounts, type Mount } from "../system/mounts.js";
+import { folderOf, lockedByFlags, type Tree } from "../system/tree.js";
+import { dirty } from "./site.js";
+
+/** What is to change: `before` and `after` are null where there is nothing. */
+export interface Changing {
+  readonly changes: readonly Entry[];
+  readonly directories: readonly Entry[];
+}
+
+interface Entry {
+  readonly path: RawPath;
+  readonly before: unknown;
+  readonly after: unknown;
+}
+
+/**
+ * What keeps even root from writing, replacing or removing files and folders: mounts, and the flags of chattr(1).
+ * @throws ZferryError `worktree-dirty`, with everything that was found
+ */
+export async function requireChangeable(tree: Tree, changing: Changing): Promise<void> {
+  const root = realpathSync(tree.path, { encoding: "buffer" }).toString("latin1");
+  /** Absolute, without links, as the kernel names mount points. */
+  const placeOf = (path: RawPath | ""): string =>
+    path === "" ? root : `${root === "/" ? "" : root}/${path}`;
+  const mounts = ownMounts();
+  const folders = [...touchedFolders(changing)];
+  const [first, ...also] = [
+    refuseMountPoints(changing, (path) => mounts.has(placeOf(path))),
+    refuseReadOnly(folders.map(placeOf), mounts),
+    await refuseFlags(tree, changing, folders, placeOf),
+  ].filter((error) => error !== undefined);
+  if (first === undefined) return;
+  const { code, message, details, hint } = first;
+  throw new ZferryError(code, message, { details, hint, also });
+}
+
+/** Folders that are there, and get other attributes or have something made, replaced or removed in them. */
+function touchedFolders({ changes, directories }: Changing): Set<RawPath | ""> {
+  const made = new Set(directories.flatMap(({ path, before }) => (before === null ? [path] : [])));
+  const folders = new Set<RawPath | "">();
+  for (const { path, before, after } of directories) {
+    if (before !== null && after !== null) folders.add(path);
+    else folders.add(folderOf(path));
+  }
+  for (const { path } of changes) folders.add(folderOf(path));
+  return new Set(
+    [...folders].map((folder) => {
+      let there = folder;
+      while (there !== "" && made.has(there)) there = folderOf(there);
+      return there;
+    }),
+  );
+}
+
+/** A file takes its place by a rename, which cannot replace what something is mounted on. */
+function refuseMountPoints(
+  { changes }: Changing,
+  isMountPoint: (path: RawPath) => boolean,
+): ZferryError | undefined {
+  const found = changes.filter(({ path }) => isMountPoint(path));
+  if (found.length === 0) return undefined;
+  return dirty(
+    "a mount point cannot be replaced",
+    found.map(({ path }) => showPath(path)),
+    "unmount it first",
+  );
+}
+
+function refuseReadOnly(
+  folders: readonly string[],
+  mounts: ReadonlyMap<string, Mount>,
+): ZferryError | undefined {
+  const mountOf = (folder: string): Mount | undefined => {
+    for (let point = folder; ; point = point.slice(0, point.lastIndexOf("/"))) {
+      const mount = mounts.get(point === "" ? "/" : point);
+      if (mount !== undefined || point === "" || point === "/") return mount;
+    }
+  };
+  const found = new Map<string, Mount>();
+  for (const folder of folders) {
+    const mount = mountOf(folder);
+    if (mount?.readOnly === true) found.set(mount.point, mount);
+  }
+  if (found.size === 0) return undefined;
+  const show = (point: string): string => showPath(point as RawPath);
+  return dirty(
+    "the release changes what is mounted read-only",
+    [...found.keys()].map(show),
+    [...found.values()]
+      .map(({ type, source, point }) =>
+        type === "zfs" ? `zfs set readonly=off ${source}` : `mount -o remount,rw ${show(point)}`,
+      )
+      .join("; "),
+  );
+}
+
+async function refuseFlags(
+  tree: Tree,
+  { changes, directories }: Changing,
+  folders: readonly (RawPath | "")[],
+  placeOf: (path: RawPath | "") => string,
+): Promise<ZferryError | undefined> {
+  const replaced = changes.flatMap(({ path, before }) => (before === null ? [] : [path]));
+  const removed = directories.flatMap(({ path, after }) => (after === null ? [path] : []));
+  const found = await lockedByFlags(tree, [...new Set([...folders, ...replaced, ...removed])].sort());
+  if (found.length === 0) return undefined;
+  const name = { i: "immutable", a: "append-only" };
+  const commands = found.map(({ path, flag }) => `chattr -${flag} ${showPath(placeOf(path) as RawPath)}`);
+  return dirty(
+    "the release changes what chattr locks",
+    found.map(({ path, flag }) => `${path === "" ? tree.path : showPath(path)} (${name[flag]})`),
+    `${commands.slice(0, 20).join("; ")}, and back when the install is done`,
+  );
+}

@@ -1,0 +1,73 @@
+import { afterEach, describe, expect, it } from "vitest";
+import { everything } from "./everything.js";
+import { file, sh, type Site } from "./hosts.js";
+
+/** Whether files here have the flags of chattr(1), as on ext4, XFS and Btrfs. */
+const hasFlags = ((): boolean => {
+  const site = everything().site("r1", "cloned");
+  try {
+    sh(site.root, "chattr +i etc/config && chattr -i etc/config");
+    return true;
+  } catch (error) {
+    if (process.env["ZFERRY_REQUIRE_TOOLS"] === "1") throw error;
+    return false;
+  }
+})();
+
+describe.skipIf(!hasFlags)("what chattr locks is told by the plan", () => {
+  const host = everything();
+  let site: Site;
+  afterEach(() => sh(site.root, "chattr -R -f -i -a . || true"));
+
+  it("all of it, and nothing is changed", async () => {
+    site = host.site("r1", "cloned");
+    sh(
+      site.root,
+      "chattr +a etc/secret; chattr +i etc/gone etc/modes etc/private etc/unchanged etc/dir-to-file/b",
+    );
+    const before = site.state();
+    const paths = [
+      "etc/dir-to-file/b (immutable)",
+      "etc/gone (immutable)",
+      "etc/modes (immutable)",
+      "etc/private (immutable)",
+      "etc/secret (append-only)",
+    ];
+    await expect(site.plan(await host.part("r1", "r2"))).rejects.toMatchObject({
+      code: "worktree-dirty",
+      details: { paths },
+      hint: expect.stringContaining(`chattr -a ${site.root}/etc/secret`) as unknown,
+    });
+    expect(site.state()).toBe(before);
+    sh(site.root, "chattr -a etc/secret; chattr -i etc/gone etc/modes etc/private etc/dir-to-file/b");
+    await site.install(await host.part("r1", "r2"));
+  });
+
+  it("also with names that are no text, and in the folder where new ones come", async () => {
+    site = host.site("r2", "cloned");
+    host.release("odd", {
+      "etc/new.d/sub/new": "new\n",
+      "etc/new\nline": "other\n",
+      "etc/non-utf8": (path) => sh("/", `printf z > "$(dirname ${path})/$(printf 'caf\\351')"`),
+    });
+    site.commit({ "etc/own": file("own\n", 0o644) });
+    sh(site.root, `chattr +i "etc/$(printf 'caf\\351')" "$(printf 'etc/new\\nline')"; chattr +a etc`);
+    await expect(site.plan(await host.part("r2", "odd"))).rejects.toMatchObject({
+      code: "worktree-dirty",
+      details: {
+        paths: ["etc (append-only)", '"etc/caf\\351" (immutable)', '"etc/new\\012line" (immutable)'],
+      },
+    });
+  });
+
+  it("once more before anything is written, because a stream may take hours", async () => {
+    site = host.site("r1", "cloned");
+    const plan = await site.plan(await host.part("r1", "r2"));
+    await site.requireAsPlanned(plan);
+    sh(site.root, "chattr +i etc/config");
+    await expect(site.requireAsPlanned(plan)).rejects.toMatchObject({
+      code: "worktree-dirty",
+      details: { paths: ["etc/config (immutable)"] },
+    });
+  });
+});
