@@ -4,7 +4,7 @@ import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { showPath } from "../raw-path.js";
 import { formatBytes } from "../report.js";
-import { pathOf } from "../root/paths.js";
+import { pathOf, type PathName } from "../root/paths.js";
 import type { RootPlan } from "../root/plan.js";
 import { guarded } from "../system/files.js";
 import type { Git } from "../system/git.js";
@@ -75,19 +75,23 @@ export async function requireStateUntracked({ state }: SiteConfig, rootDir: stri
 export function requireOwnUntouched(
   { state, trust }: SiteConfig,
   rootDir: string,
-  { changes }: RootPlan,
+  { changes, directories }: RootPlan,
 ): void {
   const root = resolved(rootDir);
   const own = [resolved(state), resolved(trust.keys)].map((path) => relative(root, path));
-  for (const { path } of changes) {
-    const shown = showPath(pathOf(path));
-    const touched = own.find((folder) => isWithin(folder, shown) || isWithin(shown, folder));
+  const shown = (entries: readonly { path: PathName }[]): string[] =>
+    entries.map(({ path }) => showPath(pathOf(path)));
+  const files = new Set(shown(changes));
+  for (const path of [...files, ...shown(directories)]) {
+    const touched = own.find(
+      (folder) => isWithin(folder, path) || (files.has(path) && isWithin(path, folder)),
+    );
     if (touched !== undefined) {
       throw new ZferryError(
         "not-permitted",
-        `the release changes ${shown}, where this site keeps what is its own`,
+        `the release changes ${path}, where this site keeps what is its own`,
         {
-          details: { path: shown, own: touched },
+          details: { path, own: touched },
         },
       );
     }

@@ -6,7 +6,7 @@ import { ZferryError } from "../errors.js";
 import { rawBytes, type RawPath } from "../raw-path.js";
 import { guarded, syncPath } from "../system/files.js";
 import { initRepository, splitNul, trimmed, type Git } from "../system/git.js";
-import { mountPoints } from "../system/tree.js";
+import { ownMounts } from "../system/mounts.js";
 import { resolved } from "./apart.js";
 
 // formats/root.md, A site's repository
@@ -146,7 +146,7 @@ function placeOf({ site, systemDir, ignore }: RepositoryOptions): Place {
 /** What is mounted below a folder is not of its file system, so it is in no release. */
 function mountsBelow(folder: string, covered: readonly string[]): string[] {
   const prefix = folder === "/" ? "" : latin1(folder);
-  const found = [...mountPoints()]
+  const found = [...ownMounts().keys()]
     .filter((path) => path.startsWith(`${prefix}/`) && path.length > prefix.length + 1)
     .map((path) => path.slice(prefix.length))
     .sort();

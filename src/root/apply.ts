@@ -26,6 +26,7 @@ import {
   inPlace,
   inspect,
   isPresent,
+  listFolder,
   openTree,
   removeIfEmpty,
   removeTree,
@@ -109,10 +110,13 @@ interface Work {
   readonly units: readonly Unit[];
 }
 
-function workOf(plan: RootPlan): Work {
+/** @param there folders that the plan makes and that are there already: what it brings into them comes file by file */
+function workOf(plan: RootPlan, there: ReadonlySet<RawPath> = new Set()): Work {
   const changes = plan.changes.map(({ path, ...states }) => ({ path: pathOf(path), ...states }));
   const directories = plan.directories.map(({ path, ...states }) => ({ path: pathOf(path), ...states }));
-  const made = new Set(directories.filter(({ before }) => before === null).map(({ path }) => path));
+  const made = new Set(
+    directories.flatMap(({ path, before }) => (before === null && !there.has(path) ? [path] : [])),
+  );
   const units = new Map<RawPath, Unit>();
   /** The unit that brings a path, and where the path is prepared. */
   const unitOf = (path: RawPath): { unit: Unit; place: RawPath } => {
@@ -122,7 +126,7 @@ function workOf(plan: RootPlan): Work {
     return { unit, place: `${unit.temporary}${path.slice(top.length)}` as RawPath };
   };
   for (const { path, before, after } of directories) {
-    if (before !== null || after === null) continue;
+    if (before !== null || after === null || there.has(path)) continue;
     const { unit, place } = unitOf(path);
     unit.folders.push({ place, attributes: after });
   }
@@ -147,12 +151,11 @@ function temporaryPath({ mergeCommit }: RootPlan, path: RawPath): RawPath {
  * @throws ZferryError `no-space`, `io-failed`, `git-failed`
  */
 export async function prepareRoot(plan: RootPlan, { git, rootDir }: ApplyOptions): Promise<void> {
-  const { units } = workOf(plan);
   const tree = openTree(rootDir);
   try {
-    await prepareUnits(tree, git, units);
+    await prepareUnits(tree, git, workOf(plan).units);
   } catch (error) {
-    for (const { temporary } of units) removeTree(tree, temporary);
+    removePrepared(tree, plan);
     throw error;
   } finally {
     closeTree(tree);
@@ -164,7 +167,7 @@ export async function prepareRoot(plan: RootPlan, { git, rootDir }: ApplyOptions
  * @throws ZferryError `io-failed`, `git-failed`
  */
 export async function discardRoot(plan: RootPlan, { git, rootDir }: ApplyOptions): Promise<void> {
-  removePrepared(plan, rootDir);
+  discardPrepared(plan, rootDir);
   await deleteRef(git, PENDING);
   syncReferences(git, [PENDING]);
   await restoreReplaced(plan, git);
@@ -178,12 +181,30 @@ async function restoreReplaced({ replaced, mergeCommit }: RootPlan, git: Git): P
   syncReferences(git, [ref]);
 }
 
-function removePrepared(plan: RootPlan, rootDir: string): void {
+function discardPrepared(plan: RootPlan, rootDir: string): void {
   const tree = openTree(rootDir);
   try {
-    for (const { temporary } of workOf(plan).units) removeTree(tree, temporary);
+    removePrepared(tree, plan);
   } finally {
     closeTree(tree);
+  }
+}
+
+/** Removes what was prepared of a plan in any run, whichever of its folders were there. */
+function removePrepared(tree: Tree, plan: RootPlan): void {
+  const prepared = new Map<RawPath | "", Set<RawPath>>();
+  for (const { path, after } of [...plan.changes, ...plan.directories]) {
+    if (after === null) continue;
+    const temporary = temporaryPath(plan, pathOf(path));
+    const folder = folderOf(temporary);
+    const names = prepared.get(folder) ?? new Set();
+    prepared.set(folder, names.add(temporary));
+  }
+  for (const [folder, temporaries] of prepared) {
+    for (const { name } of listFolder(tree, folder)?.entries ?? []) {
+      const path = (folder === "" ? name : `${folder}/${name}`) as RawPath;
+      if (temporaries.has(path)) removeTree(tree, path);
+    }
   }
 }
 
@@ -291,7 +312,7 @@ async function carryOut(
   await checkHead(plan, git);
   const tree = openTree(rootDir);
   try {
-    await commitFiles(tree, git, workOf(plan));
+    await commitFiles(tree, git, plan);
   } finally {
     closeTree(tree);
   }
@@ -341,7 +362,7 @@ export async function revertRoot(
   plan: RootPlan,
   options: ApplyOptions & { scratchDir: string },
 ): Promise<void> {
-  removePrepared(plan, options.rootDir);
+  discardPrepared(plan, options.rootDir);
   // The pending commit goes last: until then it keeps what the site had not committed itself.
   await carryOut(reversed(plan), options, plan.drift);
   await restoreReplaced(plan, options.git);
@@ -405,16 +426,19 @@ function requireNoGit(git: Git): void {
 
 type Progress = "before" | "after";
 
-async function commitFiles(tree: Tree, git: Git, work: Work): Promise<void> {
-  const { changes, directories, units } = work;
+async function commitFiles(tree: Tree, git: Git, plan: RootPlan): Promise<void> {
+  const work = workOf(plan);
+  const { changes, directories } = work;
   const lives = await readLive(
     tree,
     changes.map(({ path }) => path),
   );
   const progress = judge(work, lives);
   const done = new Set(changes.filter((_, index) => progress[index] === "after").map(({ path }) => path));
-  const waiting = units.filter((unit) => !unit.files.every(({ path }) => done.has(path)));
-  await refuseOccupied(tree, waiting);
+  const { units } = workOf(plan, await madeFolders(tree, directories));
+  const waiting = units.filter(
+    ({ folders, files }) => folders.length > 0 || !files.every(({ path }) => done.has(path)),
+  );
   await commitAttributes(tree, directories);
   const unprepared: Unit[] = [];
   for (const unit of waiting) if (!(await isPrepared(tree, unit))) unprepared.push(unit);
@@ -436,7 +460,7 @@ async function commitFiles(tree: Tree, git: Git, work: Work): Promise<void> {
     }
   }
 
-  for (const { temporary } of units) removeTree(tree, temporary);
+  removePrepared(tree, plan);
   const folders = [...changes, ...directories].map(({ path }) => folderOf(path));
   for (const folder of new Set(folders)) syncFolder(tree, folder);
 }
@@ -481,12 +505,30 @@ function judge({ changes, directories }: Work, lives: readonly Live[]): Progress
   return progress;
 }
 
-/** A new folder takes its place whole: there must be none yet. */
-async function refuseOccupied(tree: Tree, units: readonly Unit[]): Promise<void> {
-  const made = units.filter(({ folders }) => folders.length > 0).map(({ path }) => path);
-  const found = await inspect(tree, made, () => false);
-  const occupied = made.filter((_, index) => found[index]?.kind === "directory");
-  if (occupied.length > 0) throw neither(occupied.map(showPath));
+/**
+ * The folders to be made that are there: an earlier run made them, or it did not remove what is now to be taken back,
+ * because something else lies in it.
+ */
+async function madeFolders(tree: Tree, directories: Work["directories"]): Promise<Set<RawPath>> {
+  const wanted = directories.flatMap(({ path, before, after }) =>
+    before === null && after !== null ? [{ path, after }] : [],
+  );
+  const found = await inspect(
+    tree,
+    wanted.map(({ path }) => path),
+    isCarriedXattr,
+  );
+  const there = new Set<RawPath>();
+  const strange: string[] = [];
+  for (const [index, { path, after }] of wanted.entries()) {
+    const live = found[index];
+    if (live?.kind !== "directory") continue;
+    const fields = differingFields(live.attributes, after);
+    if (fields.length > 0) strange.push(`${showPath(path)} (${fields.join(", ")})`);
+    there.add(path);
+  }
+  if (strange.length > 0) throw neither(strange);
+  return there;
 }
 
 /** Gives the folders that stay their attributes. Each field may have been changed by an earlier run already. */

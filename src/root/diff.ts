@@ -33,6 +33,7 @@ import {
   type RootCounts,
   type RootMetadata,
 } from "./metadata.js";
+import { findEmptyDirectories } from "./empty-directories.js";
 import { fileRefusal, pathName } from "./paths.js";
 import { findSecrets, refuseSecrets, type SecretRules } from "./secrets.js";
 
@@ -113,7 +114,16 @@ export async function makeRootPart(options: {
     const after = await listTree(borrower, target.tree);
     const changes = compareTrees(before, after);
     refuseSecrets(await findSecrets(borrower, before, after, options.secrets));
-    const metadata = await recordMetadata(changes, options.beforeDir, options.afterDir);
+    const metadata = await recordMetadata(
+      changes,
+      options.beforeDir,
+      options.afterDir,
+      (beforeTree, afterTree) =>
+        findEmptyDirectories(git, borrower, beforeTree && { tree: beforeTree, files: before.keys() }, {
+          tree: afterTree,
+          files: after.keys(),
+        }),
+    );
     const patch = await borrower.run([...PATCH_COMMAND, base?.tree ?? EMPTY_TREE, target.tree], {
       maxOutputBytes: MAX_PATCH_BYTES,
     });
@@ -207,12 +217,13 @@ async function recordMetadata(
   files: readonly FileAcross[],
   beforeDir: string | null,
   afterDir: string,
+  findEmpty: (before: Tree | undefined, after: Tree) => Promise<RawPath[]>,
 ): Promise<RootMetadata> {
   const after = openSnapshot(afterDir);
   try {
     const before = beforeDir === null ? undefined : openSnapshot(beforeDir);
     try {
-      return await compareSnapshots(files, before, after);
+      return await compareSnapshots(files, await findEmpty(before?.tree, after.tree), before, after);
     } finally {
       if (before !== undefined) closeTree(before.tree);
     }
@@ -223,6 +234,7 @@ async function recordMetadata(
 
 async function compareSnapshots(
   files: readonly FileAcross[],
+  empty: readonly RawPath[],
   before: Snapshot | undefined,
   after: Snapshot,
 ): Promise<RootMetadata> {
@@ -243,13 +255,22 @@ async function compareSnapshots(
     for (const folder of ancestors(path)) changedFolders.add(folder);
   }
 
+  const emptyBefore = await recordFolders(before, empty);
+  for (const path of empty) {
+    folders.add(path);
+    // New ones come with the folders that they lie in.
+    if (!emptyBefore.has(path)) for (const folder of [...ancestors(path), path]) changedFolders.add(folder);
+  }
+  for (const folder of changedFolders) folders.add(folder);
+
   const paths = [...folders].sort();
   const foldersBefore = await recordFolders(before, paths);
   const foldersAfter = await recordFolders(after, paths);
+  const emptied = new Set(empty);
   const directories: RootMetadata["directories"] = [];
   for (const path of paths) {
     const directory = { before: foldersBefore.get(path) ?? null, after: foldersAfter.get(path) ?? null };
-    if (directory.after === null) continue;
+    if (directory.after === null && !emptied.has(path)) continue;
     const changed =
       directory.before !== null && canonicalJson(directory.before) !== canonicalJson(directory.after);
     if (!changed && !changedFolders.has(path)) continue;

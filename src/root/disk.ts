@@ -15,7 +15,7 @@ import {
 import { attributeMerger, type AttributeMerger } from "./attributes.js";
 import { differingFields, gitFile, readLive, sameGit, sameState, type FileState, type Live } from "./live.js";
 import { gitModeSchema, isSymlink, type RootMetadata } from "./metadata.js";
-import { requireChangeable } from "./obstacles.js";
+import { mountPointsIn, requireChangeable } from "./obstacles.js";
 import { pathName, pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
 import type { PlacedChange } from "./renames.js";
@@ -56,7 +56,9 @@ export async function planDisk(options: DiskOptions): Promise<Disk> {
     const head = await listTree(options.scratch, options.head);
     const merged = await listTree(options.scratch, options.merged);
     const attributes = await attributeMerger(tree, options.scratch, merged, options.settling);
-    const { changes, replaced } = await planFiles(tree, options, head, merged, attributes);
+    const removed = options.metadata.directories.filter(({ after }) => after === null);
+    const gone = new Set(removed.map(({ path }) => pathOf(path)));
+    const { changes, replaced } = await planFiles(tree, options, gone, head, merged, attributes);
     const directories = await planDirectories(
       tree,
       options.metadata.directories,
@@ -91,13 +93,17 @@ interface DirectoryChange {
 async function planFiles(
   tree: Tree,
   { changes, replaceUntracked }: Pick<DiskOptions, "changes" | "replaceUntracked">,
+  removedFolders: ReadonlySet<RawPath>,
   head: ReadonlyMap<RawPath, TreeFile>,
   merged: ReadonlyMap<RawPath, TreeFile>,
   attributes: AttributeMerger,
 ): Promise<{ readonly changes: readonly FileChange[]; readonly replaced: readonly Replaced[] }> {
   const concerned = changes.filter(({ path }) => head.has(path) || merged.has(path));
   const lives = await liveFiles(tree, concerned);
-  const leaving = new Set(concerned.filter(({ path }) => !merged.has(path)).map(({ path }) => path));
+  const leaving = new Set([
+    ...concerned.filter(({ path }) => !merged.has(path)).map(({ path }) => path),
+    ...removedFolders,
+  ]);
   const planned: FileChange[] = [];
   const present = new Set<RawPath>();
   const replaced: Replaced[] = [];
@@ -200,10 +206,9 @@ function describeObstacle(
   }
   if (live.kind !== "directory") return `${showPath(path)} (an untracked ${live.kind})`;
   const below = listBelow(tree, path);
-  const staying = below.find(
-    (entry) => !leaving.has(entry) && !below.some((other) => other.startsWith(`${entry}/`)),
-  );
-  if (below.length > 0 && staying === undefined) return undefined;
+  const filled = new Set(below.flatMap(ancestors));
+  const staying = below.find((entry) => !leaving.has(entry) && !filled.has(entry));
+  if (staying === undefined && (below.length > 0 || leaving.has(path))) return undefined;
   return `${showPath(path)} (a directory${staying === undefined ? "" : ` with ${showPath(staying)}`})`;
 }
 
@@ -215,26 +220,46 @@ async function planDirectories(
   attributes: AttributeMerger,
 ): Promise<DirectoryChange[]> {
   const byPath = new Map(recorded.map(({ path, ...states }) => [pathOf(path), states]));
-  const needed = new Set(changes.flatMap(({ path, after }) => (after === null ? [] : ancestors(path))));
+  const made = recorded.flatMap(({ path, before }) => (before === null ? [pathOf(path)] : []));
+  const needed = new Set([
+    ...changes.flatMap(({ path, after }) => (after === null ? [] : ancestors(path))),
+    ...made.flatMap((path) => [...ancestors(path), path]),
+  ]);
   const kept = new Set([...merged.keys()].flatMap(ancestors));
   const emptied = changes
     .flatMap(({ path, after }) => (after === null ? ancestors(path) : []))
     .filter((path) => !kept.has(path) && !byPath.has(path));
   const paths = [...new Set([...byPath.keys(), ...emptied])].sort();
   const lives = await readLive(tree, paths);
+  const leaving = new Set(changes.flatMap(({ path, after }) => (after === null ? [path] : [])));
+  const isMountPoint = mountPointsIn(tree);
   const planned: DirectoryChange[] = [];
+  const inTheWay: string[] = [];
   for (const [index, path] of paths.entries()) {
-    const live = lives[index];
+    const live = lives[index] ?? { kind: "absent" };
     const directory = byPath.get(path);
-    const before = live?.kind === "directory" ? live.attributes : null;
-    if (directory === undefined) {
-      if (before !== null) planned.push({ path, before, after: null });
+    const before = live.kind === "directory" ? live.attributes : null;
+    if (directory === undefined || directory.after === null) {
+      if (before !== null && !kept.has(path)) planned.push({ path, before, after: null });
     } else if (before !== null) {
+      // What the release adds as an empty directory, the site has for something that it mounts there.
+      if (directory.before === null && isMountPoint(path)) continue;
       const after = attributes.merge(path, before, directory.before, directory.after);
       if (differingFields(before, after).length > 0) planned.push({ path, before, after });
     } else if (needed.has(path)) {
-      planned.push({ path, before, after: attributes.resolve(directory.after) });
+      const at = live.kind === "blocked" ? live.at : path;
+      if (live.kind === "absent" || leaving.has(at)) {
+        planned.push({ path, before, after: attributes.resolve(directory.after) });
+      } else {
+        const kind = live.kind === "blocked" ? live.by : live.kind;
+        inTheWay.push(
+          `${showPath(path)} (${showPath(at)} is ${kind === "symlink" ? "a symbolic link" : "no directory"})`,
+        );
+      }
     }
+  }
+  if (inTheWay.length > 0) {
+    throw dirty("something lies where the release puts a folder", inTheWay, "move it away, or commit it");
   }
   return planned;
 }

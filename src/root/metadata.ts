@@ -55,7 +55,7 @@ export const metadataSchema = table({
     MAX_CHANGES,
   ),
   directories: list(
-    table({ path: pathNameSchema, before: v.nullable(directorySchema), after: directorySchema }),
+    table({ path: pathNameSchema, before: v.nullable(directorySchema), after: v.nullable(directorySchema) }),
     MAX_CHANGES,
   ),
 });
@@ -138,13 +138,17 @@ function checkMeaning({ changes, directories }: RootMetadata): void {
   checkOrder(changes.map(({ path }) => path));
   checkOrder(directories.map(({ path }) => path));
 
+  const knownBefore = new Set<RawPath>();
   const known = new Set<RawPath>();
+  const made: RawPath[] = [];
   for (const { path, before, after } of directories) {
     const directory = pathOf(path);
     refuse(directory, directoryRefusal(directory));
-    if (before !== null) checkAttributes(directory, before);
-    checkAttributes(directory, after);
-    known.add(directory);
+    if (before === null && after === null) refuse(directory, "is neither in the base nor in the target");
+    if (before !== null) knownBefore.add(directory);
+    if (after !== null) known.add(directory);
+    if (before === null) made.push(directory);
+    for (const state of [before, after]) if (state !== null) checkAttributes(directory, state);
   }
   const befores = new Set<RawPath>();
   const afters = new Set<RawPath>();
@@ -159,20 +163,22 @@ function checkMeaning({ changes, directories }: RootMetadata): void {
     if (after !== null) afters.add(file);
     for (const state of [before, after]) if (state !== null) checkFile(file, state);
   }
-  for (const [files, when] of [
-    [befores, "base"],
-    [afters, "target"],
+  for (const [files, folders, when] of [
+    [befores, knownBefore, "base"],
+    [afters, known, "target"],
   ] as const) {
+    for (const path of [...files, ...folders]) {
+      const above = ancestors(path).find((folder) => files.has(folder));
+      if (above !== undefined) refuse(path, `lies below ${showPath(above)}, a file of the ${when}`);
+    }
     for (const file of files) {
-      const above = ancestors(file).find((folder) => files.has(folder));
-      if (above !== undefined) refuse(file, `lies below ${showPath(above)}, a file of the ${when}`);
+      if (folders.has(file)) refuse(file, `is a file and a directory of the ${when}`);
     }
   }
-  for (const file of afters) {
-    if (known.has(file)) refuse(file, "is a file and a directory of the target");
-    const missing = ancestors(file).find((folder) => !known.has(folder));
+  for (const path of [...afters, ...made]) {
+    const missing = ancestors(path).find((folder) => !known.has(folder));
     if (missing !== undefined)
-      refuse(missing, `has no entry in directories, and ${showPath(file)} lies in it`);
+      refuse(missing, `has no entry in directories, and ${showPath(path)} lies in it`);
   }
 }
 

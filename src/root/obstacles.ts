@@ -22,10 +22,7 @@ interface Entry {
  * @throws ZferryError `worktree-dirty`, with everything that was found
  */
 export async function requireChangeable(tree: Tree, changing: Changing): Promise<void> {
-  const root = realpathSync(tree.path, { encoding: "buffer" }).toString("latin1");
-  /** Absolute, without links, as the kernel names mount points. */
-  const placeOf = (path: RawPath | ""): string =>
-    path === "" ? root : `${root === "/" ? "" : root}/${path}`;
+  const placeOf = placesIn(tree);
   const mounts = ownMounts();
   const folders = [...touchedFolders(changing)];
   const [first, ...also] = [
@@ -36,6 +33,19 @@ export async function requireChangeable(tree: Tree, changing: Changing): Promise
   if (first === undefined) return;
   const { code, message, details, hint } = first;
   throw new ZferryError(code, message, { details, hint, also });
+}
+
+/** Whether something is mounted on a path. */
+export function mountPointsIn(tree: Tree): (path: RawPath) => boolean {
+  const placeOf = placesIn(tree);
+  const mounts = ownMounts();
+  return (path) => mounts.has(placeOf(path));
+}
+
+/** Paths as the kernel names mount points: absolute, without links. */
+function placesIn(tree: Tree): (path: RawPath | "") => string {
+  const root = realpathSync(tree.path, { encoding: "buffer" }).toString("latin1");
+  return (path) => (path === "" ? root : `${root === "/" ? "" : root}/${path}`);
 }
 
 /** Folders that are there, and get other attributes or have something made, replaced or removed in them. */

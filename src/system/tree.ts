@@ -360,6 +360,30 @@ export function listBelow(tree: Tree, path: RawPath): RawPath[] {
   });
 }
 
+/**
+ * What lies in a folder (the empty path: the tree's own), and the number of the file system that it is on; undefined when
+ * there is no such folder.
+ * @throws ZferryError `io-failed`
+ */
+export function listFolder(
+  tree: Tree,
+  path: RawPath | "",
+): { device: number; entries: { name: RawPath; isDirectory: boolean }[] } | undefined {
+  const opened = openFolder(tree, path);
+  if (opened.kind !== "open") return undefined;
+  try {
+    const place = `/proc/self/fd/${opened.fd}`;
+    return guarded(display(tree, path as RawPath), () => ({
+      device: fs.fstatSync(opened.fd).dev,
+      entries: fs
+        .readdirSync(place, { withFileTypes: true, encoding: "buffer" })
+        .map((entry) => ({ name: rawPath(entry.name), isDirectory: entry.isDirectory() })),
+    }));
+  } finally {
+    fs.closeSync(opened.fd);
+  }
+}
+
 /** Writes the names in a folder (the empty path: the tree's own) to disk; nothing when it is not there. */
 export function syncFolder(tree: Tree, path: RawPath | ""): void {
   const opened = openFolder(tree, path);

@@ -51,7 +51,7 @@ describe("the state folder", () => {
 });
 
 describe("a release", () => {
-  const plan = (path: string) => ({ changes: [{ path }] }) as unknown as RootPlan;
+  const plan = (path: string) => ({ changes: [{ path }], directories: [] }) as unknown as RootPlan;
   const check = (path: string) => requireOwnUntouched(site(join(root, "srv/state")), root, plan(path));
 
   test("may change what is not the site's own", () => {
