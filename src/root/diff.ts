@@ -255,16 +255,16 @@ async function compareSnapshots(
     for (const folder of ancestors(path)) changedFolders.add(folder);
   }
 
-  const emptyBefore = await recordFolders(before, empty);
+  for (const path of empty) folders.add(path);
+  const foldersBefore = await recordFolders(before, [...folders].sort());
+  // New ones come with the folders that they lie in, which may be no tracked file's.
   for (const path of empty) {
-    folders.add(path);
-    // New ones come with the folders that they lie in.
-    if (!emptyBefore.has(path)) for (const folder of [...ancestors(path), path]) changedFolders.add(folder);
+    if (!foldersBefore.has(path)) for (const folder of [...ancestors(path), path]) changedFolders.add(folder);
   }
-  for (const folder of changedFolders) folders.add(folder);
+  const above = [...changedFolders].filter((path) => !folders.has(path)).sort();
+  for (const [path, recorded] of await recordFolders(before, above)) foldersBefore.set(path, recorded);
 
-  const paths = [...folders].sort();
-  const foldersBefore = await recordFolders(before, paths);
+  const paths = [...folders, ...above].sort();
   const foldersAfter = await recordFolders(after, paths);
   const emptied = new Set(empty);
   const directories: RootMetadata["directories"] = [];
