@@ -184,7 +184,10 @@ it("refuses a second install, and another bundle by its name, while one is under
     kill -CONT $first; wait $first; exit $status`,
     { check: false },
   );
-  expect([status, stderr]).toEqual([17, expect.stringContaining("another install, or abort, is running on this site")]);
+  expect([status, stderr]).toEqual([
+    17,
+    expect.stringContaining("another install, or abort, is running on this site"),
+  ]);
   expect(await siteState()).toBe(installed);
 
   const next = await makeRelease(machine, 3);
