@@ -266,7 +266,10 @@ async function setXattrs(files: readonly Attributed[], isWanted: (xattr: string)
     }
     const added = Object.entries(attributes.xattrs).filter(([name, value]) => present[name] !== value);
     if (added.length === 0) continue;
-    const lines = added.map(([name, value]) => `${escapeOctal(name)}=0s${value}\n`);
+    // setfattr 2.5 may fail, silently, at base64 of nothing.
+    const lines = added.map(
+      ([name, value]) => `${escapeOctal(name)}=${value === "" ? '""' : `0s${value}`}\n`,
+    );
     additions += `# file: ${descriptorPath(fd)}\n${lines.join("")}\n`;
   }
   for (const [name, fds] of removals) {

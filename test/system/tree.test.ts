@@ -108,6 +108,17 @@ describe("attributes", () => {
     );
   });
 
+  // setfattr did not write an empty value, and failed without a word, when it was the first or only one.
+  it("may be empty", async () => {
+    const path = join(root, "file");
+    writeFileSync(path, "x");
+    const attributes = { uid: 0, gid: 0, permissions: 0o644, xattrs: { "user.empty": "" } };
+    const fd = openSync(path, "r+");
+    await setAttributes([{ fd, attributes }], all);
+    closeSync(fd);
+    expect(await inspect(tree, [raw("file")], all)).toMatchObject([{ attributes }]);
+  });
+
   it("an ACL that the folder passes on does not stay", async () => {
     execFileSync("setfacl", ["-d", "-m", "u:80:rwx,g:80:rwx", root]);
     const path = join(root, "file");
