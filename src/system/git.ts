@@ -15,7 +15,7 @@ export interface GitOptions {
 
 /**
  * A repository, and git run on it in isolation: without the settings of the system and of the user, without hooks,
- * file system monitor, replacement objects, pager and prompts, and without the GIT_* variables of whoever calls.
+ * file system monitor, replacement objects, grafts, commit graph, pager and prompts, and without the GIT_* variables of whoever calls.
  * The repository's own settings remain, and with them filters: what reads or writes the work tree belongs into a
  * borrowing repository (`createBorrower`), which has none.
  */
@@ -43,6 +43,8 @@ const OLDEST_GIT = [2, 38] as const;
 
 const SETTINGS = {
   "core.attributesFile": "/dev/null",
+  // Which parents and which tree a commit has, its object says.
+  "core.commitGraph": "false",
   "core.excludesFile": "/dev/null",
   "core.fsmonitor": "false",
   // Added to git's default; the names in folders are for the caller to write to disk.
@@ -71,6 +73,7 @@ function isolatedEnvironment(): Record<string, string | undefined> {
     GIT_CONFIG_GLOBAL: "/dev/null",
     GIT_ATTR_NOSYSTEM: "1",
     GIT_NO_REPLACE_OBJECTS: "1",
+    GIT_GRAFT_FILE: "/dev/null",
     GIT_NO_LAZY_FETCH: "1",
     GIT_OPTIONAL_LOCKS: "0",
     GIT_TERMINAL_PROMPT: "0",
