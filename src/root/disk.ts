@@ -14,7 +14,7 @@ import {
 } from "../system/tree.js";
 import { attributeMerger, type AttributeMerger } from "./attributes.js";
 import { differingFields, gitFile, readLive, sameGit, sameState, type FileState, type Live } from "./live.js";
-import { gitModeSchema, isSymlink, type RootMetadata } from "./metadata.js";
+import { gitModeSchema, isSymlink, type GitMode, type RootMetadata } from "./metadata.js";
 import { mountPointsIn, requireChangeable } from "./obstacles.js";
 import { pathName, pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
@@ -22,6 +22,7 @@ import type { PlacedChange } from "./renames.js";
 import type { Replaced } from "./replaced.js";
 import type { Settler } from "./settle.js";
 import { dirty } from "./site.js";
+import { withAgreeingList } from "./xattrs.js";
 
 /** Room for the new files on one file system, in bytes. */
 export interface RootSpace {
@@ -131,7 +132,8 @@ async function planFiles(
       if (isSymlink(becomes.mode) !== isSymlink(after.mode)) return origin.attributes;
       return attributes.merge(path, origin.attributes, before, after);
     };
-    const state = { ...becomes, attributes: attributes.agree(path, becomes.mode, merge(), origin, after) };
+    const agreed = attributes.agree(path, becomes.mode, merge(), origin, after);
+    const state = { ...becomes, attributes: possible(becomes.mode, agreed) };
     if (current !== null && sameState(current, state)) {
       present.add(path);
       continue;
@@ -159,6 +161,10 @@ async function planFiles(
   requireAllPlanned(head, merged, new Set([...present, ...planned.map(({ path }) => path)]));
   return { changes: planned, replaced };
 }
+
+/** What a file system can keep of merged attributes: a link has no extended ones. */
+const possible = (mode: GitMode, attributes: FileAttributes): FileAttributes =>
+  isSymlink(mode) ? { ...attributes, xattrs: {} } : withAgreeingList(attributes);
 
 /** What lies at both paths of each change. */
 async function liveFiles(tree: Tree, changes: readonly PlacedChange[]): Promise<Map<RawPath, Live>> {
@@ -244,7 +250,7 @@ async function planDirectories(
     } else if (before !== null) {
       // What the release adds as an empty directory, the site has for something that it mounts there.
       if (directory.before === null && isMountPoint(path)) continue;
-      const after = attributes.merge(path, before, directory.before, directory.after);
+      const after = withAgreeingList(attributes.merge(path, before, directory.before, directory.after));
       if (differingFields(before, after).length > 0) planned.push({ path, before, after });
     } else if (needed.has(path)) {
       const at = live.kind === "blocked" ? live.at : path;

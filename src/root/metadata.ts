@@ -5,6 +5,7 @@ import { checkValue, integer, list, record, table } from "../schema.js";
 import { ancestors, showPath, type RawPath } from "../raw-path.js";
 import { ACCOUNT_NAME, MAX_ACCOUNT_ID } from "./accounts.js";
 import { base64Text, directoryRefusal, fileRefusal, isPathName, pathNameSchema, pathOf } from "./paths.js";
+import { xattrRefusal } from "./xattrs.js";
 
 // formats/root.md, metadata.json
 
@@ -212,11 +213,12 @@ function checkFile(path: RawPath, file: RecordedFile): void {
 /** Whether git takes a file with these permissions for executable: the owner may run it. */
 export const isExecutable = (permissions: number): boolean => (permissions & 0o100) !== 0;
 
-function checkAttributes(path: RawPath, { xattrs }: RecordedAttributes): void {
+function checkAttributes(path: RawPath, { permissions, xattrs }: RecordedAttributes): void {
   for (const [name, value] of Object.entries(xattrs)) {
     if (!isCarriedXattr(name)) refuse(path, `has an extended attribute with a name longer than 255 bytes`);
     const bytes = Buffer.from(value, "base64");
     if (bytes.length > MAX_XATTR_BYTES) refuse(path, `has ${name} of more than ${MAX_XATTR_BYTES} bytes`);
     if (bytes.toString("base64") !== value) refuse(path, `has ${name} not in canonical base64`);
+    refuse(path, xattrRefusal(name, bytes, parseInt(permissions, 8)));
   }
 }

@@ -1,0 +1,91 @@
+import type { FileAttributes } from "../system/tree.js";
+
+// Extended attributes whose values the kernel reads: what it would refuse, or keep in another form, cannot be installed.
+
+const ACCESS_LIST = "system.posix_acl_access";
+const DEFAULT_LIST = "system.posix_acl_default";
+const CAPABILITY = "security.capability";
+
+/** An access list: the version in 4 bytes, then entries of tag, permissions and id in 8, all little-endian. */
+const LIST_VERSION = 2;
+const HEADER_BYTES = 4;
+const ENTRY_BYTES = 8;
+const NO_ID = 0xffffffff;
+const TAG = { owner: 0x01, user: 0x02, owningGroup: 0x04, group: 0x08, mask: 0x10, others: 0x20 } as const;
+
+/** The entries in their order; a list that names nobody has no mask. */
+const LIST = /^O(U*)G(g*)(M?)T$/;
+const LETTERS: Readonly<Record<number, string>> = {
+  [TAG.owner]: "O",
+  [TAG.user]: "U",
+  [TAG.owningGroup]: "G",
+  [TAG.group]: "g",
+  [TAG.mask]: "M",
+  [TAG.others]: "T",
+};
+
+/** Where the permissions of each entry are, by its tag. */
+function entriesOf(list: Buffer): { tag: number; at: number }[] {
+  const count = Math.floor((list.length - HEADER_BYTES) / ENTRY_BYTES);
+  return Array.from({ length: Math.max(0, count) }, (_, index) => {
+    const start = HEADER_BYTES + index * ENTRY_BYTES;
+    return { tag: list.readUInt16LE(start), at: start + 2 };
+  });
+}
+
+/** What an entry has, or would have, by the permission bits of its file; undefined for those of named users and groups. */
+function bitsOf(tag: number, permissions: number): number | undefined {
+  if (tag === TAG.owner) return (permissions >> 6) & 7;
+  if (tag === TAG.mask) return (permissions >> 3) & 7;
+  return tag === TAG.others ? permissions & 7 : undefined;
+}
+
+/** Attributes as the kernel keeps them: the entries of owner, mask and others are the permission bits. */
+export function withAgreeingList(attributes: FileAttributes): FileAttributes {
+  const value = attributes.xattrs[ACCESS_LIST];
+  if (value === undefined) return attributes;
+  const list = Buffer.from(value, "base64");
+  for (const { tag, at } of entriesOf(list)) {
+    const bits = bitsOf(tag, attributes.permissions);
+    if (bits !== undefined) list.writeUInt16LE(bits, at);
+  }
+  return { ...attributes, xattrs: { ...attributes.xattrs, [ACCESS_LIST]: list.toString("base64") } };
+}
+
+/** Why the kernel would not keep an extended attribute as it is, as words to follow a path; undefined when it would. */
+export function xattrRefusal(name: string, value: Buffer, permissions: number): string | undefined {
+  if (name === CAPABILITY) return isCapability(value) ? undefined : `has ${name} that is malformed`;
+  if (name !== ACCESS_LIST && name !== DEFAULT_LIST) return undefined;
+  if (!isList(value)) return `has ${name} that is malformed`;
+  if (name === DEFAULT_LIST) return undefined;
+  const entries = entriesOf(value);
+  if (!entries.some(({ tag }) => tag === TAG.mask))
+    return `has ${name} that says no more than its permissions`;
+  const agrees = entries.every(({ tag, at }) => {
+    const bits = bitsOf(tag, permissions);
+    return bits === undefined || bits === value.readUInt16LE(at);
+  });
+  return agrees ? undefined : `has ${name} that does not agree with its permissions`;
+}
+
+function isList(value: Buffer): boolean {
+  const isWhole = value.length > HEADER_BYTES && (value.length - HEADER_BYTES) % ENTRY_BYTES === 0;
+  if (!isWhole || value.readUInt32LE(0) !== LIST_VERSION) return false;
+  const entries = entriesOf(value);
+  const shape = LIST.exec(entries.map(({ tag }) => LETTERS[tag] ?? "?").join(""));
+  if (shape === null || (shape[3] === "" && (shape[1] !== "" || shape[2] !== ""))) return false;
+  return entries.every(({ tag, at }) => {
+    const isNamed = tag === TAG.user || tag === TAG.group;
+    return value.readUInt16LE(at) <= 7 && (value.readUInt32LE(at + 2) === NO_ID) !== isNamed;
+  });
+}
+
+/** Version 2, or version 3 with the user of a namespace: the kernel gives one of the first user out as version 2. */
+function isCapability(value: Buffer): boolean {
+  if (value.length < 4) return false;
+  const version = value.readUInt32LE(0) >>> 24;
+  return (
+    (version === 2 && value.length === 20) ||
+    (version === 3 && value.length === 24 && value.readUInt32LE(20) !== 0)
+  );
+}
