@@ -43,6 +43,10 @@ async function findRenames(scratch: Git, from: string, to: string): Promise<Map<
   return renames;
 }
 
+/** One side has the file under another name, and the other one has a link there, or the reverse. */
+const RENAME_TYPE = "rename/type change";
+const isLink = (file: TreeFile | undefined): boolean => file?.mode === "120000";
+
 /** A tree whose files are moved in memory. */
 class MovableTree {
   readonly files: Map<RawPath, TreeFile>;
@@ -119,8 +123,10 @@ export async function followRenames(
       placed.set(to, { path: to, from: to, before, after });
     } else if (base.hasRoom(from, to) && ours.hasRoom(from, to)) {
       base.move(from, to);
-      if (ours.files.has(from)) placed.set(to, { path: to, from, before, after });
-      else conflicts.set(to, "rename/delete");
+      const site = ours.files.get(from);
+      if (site === undefined) conflicts.set(to, "rename/delete");
+      else if (isLink(site) !== isLink(theirs.files.get(to))) conflicts.set(to, RENAME_TYPE);
+      else placed.set(to, { path: to, from, before, after });
       ours.move(from, to);
     }
   }
@@ -128,10 +134,12 @@ export async function followRenames(
     const change = changed.get(from);
     if (released.has(from) || change === undefined) continue;
     if (!base.hasRoom(from, to) || !theirs.hasRoom(from, to)) continue;
+    const release = theirs.files.get(from);
+    if (release === undefined) conflicts.set(to, "rename/delete");
+    else if (isLink(release) !== isLink(ours.files.get(to))) conflicts.set(to, RENAME_TYPE);
     base.move(from, to);
     placed.delete(from);
     placed.set(to, { ...change, path: to, from: to });
-    if (change.after === null) conflicts.set(to, "rename/delete");
     theirs.move(from, to);
   }
   return finish({
