@@ -38,12 +38,11 @@ export async function attributeMerger(
 ): Promise<AttributeMerger> {
   const users = await readAccounts(tree, scratch, merged, "etc/passwd" as RawPath);
   const groups = await readAccounts(tree, scratch, merged, "etc/group" as RawPath);
-  const conflicts = new Map<RawPath, string>();
+  const conflicts = new Map<RawPath, Set<string>>();
   const missing = new Set<string>();
 
   const conflict = (path: RawPath, field: string): void => {
-    const earlier = conflicts.get(path);
-    conflicts.set(path, earlier === undefined ? field : `${earlier}, ${field}`);
+    conflicts.set(path, (conflicts.get(path) ?? new Set()).add(field));
   };
   const number = ({ name, id }: Account, kind: "user" | "group"): number => {
     if (name === null) return id;
@@ -119,7 +118,9 @@ export async function attributeMerger(
   };
 
   const finish = (): void => {
-    if (conflicts.size > 0) throw mergeConflict(conflicts);
+    if (conflicts.size > 0) {
+      throw mergeConflict(new Map([...conflicts].map(([path, fields]) => [path, [...fields].join(", ")])));
+    }
     if (missing.size === 0) return;
     const names = [...missing].sort();
     throw new ZferryError("not-configured", `the site does not have ${names.join(", ")}`, {

@@ -1,3 +1,4 @@
+import { statSync } from "node:fs";
 import { join } from "node:path";
 import { ZferryError } from "../errors.js";
 import { showPath, type RawPath } from "../raw-path.js";
@@ -25,11 +26,12 @@ export async function importBlobs(scratch: Git, pack: Uint8Array, metadata: Root
       `git refuses the root half's objects.pack: ${imported.stderr.split("\n").at(-1) ?? ""}`,
     );
   }
-  const listed = await scratch.run([
-    "verify-pack",
-    "--verbose",
-    join(scratch.objects, "pack", `pack-${name}.idx`),
-  ]);
+  const stored = join(scratch.objects, "pack", `pack-${name}`);
+  const { size } = statSync(`${stored}.pack`);
+  if (size !== pack.length) {
+    throw patchMalformed(`objects.pack has ${pack.length} bytes, what git reads of it ends at ${size}`);
+  }
+  const listed = await scratch.run(["verify-pack", "--verbose", `${stored}.idx`]);
   const objects = [...listed.toString("latin1").matchAll(/^([0-9a-f]{40}) (\w+)/gm)];
   const other = objects.find(([, , type]) => type !== "blob");
   if (other) throw patchMalformed(`objects.pack has ${other[1] ?? ""}, a ${other[2] ?? ""}`);
