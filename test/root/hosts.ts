@@ -244,3 +244,13 @@ export class Site {
     return readdirSync(join(this.root, path)).sort();
   }
 }
+
+/** Everything that could change on a site, and beside it: files, references, git's own files. */
+export const fingerprint = (site: Site): string =>
+  site.state() +
+  site.git("for-each-ref") +
+  sh(
+    site.folder,
+    `find root/.git -type f -print0 | sort -z | xargs -0 sha1sum
+     find . -path ./root -prune -o -path ./scratch -prune -o -printf '%P %y %m %s %l\\n' | sort`,
+  );

@@ -1,0 +1,312 @@
+import { execFileSync } from "node:child_process";
+import {
+  chmodSync,
+  lchownSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { join } from "node:path";
+import type { BuildHost, Site } from "./hosts.js";
+import { newFolder, sh } from "./hosts.js";
+
+/** What git does not keep of a file or folder; extended attributes as hexadecimal digits. */
+export interface Kept {
+  readonly uid: number;
+  readonly gid: number;
+  readonly permissions: number;
+  readonly xattrs: Readonly<Record<string, string>>;
+}
+
+export type Entry = Kept &
+  (
+    | { readonly kind: "file"; readonly content: string }
+    | { readonly kind: "link"; readonly content: string }
+    | { readonly kind: "directory" }
+  );
+
+/** Files, links and folders by path; a folder that is not named is root's, with 0755. Paths and contents are latin1. */
+export type Model = ReadonlyMap<string, Entry>;
+
+export const ROOTS: Kept = { uid: 0, gid: 0, permissions: 0o644, xattrs: {} };
+
+export const fileOf = (content: string, kept: Partial<Kept> = {}): Entry => ({
+  ...ROOTS,
+  ...kept,
+  kind: "file",
+  content,
+});
+
+export const linkTo = (content: string, kept: Partial<Kept> = {}): Entry => ({
+  ...ROOTS,
+  permissions: 0o777,
+  ...kept,
+  kind: "link",
+  content,
+});
+
+export const FOLDER: Entry = { ...ROOTS, permissions: 0o755, kind: "directory" };
+
+const placeOf = (root: string, path: string): Buffer =>
+  Buffer.concat([Buffer.from(`${root}/`), Buffer.from(path, "latin1")]);
+
+export const foldersOf = (path: string): string[] =>
+  path.split("/").flatMap((_, index, names) => (index === 0 ? [] : [names.slice(0, index).join("/")]));
+
+/** The model with the folders that its files lie in. */
+export function complete(model: Model): Map<string, Entry> {
+  const folders = new Set([...model].flatMap(([path]) => foldersOf(path)));
+  const whole = new Map([...folders].map((path): [string, Entry] => [path, FOLDER]));
+  for (const [path, entry] of model) whole.set(path, { ...entry, xattrs: withMode(entry) });
+  // A folder without a file is nothing to git.
+  const used = new Set(
+    [...model].flatMap(([path, { kind }]) => (kind === "directory" ? [] : foldersOf(path))),
+  );
+  for (const [path, { kind }] of whole) if (kind === "directory" && !used.has(path)) whole.delete(path);
+  return new Map([...whole].sort(([a], [b]) => (a < b ? -1 : 1)));
+}
+
+/** Makes the files of a work tree those of the model, as an edit of its root: `{ ".": writeModel(model) }`. */
+export const writeModel =
+  (model: Model) =>
+  (root: string): void => {
+    for (const name of readdirSync(root))
+      if (name !== ".git") rmSync(join(root, name), { recursive: true, force: true });
+    const whole = complete(model);
+    for (const [path, entry] of whole) {
+      const place = placeOf(root, path);
+      if (entry.kind === "directory") mkdirSync(place);
+      else if (entry.kind === "link") symlinkSync(Buffer.from(entry.content, "latin1"), place);
+      else writeFileSync(place, entry.content, "latin1");
+      lchownSync(place, entry.uid, entry.gid);
+    }
+    const dump = [...whole].flatMap(([path, { xattrs }]) => {
+      const values = Object.entries(xattrs).map(([name, value]) => `${name}=0x${value}\n`);
+      return values.length === 0 ? [] : [`# file: ${escapeOctal(path)}\n${values.join("")}\n`];
+    });
+    if (dump.length > 0) execFileSync("setfattr", ["--restore=-"], { cwd: root, input: dump.join("") });
+    for (const [path, { kind, permissions }] of whole)
+      if (kind !== "link") chmodSync(placeOf(root, path), permissions);
+  };
+
+/** As getfattr shows paths. */
+const escapeOctal = (path: string): string =>
+  path.replace(/[^ -[\]-~]/g, (char) => `\\${char.charCodeAt(0).toString(8).padStart(3, "0")}`);
+
+const unescapeOctal = (text: string): string =>
+  text.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(parseInt(digits, 8)));
+
+const CARRIED = /^(user\.|security\.capability$|system\.posix_acl_)/;
+
+function readXattrs(root: string): Map<string, Record<string, string>> {
+  const dump = Buffer.from(
+    sh(root, "{ getfattr -R -h -d -m - -e hex . 2>/dev/null || true; } | base64 -w0"),
+    "base64",
+  ).toString("latin1");
+  const found = new Map<string, Record<string, string>>();
+  for (const block of dump.split("\n\n")) {
+    const [header = "", ...lines] = block.split("\n");
+    const xattrs = lines.flatMap((line): [string, string][] => {
+      const [name = "", value = ""] = line.split("=");
+      return CARRIED.test(name) ? [[name, value.slice("0x".length)]] : [];
+    });
+    found.set(unescapeOctal(header.replace("# file: ", "")), Object.fromEntries(xattrs));
+  }
+  return found;
+}
+
+/** What is on disk, without git's. */
+export function readModel(root: string): Map<string, Entry> {
+  const xattrs = readXattrs(root);
+  const found = new Map<string, Entry>();
+  const visit = (folder: string): void => {
+    for (const bytes of readdirSync(placeOf(root, folder), { encoding: "buffer" })) {
+      const name = bytes.toString("latin1");
+      const path = folder === "" ? name : `${folder}/${name}`;
+      if (path === ".git") continue;
+      const place = placeOf(root, path);
+      const stat = lstatSync(place);
+      const kept: Kept = {
+        uid: stat.uid,
+        gid: stat.gid,
+        permissions: stat.mode & 0o7777,
+        xattrs: xattrs.get(path) ?? {},
+      };
+      if (stat.isDirectory()) {
+        found.set(path, { ...kept, kind: "directory" });
+        visit(path);
+      } else if (stat.isSymbolicLink()) {
+        const content = readlinkSync(place, { encoding: "buffer" }).toString("latin1");
+        found.set(path, { ...kept, kind: "link", content });
+      } else {
+        found.set(path, { ...kept, kind: "file", content: readFileSync(place, "latin1") });
+      }
+    }
+  };
+  visit("");
+  return new Map([...found].sort(([a], [b]) => (a < b ? -1 : 1)));
+}
+
+/** What git's own merge makes of the site and release r2. */
+export interface GitMerge {
+  /** Null for a conflict. */
+  readonly tree: string | null;
+  /** Without what is in conflict. */
+  readonly files: ReadonlyMap<string, { readonly mode: string; readonly content: string }>;
+  /** Paths that git could not merge. */
+  readonly conflicts: ReadonlySet<string>;
+}
+
+/** Merges in a plain repository, with the release r1 as base, whatever the site's history is. */
+export function mergeWithGit(host: BuildHost, site: Site): GitMerge {
+  const plain = newFolder();
+  const merge = "git -c merge.renames=true -c merge.directoryRenames=false -c merge.renameLimit=7000 merge";
+  const told = sh(
+    plain,
+    `git init -q -b main
+     git fetch -q ${host.root} 'refs/tags/*:refs/tags/*'
+     git fetch -q ${site.root} HEAD
+     git checkout -q --detach "$(git commit-tree -p r1 -m site FETCH_HEAD^{tree})"
+     if ${merge} -q -s ort -m merged r2 >&2; then git rev-parse HEAD^{tree}; fi`,
+  ).trim();
+  const files = new Map<string, { mode: string; content: string }>();
+  const conflicts = new Set<string>();
+  const listed = Buffer.from(sh(plain, "git ls-files --stage -z | base64 -w0"), "base64").toString("latin1");
+  const merged: { path: string; mode: string; id: string }[] = [];
+  for (const entry of listed.split("\0").slice(0, -1)) {
+    const [, mode = "", id = "", stage = "", path = ""] =
+      /^(\d{6}) ([0-9a-f]{40}) (\d)\t(.*)$/s.exec(entry) ?? [];
+    // Of two kinds of thing at one path git renames one.
+    if (stage !== "0") conflicts.add(path.replace(/~(HEAD|r2)(_\d+)?$/, ""));
+    else merged.push({ path, mode, id });
+  }
+  const blobs = execFileSync("git", ["cat-file", "--batch"], {
+    cwd: plain,
+    input: merged.map(({ id }) => `${id}\n`).join(""),
+    maxBuffer: 1 << 28,
+  });
+  let at = 0;
+  for (const { path, mode } of merged) {
+    const end = blobs.indexOf("\n", at);
+    const size = Number(blobs.toString("latin1", at, end).split(" ")[2]);
+    files.set(path, { mode, content: blobs.toString("latin1", end + 1, end + 1 + size) });
+    at = end + size + 2;
+  }
+  return { tree: told === "" ? null : told, files, conflicts };
+}
+
+/** A side of a merge: its files, and where they went that have another name than in the base. */
+export interface Side {
+  readonly model: Model;
+  readonly moves: ReadonlyMap<string, string>;
+}
+
+export interface Expected {
+  /** Everything on disk afterwards. */
+  readonly model: Map<string, Entry>;
+  /** The fields that both sides changed, by path. */
+  readonly conflicts: Map<string, string[]>;
+}
+
+/** Merges what git does not keep, by the rules of formats/root.md, into the files that git's merge gives. */
+export function expectKept(base: Model, site: Side, release: Side, files: GitMerge["files"]): Expected {
+  const [before, ours, theirs] = [complete(base), complete(site.model), complete(release.model)];
+  const conflicts = new Map<string, string[]>();
+  const model = new Map<string, Entry>();
+  const origins = new Map([...site.moves, ...release.moves].map(([from, to]) => [to, from]));
+
+  const choose = <T>(path: string, field: string, was: T, here: T, there: T): T => {
+    if (was === there || here === there) return here;
+    if (was === here) return there;
+    conflicts.set(path, [...(conflicts.get(path) ?? []), field]);
+    return here;
+  };
+  const merge = (path: string, was: Entry | undefined, here: Entry, there: Entry): Kept => {
+    const names = new Set([was, here, there].flatMap((entry) => Object.keys(entry?.xattrs ?? {})));
+    const xattrs = [...names].flatMap((name): [string, string][] => {
+      const value = choose(path, name, was?.xattrs[name], here.xattrs[name], there.xattrs[name]);
+      return value === undefined ? [] : [[name, value]];
+    });
+    return {
+      uid: choose(path, "owner", was?.uid, here.uid, there.uid) ?? 0,
+      gid: choose(path, "group", was?.gid, here.gid, there.gid) ?? 0,
+      permissions: choose(path, "permissions", was?.permissions, here.permissions, there.permissions) ?? 0,
+      xattrs: Object.fromEntries(xattrs),
+    };
+  };
+
+  for (const [path, { mode, content }] of files) {
+    const origin = origins.get(path) ?? path;
+    const was = before.get(origin);
+    const here = ours.get(site.moves.get(origin) ?? origin);
+    const there = theirs.get(release.moves.get(origin) ?? origin);
+    const [wasFile, hereFile, thereFile] = [was, here, there].map((entry) =>
+      entry?.kind === "directory" ? undefined : entry,
+    );
+    const kind = mode === "120000" ? "link" : "file";
+    let kept: Kept;
+    if (thereFile === undefined) kept = hereFile ?? ROOTS;
+    else if (hereFile === undefined) kept = thereFile;
+    // What the release has of a file does not fit the site's link, and the reverse.
+    else if (thereFile.kind !== kind) kept = hereFile;
+    else kept = merge(path, wasFile, hereFile, thereFile);
+    if (kind === "link") kept = { ...kept, xattrs: {} };
+    else kept = { ...kept, xattrs: withMode(kept) };
+    const { uid, gid, permissions, xattrs } = kept;
+    model.set(path, { uid, gid, permissions, xattrs, kind, content });
+  }
+  // One that the merge empties stays where the target has it.
+  const emptied = [...theirs.keys()].filter((path) => ours.has(path));
+  for (const path of new Set([...[...files.keys()].flatMap(foldersOf), ...emptied])) {
+    if (files.has(path)) continue;
+    const [was, here, there] = [before, ours, theirs].map((side) => {
+      const entry = side.get(path);
+      return entry?.kind === "directory" ? entry : undefined;
+    });
+    if (here === undefined && there === undefined) continue;
+    let kept: Kept = here ?? there ?? FOLDER;
+    if (here !== undefined && there !== undefined) kept = merge(path, was, here, there);
+    const { uid, gid, permissions, xattrs } = kept;
+    model.set(path, { uid, gid, permissions, xattrs, kind: "directory" });
+  }
+  return { model: new Map([...model].sort(([a], [b]) => (a < b ? -1 : 1))), conflicts };
+}
+
+const ACL = "system.posix_acl_access";
+
+/** An access list as the kernel keeps it: of owner, mask and others it has what the permissions are. */
+function withMode({ permissions, xattrs }: Kept): Record<string, string> {
+  const acl = xattrs[ACL];
+  if (acl === undefined) return xattrs;
+  const bits = { "0100": permissions >> 6, "1000": permissions >> 3, "2000": permissions };
+  const entries = (acl.slice(8).match(/.{16}/g) ?? []).map((entry) => {
+    const tag = entry.slice(0, 4);
+    const own = tag in bits ? bits[tag as keyof typeof bits] : undefined;
+    return own === undefined ? entry : `${tag}0${own & 7}00${entry.slice(8)}`;
+  });
+  return { ...xattrs, [ACL]: acl.slice(0, 8) + entries.join("") };
+}
+
+/** The hexadecimal digits of an access list in which one more user may read, on a file with these permissions. */
+export function aclOf(user: number, permissions = 0o644, mask = (permissions >> 3) & 7): string {
+  const entry = (tag: number, bits: number, id = 0xffffffff): Buffer => {
+    const bytes = Buffer.alloc(8);
+    bytes.writeUInt16LE(tag, 0);
+    bytes.writeUInt16LE(bits, 2);
+    bytes.writeUInt32LE(id, 4);
+    return bytes;
+  };
+  const entries = [
+    entry(1, (permissions >> 6) & 7),
+    entry(2, 4, user),
+    entry(4, 4),
+    entry(0x10, mask),
+    entry(0x20, permissions & 7),
+  ];
+  return Buffer.concat([Buffer.of(2, 0, 0, 0), ...entries]).toString("hex");
+}
