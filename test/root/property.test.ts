@@ -8,6 +8,7 @@ import {
   expectKept,
   fileOf,
   FOLDER,
+  foldersOf,
   linkTo,
   mergeWithGit,
   readModel,
@@ -145,6 +146,15 @@ function change(
   return { model, moves: new Map(moves) };
 }
 
+/** Whether a new name lies below a file of another tree, or is taken there: such a rename is not followed. */
+const hasNoRoom = (moves: Side["moves"], ...models: ReadonlyMap<string, Entry>[]): boolean =>
+  [...moves.values()].some((to) =>
+    models.some((model) => {
+      const isFile = (at: string): boolean => (model.get(at)?.kind ?? "directory") !== "directory";
+      return complete(model).has(to) || foldersOf(to).some(isFile);
+    }),
+  );
+
 async function round(seed: number, history: "cloned" | "unrelated"): Promise<"clean" | "conflict"> {
   const random = randomOf(seed);
   const base = makeBase(random);
@@ -169,7 +179,8 @@ async function round(seed: number, history: "cloned" | "unrelated"): Promise<"cl
   } catch (error) {
     const { code, details } = error as ZferryError;
     if (code !== "merge-conflict") throw error;
-    expect({ isClean, ...details }).toEqual({ isClean: false, ...details });
+    const isUnfollowed = hasNoRoom(release.moves, base, model) || hasNoRoom(local.moves, base, release.model);
+    if (!isUnfollowed) expect({ isClean, ...details }).toEqual({ isClean: false, ...details });
     expect(fingerprint(site)).toBe(before);
     return "conflict";
   }
