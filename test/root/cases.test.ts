@@ -436,7 +436,8 @@ const isEmpty = (found: object): boolean => Object.keys(found).length === 0;
 // Without the whole base a site's renames are not followed, which renames.test.ts has.
 describe.each([
   ["cloned", CASES],
-  ["unrelated", CASES.filter(({ site }) => site.moves.size === 0)],
+  // A third of them, for the time: only where the base comes from is different.
+  ["unrelated", CASES.filter(({ site }, index) => site.moves.size === 0 && index % 3 === 0)],
 ] as const)("a site with %s history", (history, cases) => {
   /** Contents that do not merge, attributes that do not, and what was installed: from three sites. */
   let all: Meeting;
