@@ -90,8 +90,10 @@ describe.each([
     expect(await siteState()).toBe(before);
   });
 
-  it("is told what chattr keeps", async () => {
-    if (system === "ZFS") return;
+  const onExt4 = (name: string, use: () => Promise<void>): void => {
+    if (system === "ext4") it(name, use);
+  };
+  onExt4("is told what chattr keeps", async () => {
     await machine.run(`chattr +i ${root}/etc/group`);
     const { stderr, status } = await attempt(`bundle plan ${config} ${own} ${R2}`);
     await machine.run(`chattr -i ${root}/etc/group`);
@@ -160,9 +162,17 @@ function etcOf(packages: readonly string[]): Buffer {
 }
 
 describe("Debian's own /etc, of one set of packages and then of another", () => {
-  const FIRST = ["cron", "logrotate", "rsyslog", "openssh-client", "sudo", "nginx-common", "bash"];
+  const FIRST = [
+    "cron-daemon-common",
+    "logrotate",
+    "rsyslog",
+    "openssh-client",
+    "sudo",
+    "nginx-common",
+    "bash",
+  ];
   const SECOND = [
-    "cron",
+    "cron-daemon-common",
     "logrotate",
     "openssh-client",
     "sudo",
@@ -186,6 +196,7 @@ describe("Debian's own /etc, of one set of packages and then of another", () => 
     );
 
   beforeAll(async () => {
+    await machine.run(`bundle install ${R2}`);
     await release(3, FIRST, "true");
     // As a package's next version changes its files.
     await release(
@@ -197,7 +208,7 @@ describe("Debian's own /etc, of one set of packages and then of another", () => 
 
   it("is merged with what the site made of it", async () => {
     await machine.run("bundle install /tmp/R3.bundle");
-    expect(await lines(`stat -c %a ${MNT}/site/etc/sudoers`)).toBe("440");
+    expect(await lines(`stat -c %a ${MNT}/site/etc/sudoers.d/README`)).toBe("440");
     await machine.run(`
       cd ${MNT}/site; before=$(git rev-parse HEAD)
       printf 'Host plc\\n    User root\\n' >>etc/ssh/ssh_config; sed -i 's/^rotate .*/rotate 52/' etc/logrotate.conf
@@ -215,11 +226,11 @@ describe("Debian's own /etc, of one set of packages and then of another", () => 
     expect(
       await lines(
         `cd ${MNT}/site; git status --porcelain; head -1 etc/ssh/ssh_config; tail -1 etc/ssh/ssh_config; grep -E '^(rotate|daily)' etc/logrotate.conf
-        stat -c '%a %g %n' etc/crontab etc/zz.d etc/sudoers; ls etc/rsyslog.conf etc/rsyslog.d etc/nginx 2>&1 | tail -3`,
+        stat -c '%a %g %n' etc/crontab etc/zz.d etc/sudoers.d/README; ls -d etc/nginx etc/rsyslog.conf 2>&1 || true`,
       ),
     ).toBe(
-      "# version 4\n    User root\ndaily\nrotate 52\n640 10 etc/crontab\n700 0 etc/zz.d\n440 0 etc/sudoers\n" +
-        "ls: cannot access 'etc/rsyslog.d': No such file or directory\nls: cannot access 'etc/nginx': No such file or directory\netc/rsyslog.conf",
+      "# version 4\n    User root\ndaily\nrotate 52\n640 10 etc/crontab\n700 0 etc/zz.d\n440 0 etc/sudoers.d/README\n" +
+        "ls: cannot access 'etc/nginx': No such file or directory\netc/rsyslog.conf",
     );
     expect((await differing(4)).split("\n")).toEqual(
       expect.arrayContaining(["M\tetc/logrotate.conf", "M\tetc/ssh/ssh_config", "A\tetc/rsyslog.conf"]),
