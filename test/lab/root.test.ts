@@ -184,7 +184,7 @@ describe("Debian's own /etc, of one set of packages and then of another", () => 
   const release = async (number: number, packages: readonly string[], more: string): Promise<void> => {
     await machine.write("/tmp/etc.tar", etcOf(packages));
     await machine.run(`
-      cd ${MNT}/build; [ ! -e /tmp/names ] || xargs -d '\\n' rm -f </tmp/names
+      cd ${MNT}/build; [ ! -e /tmp/names ] || { xargs -d '\\n' rm -f </tmp/names; find etc -mindepth 1 -type d -empty -delete; }
       tar -t -f /tmp/etc.tar | grep -v '/$' >/tmp/names; tar -x -p -f /tmp/etc.tar
       ${more}
       bundle snapshot R${number} -m "release ${number}"; bundle create --base R${number - 1} --target R${number} -o /tmp/R${number}.bundle`);
