@@ -60,9 +60,9 @@ export async function runSend(path: string, options: SendOptions, env: Environme
     const chunks = counted(bundle.chunks(stream, indices), (done) =>
       env.progress.update(`sending ${stream.role}`, done, total),
     );
-    for await (const piece of token === undefined ? chunks : resumed(chunks, token)) {
-      await untilInterrupted(env.write(piece), env.signal);
-    }
+    const write = (piece: Uint8Array): Promise<void> => untilInterrupted(env.write(piece), env.signal);
+    if (token === undefined) for await (const piece of chunks) await write(piece);
+    else await writeAhead(resumed(chunks, token), write);
   } finally {
     env.progress.end();
     await file.close();
@@ -78,6 +78,24 @@ async function* resumed(
   token: ResumeToken,
 ): AsyncGenerator<Uint8Array, void, void> {
   yield* (await import("../stream/resume.js")).resumeStream(chunks, token);
+}
+
+/** Makes each piece while the one before is written. */
+async function writeAhead(
+  pieces: AsyncIterable<Uint8Array>,
+  write: (piece: Uint8Array) => Promise<void>,
+): Promise<void> {
+  let writing: Promise<void> = Promise.resolve();
+  try {
+    for await (const piece of pieces) {
+      await writing;
+      writing = write(piece);
+      // It is awaited with the next piece, which may take a while.
+      writing.catch(() => undefined);
+    }
+  } finally {
+    await writing;
+  }
 }
 
 async function* counted(

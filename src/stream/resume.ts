@@ -23,7 +23,7 @@ const FEATURES_SHIFT = 2n;
  *
  * @param source the stream's records in pieces of any size, in order, and already known to be sound. Those without an
  *   object of `point.object` or above may be missing, but for BEGIN
- * @returns pieces, each valid until the next one is asked for
+ * @returns pieces, each valid until the next but one is asked for
  * @throws ZferryError `stream-malformed`
  */
 export async function* resumeStream(
@@ -31,14 +31,17 @@ export async function* resumeStream(
   point: ResumePoint,
 ): AsyncGenerator<Uint8Array, void, void> {
   const sum = new Fletcher4();
-  let [memory, spare] = [new Uint8Array(OUTPUT_BYTES), new Uint8Array(OUTPUT_BYTES)];
+  let memory: Uint8Array = new Uint8Array(OUTPUT_BYTES);
+  const spares: Uint8Array[] = [new Uint8Array(OUTPUT_BYTES), new Uint8Array(OUTPUT_BYTES)];
   let filled = 0;
   let full: Uint8Array | undefined;
   const reader = new RecordReader(
     (length) => {
       if (filled + length > memory.length) {
         full = memory.subarray(0, filled);
-        [memory, spare] = [length <= spare.length ? spare : new Uint8Array(length), memory];
+        spares.push(memory);
+        const oldest = spares.shift() as Uint8Array;
+        memory = length <= oldest.length ? oldest : new Uint8Array(length);
         filled = 0;
       }
       return memory.subarray(filled, filled + length);
