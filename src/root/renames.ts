@@ -128,6 +128,9 @@ export async function followRenames(
       else if (isLink(site) !== isLink(theirs.files.get(to))) conflicts.set(to, RENAME_TYPE);
       else placed.set(to, { path: to, from, before, after });
       ours.move(from, to);
+    } else if (!ours.files.has(to) && isLink(ours.files.get(from)) === isLink(theirs.files.get(to))) {
+      // Its contents are not merged there; but a file that the site closed to others does not become open.
+      placed.set(to, { path: to, from, before, after });
     }
   }
   for (const [from, to] of local) {

@@ -52,6 +52,15 @@ async function ownTree(host: BuildHost, site: Site): Promise<string | null> {
   return site.git("rev-parse HEAD^{tree}");
 }
 
+it("a file that the site closed to others stays closed where the release makes a folder of another file for it", async () => {
+  const host = hostOf({ "etc/other": null, ...moved("etc/a", "other/a") });
+  const site = host.site("r1", "cloned");
+  site.commit({ "etc/a": command('chmod 600 "$1"; chown 5 "$1"') });
+  await site.install(await host.part("r1", "r2"));
+  expect(attributes(site, "etc/other/a")).toBe("5:0 600");
+  expect(read(site, "etc/other/a")).toBe(lines());
+});
+
 describe("a file that the release renames", () => {
   const renamed = moved(
     "etc/a",
