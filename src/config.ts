@@ -90,6 +90,17 @@ export const siteSchema = table({
 });
 export type SiteConfig = v.InferOutput<typeof siteSchema>;
 
+/**
+ * The git work tree of a site's `/`.
+ * @throws ZferryError `not-configured` where the configuration names none
+ */
+export function requireRoot({ root }: SiteConfig): NonNullable<SiteConfig["root"]> {
+  if (root !== undefined) return root;
+  throw new ZferryError("not-configured", "the site's configuration has no [root]", {
+    hint: 'add [root] with path = "/"',
+  });
+}
+
 export const buildSchema = table({
   product: productName,
   streams: v.pipe(streams, v.description("The dataset that is sent as each role's stream.")),

@@ -1,4 +1,5 @@
 import type { Command } from "commander";
+import { requireRoot } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { showPath } from "../raw-path.js";
 import { printable, printableLines, type Environment } from "../report.js";
@@ -29,12 +30,7 @@ export async function runDrift(options: DriftOptions, env: Environment): Promise
   if (options.patch && env.json) {
     throw new ZferryError("usage", "--patch and --json contradict each other");
   }
-  const { root } = await readSiteConfig(options.config);
-  if (root === undefined) {
-    throw new ZferryError("not-configured", "the site's configuration has no [root]", {
-      hint: 'add [root] with path = "/"',
-    });
-  }
+  const root = requireRoot(await readSiteConfig(options.config));
   if (options.patch) {
     const patch = await readDriftPatch(root.path);
     // What could command a terminal does not go to one.

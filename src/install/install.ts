@@ -246,12 +246,22 @@ async function withState<Result>(
   use: (folder: StateFolder, scratch: string) => Promise<Result>,
 ): Promise<Result> {
   for (const dataset of Object.values(site.streams)) await requireAnswer(dataset);
+  return withLock(site, async (folder, scratch) => {
+    await finishRecorded(folder);
+    return use(folder, scratch);
+  });
+}
+
+/** Runs `use` with the site's lock, and a scratch folder that goes with it. No dataset is asked anything. */
+async function withLock<Result>(
+  site: SiteConfig,
+  use: (folder: StateFolder, scratch: string) => Promise<Result>,
+): Promise<Result> {
   const folder = await lockState(site.state);
   const scratch = join(folder.path, "scratch");
   try {
     await rm(scratch, { recursive: true, force: true });
     guarded(scratch, () => mkdirSync(scratch, { mode: 0o700 }));
-    await finishRecorded(folder);
     return await use(folder, scratch);
   } finally {
     await rm(scratch, { recursive: true, force: true });
@@ -383,11 +393,7 @@ export async function resolveBundle(
     Pick<ResolveOptions, "chosen"> & { readonly folder: string | undefined },
 ): Promise<Resolved & { readonly folder: string }> {
   const { site, folder = join(site.state, "resolve"), chosen } = options;
-  const state = await lockState(site.state);
-  const scratch = join(state.path, "scratch");
-  try {
-    await rm(scratch, { recursive: true, force: true });
-    guarded(scratch, () => mkdirSync(scratch, { mode: 0o700 }));
+  return withLock(site, async (state, scratch) => {
     const [known, found] = [await state.readState(), await state.readJournal()];
     const journal = found === undefined || isRecorded(known, found) ? undefined : found;
     requireNoOther(bundle, journal);
@@ -407,10 +413,7 @@ export async function resolveBundle(
       },
     });
     return { ...resolved, folder };
-  } finally {
-    await rm(scratch, { recursive: true, force: true });
-    await state.release();
-  }
+  });
 }
 
 function planKeys(

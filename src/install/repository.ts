@@ -1,11 +1,11 @@
 import { lstatSync, mkdtempSync, readdirSync, renameSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, relative, resolve } from "node:path";
-import type { SiteConfig } from "../config.js";
+import { requireRoot, type SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { rawBytes, type RawPath } from "../raw-path.js";
 import { guarded, syncPath } from "../system/files.js";
-import { initRepository, splitNul, trimmed, type Git } from "../system/git.js";
+import { initRepository, joinNul, splitNul, trimmed, type Git } from "../system/git.js";
 import { ownMounts } from "../system/mounts.js";
 import { resolved } from "./apart.js";
 
@@ -81,7 +81,7 @@ export async function makeRepository(
     const git = await initRepository(making, { workTree, exclude: excludeOf(place) });
     const { found, paths } = await listFiles(git, place);
     await git.run(["update-index", "--add", "--remove", "-z", "--stdin"], {
-      input: Buffer.concat(paths.flatMap((path) => [rawBytes(path), Buffer.of(0)])),
+      input: joinNul(paths),
     });
     const tree = trimmed(await git.run(["write-tree"]));
     const when = `@${Math.floor(now.getTime() / 1000)} +0000`;
@@ -113,16 +113,12 @@ interface Place {
 }
 
 function placeOf({ site, systemDir, ignore }: RepositoryOptions): Place {
-  if (site.root === undefined) {
-    throw new ZferryError("not-configured", "the site's configuration has no [root]", {
-      hint: 'add [root] with path = "/"',
-    });
-  }
+  const { path } = requireRoot(site);
   const broken = ignore.find((pattern) => /[\n\r]|^$/.test(pattern));
   if (broken !== undefined) {
     throw new ZferryError("usage", `--ignore ${JSON.stringify(broken)}: is not one line`);
   }
-  const workTree = resolve(join(systemDir, site.root.path));
+  const workTree = resolve(join(systemDir, path));
   const gitDir = join(workTree, ".git");
   if (guarded(gitDir, () => lstatSync(gitDir, { throwIfNoEntry: false })) !== undefined) {
     throw new ZferryError("output-exists", `${workTree} has a git repository already: there is ${gitDir}`, {

@@ -1,8 +1,8 @@
 import * as fs from "node:fs";
 import { dirname, join } from "node:path";
 import { ZferryError } from "../errors.js";
-import { rawBytes, rawPath, showPath, type RawPath } from "../raw-path.js";
-import { fileRefusal } from "../root/paths.js";
+import { rawBytes, showPath, type RawPath } from "../raw-path.js";
+import { fileRefusal, pathOf } from "../root/paths.js";
 import {
   attributeKey,
   conflictListSchema,
@@ -262,7 +262,7 @@ async function fill(open: OpenConflicts, git: Git, options: ResolveOptions): Pro
   try {
     const keys = open.contents.slice(0, MAX_RESOLUTIONS).map(contentKey);
     for (const { path } of listed.filter((old) => !keys.some((key) => isSameKey(old, key)))) {
-      const raw = rawPath(Buffer.from(typeof path === "string" ? path : Buffer.from(path.base64, "base64")));
+      const raw = pathOf(path);
       for (const each of [raw, beside(raw, "ours"), beside(raw, "theirs")]) removeTree(tree, each);
     }
     for (const { path, reason } of open.contents.slice(MAX_RESOLUTIONS))

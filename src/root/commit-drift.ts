@@ -1,7 +1,7 @@
-import { rawBytes, showPath, type RawPath } from "../raw-path.js";
-import { splitNul, trimmed, type Git, type TreeFile } from "../system/git.js";
+import { showPath, type RawPath } from "../raw-path.js";
+import { joinNul, splitNul, trimmed, type Git, type TreeFile } from "../system/git.js";
 import { closeTree, openTree } from "../system/tree.js";
-import { gitFile, readLive, sameGit, type GitFile, type Live } from "./live.js";
+import { gitFile, readLive, sameGit, stateOf, type GitFile, type Live } from "./live.js";
 import { compareFiles, dirty, requireConcluded, type Site } from "./site.js";
 
 /** What the site changed and did not commit, as a tree in the scratch repository. */
@@ -38,7 +38,7 @@ export async function writeUncommitted(
   requireKept(paths, lives);
   const differing = paths.filter((path, index) => {
     const entry = staged.get(path);
-    return entry !== undefined && !isSame(entry && gitFile(entry), fileOf(lives[index]));
+    return entry !== undefined && !isSame(entry && gitFile(entry), stateOf(lives[index]));
   });
   if (differing.length > 0) {
     throw dirty(
@@ -49,7 +49,7 @@ export async function writeUncommitted(
   }
   await scratch.run(["update-index", "--add", "--remove", "-z", "--stdin"], {
     env,
-    input: Buffer.concat(paths.flatMap((path) => [rawBytes(path), Buffer.of(0)])),
+    input: joinNul(paths),
   });
   const tree = trimmed(await scratch.run(["write-tree"], { env }));
   return { tree, paths, staged: [...staged.keys()].sort() };
@@ -92,9 +92,6 @@ function requireKept(paths: readonly RawPath[], lives: readonly Live[]): void {
   if (strange.length === 0) return;
   throw dirty("tracked files are no files any more", strange, "commit what is meant, or bring them back");
 }
-
-const fileOf = (live: Live | undefined): GitFile | null =>
-  live?.kind === "file" || live?.kind === "symlink" ? live.state : null;
 
 const isSame = (a: GitFile | null, b: GitFile | null): boolean =>
   a === null || b === null ? a === b : sameGit(a, b);

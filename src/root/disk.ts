@@ -13,7 +13,16 @@ import {
   type Tree,
 } from "../system/tree.js";
 import { attributeMerger, type AttributeMerger } from "./attributes.js";
-import { differingFields, gitFile, readLive, sameGit, sameState, type FileState, type Live } from "./live.js";
+import {
+  differingFields,
+  gitFile,
+  readLive,
+  sameGit,
+  sameState,
+  stateOf,
+  type FileState,
+  type Live,
+} from "./live.js";
 import { gitModeSchema, isSymlink, type GitMode, type RootMetadata } from "./metadata.js";
 import { mountPointsIn, requireChangeable } from "./obstacles.js";
 import { pathName, pathOf } from "./paths.js";
@@ -173,9 +182,6 @@ async function liveFiles(tree: Tree, changes: readonly PlacedChange[]): Promise<
   return new Map(lives.map((live, index) => [paths[index] as RawPath, live]));
 }
 
-const stateOf = (live: Live | undefined): FileState | null =>
-  live?.kind === "file" || live?.kind === "symlink" ? live.state : null;
-
 const isInGit = (state: FileState | null, { mode, id }: TreeFile): boolean =>
   state?.mode === mode && state.blob === id;
 
@@ -206,9 +212,7 @@ function describeObstacle(
 ): string | undefined {
   if (live.kind === "absent") return undefined;
   if (live.kind === "blocked") {
-    if (leaving.has(live.at)) return undefined;
-    const what = live.by === "symlink" ? "a symbolic link" : "no directory";
-    return `${showPath(path)} (${showPath(live.at)} is ${what})`;
+    return leaving.has(live.at) ? undefined : describeBlocked(path, live.at, live.by);
   }
   if (live.kind !== "directory") return `${showPath(path)} (an untracked ${live.kind})`;
   const below = listBelow(tree, path);
@@ -217,6 +221,10 @@ function describeObstacle(
   if (staying === undefined && (below.length > 0 || leaving.has(path))) return undefined;
   return `${showPath(path)} (a directory${staying === undefined ? "" : ` with ${showPath(staying)}`})`;
 }
+
+/** A path that something at `at`, itself or on the way to it, keeps from being a folder or from lying in one. */
+const describeBlocked = (path: RawPath, at: RawPath, kind: Live["kind"]): string =>
+  `${showPath(path)} (${showPath(at)} is ${kind === "symlink" ? "a symbolic link" : "no directory"})`;
 
 async function planDirectories(
   tree: Tree,
@@ -257,10 +265,7 @@ async function planDirectories(
       if (live.kind === "absent" || leaving.has(at)) {
         planned.push({ path, before, after: attributes.resolve(directory.after) });
       } else {
-        const kind = live.kind === "blocked" ? live.by : live.kind;
-        inTheWay.push(
-          `${showPath(path)} (${showPath(at)} is ${kind === "symlink" ? "a symbolic link" : "no directory"})`,
-        );
+        inTheWay.push(describeBlocked(path, at, live.kind === "blocked" ? live.by : live.kind));
       }
     }
   }

@@ -5,7 +5,7 @@ import { ZferryError } from "../errors.js";
 import type { RawPath } from "../raw-path.js";
 import { createBorrower, openRepository, splitNul, withWorkTree, type Git } from "../system/git.js";
 import { MAX_PATCH_BYTES } from "./diff.js";
-import { compareFiles, readSite } from "./site.js";
+import { indexTree, readSite } from "./site.js";
 
 /** `retyped`: a file that became a link, or the reverse. */
 export type DriftKind = "added" | "modified" | "deleted" | "renamed" | "retyped";
@@ -37,7 +37,7 @@ export interface Drift {
 export const readDrift = (rootDir: string): Promise<Drift> =>
   compared(rootDir, async ({ scratch, release, head, tree }) => {
     const committed = parseEntries(await scratch.run(["diff-tree", "-r", ...LIST, release, head]));
-    const { env } = await compareFiles(scratch, tree);
+    const env = await indexTree(scratch, tree);
     const uncommitted = parseEntries(await scratch.run(["diff-files", ...LIST], { env }));
     return { release, head, committed, uncommitted };
   });
@@ -48,7 +48,7 @@ export const readDrift = (rootDir: string): Promise<Drift> =>
  */
 export const readDriftPatch = (rootDir: string): Promise<Buffer> =>
   compared(rootDir, async ({ scratch, release, tree }) => {
-    const { env } = await compareFiles(scratch, tree);
+    const env = await indexTree(scratch, tree);
     return scratch.run(["diff-index", ...PATCH, release], {
       env,
       maxOutputBytes: MAX_PATCH_BYTES,

@@ -66,6 +66,10 @@ function hashLink(tree: Tree, path: RawPath): string {
   return createHash("sha1").update(`blob ${target.length}\0`).update(target).digest("hex");
 }
 
+/** The file or link that lies at a path; null for anything else. */
+export const stateOf = (live: Live | undefined): FileState | null =>
+  live?.kind === "file" || live?.kind === "symlink" ? live.state : null;
+
 /** An entry of a tree, if it is a file or link. */
 export function gitFile(file: TreeFile | undefined) {
   const mode = file?.mode;

@@ -1,6 +1,6 @@
 import { join } from "node:path";
-import { rawBytes, showPath, type RawPath } from "../raw-path.js";
-import { listTree, trimmed, type Git } from "../system/git.js";
+import { showPath, type RawPath } from "../raw-path.js";
+import { joinNul, listTree, trimmed, type Git } from "../system/git.js";
 import type { FileState } from "./live.js";
 import { pathName } from "./paths.js";
 import type { RootPlan } from "./plan.js";
@@ -36,7 +36,7 @@ export async function backUp(
   await scratch.run(["read-tree", "--empty"], { env });
   await scratch.run(["update-index", "--add", "-z", "--stdin"], {
     env,
-    input: Buffer.concat(replaced.flatMap(({ path }) => [rawBytes(path), Buffer.of(0)])),
+    input: joinNul(replaced.map(({ path }) => path)),
   });
   const tree = trimmed(await scratch.run(["write-tree"], { env }));
   const files = await listTree(scratch, tree);

@@ -108,8 +108,6 @@ export function settler({ scratch, scratchDir, policies, resolutions }: SettlerO
     if (found?.policy !== "ours" && found?.policy !== "theirs") return undefined;
     return { side: found.policy, by: policyOf(found) };
   };
-  const isKnown = (known: readonly { readonly path: RawPath }[], path: RawPath): boolean =>
-    known.some((each) => each.path === path);
 
   return {
     settled,
@@ -133,7 +131,7 @@ export function settler({ scratch, scratchDir, policies, resolutions }: SettlerO
       const { path } = conflict;
       const decided = decideAttributes(conflict);
       if (decided === undefined) {
-        if (!isKnown(open.attributes, path)) open.attributes.push(conflict);
+        if (!open.attributes.some((each) => each.path === path)) open.attributes.push(conflict);
       } else if (!settled.some((each) => each.path === path && each.what === "attributes")) {
         settled.push({ path, what: "attributes", by: decided.by });
       }

@@ -55,18 +55,30 @@ export function requireConcluded(git: Git): void {
 
 const COMPARED = ["--no-renames", "--name-only", "-z", "--ignore-submodules=all"];
 
+/** The environment in which git has an index of its own. */
+type IndexEnvironment = Readonly<Record<string, string>>;
+
 /**
- * Compares a tree with the files of a work tree, byte by byte with an index of our own: no filter runs, and no flag hides a file.
+ * Makes an index of our own that has a tree, and knows which files of a work tree are as in it. They are compared byte by byte: no
+ * filter runs, and no flag hides a file.
  * @param scratch a borrowing repository with that work tree
- * @returns the environment in which git has that index, and the paths of the tree that the work tree has otherwise, or not
+ */
+export async function indexTree(scratch: Git, tree: string): Promise<IndexEnvironment> {
+  const env = { GIT_INDEX_FILE: join(scratch.gitDir, "index.head") };
+  await scratch.run(["read-tree", tree], { env });
+  await scratch.ask(["update-index", "-q", "--refresh", "--ignore-submodules"], { env });
+  return env;
+}
+
+/**
+ * Compares a tree with the files of a work tree.
+ * @returns what `indexTree` gives, and the paths of the tree that the work tree has otherwise, or not
  */
 export async function compareFiles(
   scratch: Git,
   tree: string,
-): Promise<{ readonly env: Readonly<Record<string, string>>; readonly changed: readonly RawPath[] }> {
-  const env = { GIT_INDEX_FILE: join(scratch.gitDir, "index.head") };
-  await scratch.run(["read-tree", tree], { env });
-  await scratch.ask(["update-index", "-q", "--refresh", "--ignore-submodules"], { env });
+): Promise<{ readonly env: IndexEnvironment; readonly changed: readonly RawPath[] }> {
+  const env = await indexTree(scratch, tree);
   return { env, changed: splitNul(await scratch.run(["diff-files", ...COMPARED], { env })) };
 }
 

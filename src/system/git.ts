@@ -276,6 +276,10 @@ export const trimmed = (output: Buffer): string => output.toString("utf8").trim(
 export const splitNul = (output: Uint8Array): RawPath[] =>
   rawPath(output).split("\0").slice(0, -1) as RawPath[];
 
+/** The same of paths, as input for a command that reads them so. */
+export const joinNul = (paths: Iterable<RawPath>): Buffer =>
+  Buffer.from([...paths].map((path) => `${path}\0`).join(""), "latin1");
+
 /** Input for `git update-index -z --index-info`; null removes a path. */
 export const indexInfo = (entries: Iterable<readonly [RawPath, TreeFile | null]>): Buffer =>
   Buffer.from(
