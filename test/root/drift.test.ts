@@ -33,9 +33,6 @@ const DRIFT: Edits = {
   "etc/untracked": "untracked\n",
 };
 
-const everythingOf = (site: Site): string =>
-  [site.state(), site.status(), site.git("rev-parse HEAD"), site.git("for-each-ref")].join("\n");
-
 describe("changes that a site did not commit", () => {
   let site: Site;
   beforeEach(() => {
@@ -76,7 +73,7 @@ describe("changes that a site did not commit", () => {
   });
 
   it("are only planned by a plan, which is the same each time and goes through a journal", async () => {
-    const all = () => everythingOf(site) + sh(site.root, "find .git -type f | sort | xargs sha1sum");
+    const all = () => site.everything() + sh(site.root, "find .git -type f | sort | xargs sha1sum");
     const before = all();
     const made = await plan();
     expect(JSON.stringify(await plan())).toBe(JSON.stringify(made));
@@ -87,14 +84,14 @@ describe("changes that a site did not commit", () => {
   });
 
   it("are uncommitted again, and staged as they were, when the install is taken back", async () => {
-    const before = everythingOf(site);
+    const before = site.everything();
     const made = await plan();
     await site.apply(made);
-    expect(everythingOf(site)).not.toBe(before);
+    expect(site.everything()).not.toBe(before);
     await site.takeBack(made);
-    expect(everythingOf(site)).toBe(before);
+    expect(site.everything()).toBe(before);
     await site.takeBack(made);
-    expect(everythingOf(site)).toBe(before);
+    expect(site.everything()).toBe(before);
     expect(site.leftovers()).toBe("");
   });
 
@@ -108,12 +105,12 @@ describe("changes that a site did not commit", () => {
 
   it("are in the way when they contradict the release", async () => {
     edit(site.root, { "etc/config": lines({ eight: "acht" }) });
-    const before = everythingOf(site);
+    const before = site.everything();
     await expect(plan()).rejects.toMatchObject({
       code: "merge-conflict",
       details: { reasons: ["etc/config (contents)"] },
     });
-    expect(everythingOf(site)).toBe(before);
+    expect(site.everything()).toBe(before);
   });
 
   it("are refused without being asked to commit them", async () => {
@@ -138,9 +135,9 @@ describe("changes that a site did not commit", () => {
     ],
   ])("are refused: %s", async (_, edits, path) => {
     edit(site.root, edits);
-    const before = everythingOf(site);
+    const before = site.everything();
     await expect(plan()).rejects.toMatchObject({ code: "worktree-dirty", details: { paths: [path] } });
-    expect(everythingOf(site)).toBe(before);
+    expect(site.everything()).toBe(before);
   });
 
   it("are refused where only the index has them", async () => {

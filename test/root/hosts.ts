@@ -225,6 +225,11 @@ export class Site {
     return sh(this.root, "git status --porcelain");
   }
 
+  /** All of that, with the commit and the references: what an install changes, and giving it up brings back. */
+  everything(): string {
+    return [this.state(), this.status(), this.git("rev-parse HEAD"), this.git("for-each-ref")].join("\n");
+  }
+
   leftovers(): string {
     return sh(
       this.root,

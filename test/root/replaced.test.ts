@@ -18,8 +18,6 @@ host.release("r2", {
 });
 
 const REF = "refs/zferry/replaced/r2";
-const everythingOf = (site: Site): string =>
-  [site.state(), site.status(), site.git("rev-parse HEAD"), site.git("for-each-ref")].join("\n");
 
 describe("untracked files where the release puts its own", () => {
   let site: Site;
@@ -57,8 +55,8 @@ describe("untracked files where the release puts its own", () => {
   });
 
   it("are only planned by a plan, which is the same each time and goes through a journal", async () => {
-    const all = () => everythingOf(site) + sh(site.root, "find .git -type f | sort | xargs sha1sum");
-    const [before, own] = [all(), everythingOf(site)];
+    const all = () => site.everything() + sh(site.root, "find .git -type f | sort | xargs sha1sum");
+    const [before, own] = [all(), site.everything()];
     const made = await plan();
     expect(all()).toBe(before);
     expect(JSON.stringify(v.parse(rootPlanSchema, JSON.parse(JSON.stringify(made))))).toBe(
@@ -68,15 +66,15 @@ describe("untracked files where the release puts its own", () => {
     expect(site.git(`rev-parse ${REF}`)).toBe(made.replaced?.commit);
     expect(JSON.stringify(await plan())).toBe(JSON.stringify(made));
     await discardRoot(made, { git: await openRepository(site.root), rootDir: site.root });
-    expect(everythingOf(site)).toBe(own);
+    expect(site.everything()).toBe(own);
   });
 
   it("are back with owner and permissions when the install is taken back", async () => {
-    const before = everythingOf(site);
+    const before = site.everything();
     const made = await plan();
     await site.apply(made);
     await site.takeBack(made);
-    expect(everythingOf(site)).toBe(before);
+    expect(site.everything()).toBe(before);
     expect(readlinkSync(join(site.root, "etc/bar"))).toBe("somewhere");
   });
 
@@ -85,12 +83,12 @@ describe("untracked files where the release puts its own", () => {
     await site.apply(first);
     sh(site.root, `git reset -q --hard ${first.head} && git update-ref refs/zferry/release HEAD`);
     edit(site.root, { "etc/foo": "mine again\n" });
-    const before = everythingOf(site);
+    const before = site.everything();
     const second = await plan(1_700_000_001);
     await site.apply(second);
     expect(sh(site.root, `git show ${REF}:etc/foo ${REF}^:etc/foo`)).toBe("mine again\nmine\r\n");
     await site.takeBack(second);
-    expect(everythingOf(site)).toBe(before);
+    expect(site.everything()).toBe(before);
     expect(site.git(`rev-parse ${REF}`)).toBe(first.replaced?.commit);
   });
 
@@ -117,8 +115,8 @@ describe("untracked files where the release puts its own", () => {
     ["a link where a folder goes", { "etc/sub": link("dir") }, "etc/sub/inner (etc/sub is a symbolic link)"],
   ])("are refused all the same: %s", async (_, edits, path) => {
     edit(site.root, edits);
-    const before = everythingOf(site);
+    const before = site.everything();
     await expect(plan()).rejects.toMatchObject({ code: "worktree-dirty", details: { paths: [path] } });
-    expect(everythingOf(site)).toBe(before);
+    expect(site.everything()).toBe(before);
   });
 });
