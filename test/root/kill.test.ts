@@ -1,9 +1,10 @@
 import * as fs from "node:fs";
 import { syncBuiltinESMExports, createRequire } from "node:module";
 import { afterEach, describe, expect, it } from "vitest";
+import { parsePattern } from "../../src/root/path-pattern.js";
 import type { RootPlan } from "../../src/root/plan.js";
 import { everything } from "./everything.js";
-import { ACCOUNTS, BuildHost, edit, file, link, sh, type Site } from "./hosts.js";
+import { ACCOUNTS, BuildHost, command, edit, file, link, sh, type Site } from "./hosts.js";
 
 /**
  * Everything that changes something: each call is a step, before which the machine can stop. From then on nothing
@@ -130,7 +131,8 @@ describe("a machine that stops at any step, and runs the same again", () => {
   }, 1_800_000);
 });
 
-describe("with files of the site that are not committed, and some in the way", () => {
+describe("with files of the site that are not committed, some in the way, some renamed, and a policy", () => {
+  const LINES = Array.from({ length: 9 }, (_, index) => `line ${index}\n`).join("");
   const host = new BuildHost();
   host.release("r1", {
     ...ACCOUNTS,
@@ -138,27 +140,53 @@ describe("with files of the site that are not committed, and some in the way", (
     "etc/a": "a\n",
     "etc/b": "b\n",
     "etc/c": "c\n",
+    "etc/contested": "one\n",
+    "etc/empty-gone.d/inner": command('mkdir -p "$1"'),
+    "etc/moved": LINES,
+    "etc/moved-here": LINES.replaceAll("line", "here"),
   });
-  host.release("r2", { "etc/b": "B\n", "etc/new": "new\n", "etc/x.local": "x\n", "etc/link": link("a") });
+  host.release("r2", {
+    "etc/b": "B\n",
+    "etc/new": "new\n",
+    "etc/x.local": "x\n",
+    "etc/link": link("a"),
+    "etc/contested": "release\n",
+    "etc/empty-gone.d": null,
+    "etc/empty-new.d/inner": command('mkdir -p "$1"; chgrp 80 "$1"; chmod 2750 "$1"'),
+    "etc/moved": command('mkdir "$1.d"; mv "$1" "$1.d/to"'),
+    "etc/moved-here": `${LINES.replaceAll("line", "here")}release\n`,
+  });
 
   it("a machine that stops at any step, and goes on or takes it back, loses nothing", async () => {
     const planned = host.site("r1", "cloned");
     edit(planned.root, {
       "etc/a": "changed here\n",
       "etc/c": null,
+      "etc/contested": "site\n",
+      "etc/moved": file(`site\n${LINES}`, 0o600, 'chgrp 80 "$1"'),
+      "etc/moved-here": command('mv "$1" "$1.own"'),
       "etc/staged": "staged\n",
       "etc/link": link("elsewhere"),
       "etc/new": file("mine\n", 0o640, 'chgrp 80 "$1"; setfattr -n user.mine -v 1 "$1"'),
       "etc/x.local": "ignored\n",
     });
-    sh(planned.root, "git add etc/staged");
+    sh(planned.root, "git add etc/staged etc/moved-here.own");
     const before = untouched(planned);
-    const options = { commitDrift: true, replaceUntracked: true };
+    const policies = [{ ...parsePattern("/etc/contested"), policy: "theirs" as const, command: [] }];
+    const options = { commitDrift: true, replaceUntracked: true, policies };
     const plan = await planned.plan(await host.part("r1", "r2"), options);
     const whole = planned.copy();
     const { steps: total } = await stopAfter(Infinity, () => whole.apply(plan));
     const expected = outcome(whole, plan);
     expect(whole.status()).toBe("");
+    const read = (path: string): string => fs.readFileSync(`${whole.root}/${path}`, "utf8");
+    expect(["etc/contested", "etc/moved.d/to", "etc/moved-here.own"].map(read)).toEqual([
+      "release\n",
+      `site\n${LINES}`,
+      `${LINES.replaceAll("line", "here")}release\n`,
+    ]);
+    expect(sh(whole.root, "stat -c '%a %g' etc/moved.d/to etc/empty-new.d/inner")).toBe("600 80\n2750 80\n");
+    expect(whole.has("etc/empty-gone.d")).toBe(false);
     const { steps: back } = await stopAfter(Infinity, () => whole.takeBack(plan));
     expect(untouched(whole)).toBe(before);
 
