@@ -148,9 +148,9 @@ async function main(argv: readonly string[]): Promise<number> {
   }
 }
 
-/** An option that takes one value must not be given two, of which one would be passed over in silence. */
+/** An option that takes a value must not be given two, of which one would be passed over in silence. */
 function refuseTwice(option: Option): void {
-  if (!option.required || option.parseArg !== undefined) return;
+  if (!(option.required || option.optional) || option.parseArg !== undefined) return;
   option.argParser((value: string, previous: string | undefined) => {
     if (previous === undefined) return value;
     throw new InvalidArgumentError(

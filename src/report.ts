@@ -15,6 +15,8 @@ export interface Environment {
   readonly quiet: boolean;
   /** Whether standard output is a terminal. */
   readonly terminal: boolean;
+  /** Whether standard input and standard error are one, for a program that a person works with. */
+  readonly interactive: boolean;
   readonly now: () => Date;
   /** Aborted by Ctrl-C and by SIGTERM. */
   readonly signal: AbortSignal;

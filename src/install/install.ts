@@ -390,9 +390,9 @@ async function makePlan(
 export async function resolveBundle(
   bundle: VerifiedBundle,
   options: Pick<InstallOptions, "site" | "now" | "warn" | "exceptions" | "commitDrift" | "replaceUntracked"> &
-    Pick<ResolveOptions, "chosen"> & { readonly folder: string | undefined },
+    Pick<ResolveOptions, "chosen" | "tool"> & { readonly folder: string | undefined },
 ): Promise<Resolved & { readonly folder: string }> {
-  const { site, folder = join(site.state, "resolve"), chosen } = options;
+  const { site, folder = join(site.state, "resolve"), chosen, tool } = options;
   return withLock(site, async (state, scratch) => {
     const [known, found] = [await state.readState(), await state.readJournal()];
     const journal = found === undefined || isRecorded(known, found) ? undefined : found;
@@ -407,6 +407,7 @@ export async function resolveBundle(
       scratchDir: scratch,
       release: bundle.manifest.release.name,
       chosen,
+      tool,
       plan: (how) => {
         const told = { space: [], warnings: [], settled: [], ...how };
         return planRootHalf(bundle, options, scratch, told, journal);

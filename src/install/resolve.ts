@@ -28,6 +28,7 @@ import type { Conflict } from "../root/trees.js";
 import { guarded } from "../system/files.js";
 import type { Git } from "../system/git.js";
 import { closeTree, inspect, openTree, readFileIn, removeTree, type Tree } from "../system/tree.js";
+import { openMergeTool, type MergeTool } from "./merge-tool.js";
 import { openMemory, type Memory } from "./rerere.js";
 import { openResolutions } from "./resolutions.js";
 
@@ -43,6 +44,8 @@ export interface ResolveOptions {
   readonly release: string;
   /** Paths whose conflicts are settled with one side. */
   readonly chosen: Readonly<Record<Side, readonly RawPath[]>>;
+  /** Opened once, on the texts that are left. */
+  readonly tool: MergeTool | undefined;
   /** Plans `/`; refused for conflicts, it tells them first. */
   readonly plan: (how: {
     readonly resolutions: Resolutions;
@@ -69,11 +72,12 @@ const README = "README";
 /**
  * Takes what a person settled in the folder and by choosing sides, records it, and puts what is left into the folder.
  * The site's `/` is only read.
- * @throws ZferryError `usage` for a path without a conflict, `output-exists` for a folder that is another's; whatever the
- * plan is refused for besides conflicts
+ * @throws ZferryError `usage` for a path without a conflict, `output-exists` for a folder that is another's, `interrupted` while
+ * the tool was open; whatever the plan is refused for besides conflicts
  */
 export async function resolveConflicts(options: ResolveOptions): Promise<Resolved> {
   const unused = new Set([...options.chosen.ours, ...options.chosen.theirs]);
+  let { tool } = options;
   for (;;) {
     const store = openResolutions(options.state);
     const hits = new Set<string>();
@@ -83,10 +87,20 @@ export async function resolveConflicts(options: ResolveOptions): Promise<Resolve
       await options.plan({
         resolutions: counting(store.lookup, hits),
         conflicts: async (open, git) => {
-          const taken = await take(open, git, options, unused);
-          recorded = taken.contents.length + taken.attributes.length > 0;
-          if (recorded) store.record(taken);
-          else left = await fill(open, git, options);
+          const record = async (): Promise<void> => {
+            const taken = await take(open, git, options, unused);
+            recorded = taken.contents.length + taken.attributes.length > 0;
+            if (recorded) store.record(taken);
+          };
+          await record();
+          if (recorded) return;
+          const filled = await fill(open, git, options);
+          left = filled.left;
+          if (tool === undefined || filled.texts.length === 0) return;
+          requireUsed(unused);
+          await openMergeTool(tool, git, options, filled.texts);
+          tool = undefined;
+          await record();
         },
       });
       requireUsed(unused);
@@ -241,8 +255,15 @@ function readList(folder: string) {
   }
 }
 
-/** Puts the conflicts that are left into the folder. What a person began stays. */
-async function fill(open: OpenConflicts, git: Git, options: ResolveOptions): Promise<LeftConflict[]> {
+/**
+ * Puts the conflicts that are left into the folder. What a person began stays.
+ * @returns `texts`: those with one file that has markers
+ */
+async function fill(
+  open: OpenConflicts,
+  git: Git,
+  options: ResolveOptions,
+): Promise<{ readonly left: LeftConflict[]; readonly texts: readonly Conflict[] }> {
   const { folder } = options;
   const found = readList(folder);
   const listed = found ?? [];
@@ -251,6 +272,7 @@ async function fill(open: OpenConflicts, git: Git, options: ResolveOptions): Pro
     reason: "attributes",
     how: CHOOSE,
   }));
+  const texts: Conflict[] = [];
   if (found === undefined) {
     guarded(folder, () => {
       fs.mkdirSync(dirname(folder), { recursive: true });
@@ -269,7 +291,8 @@ async function fill(open: OpenConflicts, git: Git, options: ResolveOptions): Pro
       left.push({ path: showPath(path), reason, how: "comes into the folder when others are settled" });
     for (const [index, conflict] of open.contents.slice(0, MAX_RESOLUTIONS).entries()) {
       const isListed = listed.some((old) => isSameKey(old, keys[index] ?? {}));
-      const how = (await show(tree, conflict, git, options, isListed)) ?? CHOOSE;
+      const { how = CHOOSE, isText = false } = (await show(tree, conflict, git, options, isListed)) ?? {};
+      if (isText) texts.push(conflict);
       left.push({ path: showPath(conflict.path), reason: conflict.reason, how });
     }
     writeInto(tree, LIST as RawPath, encodeCanonical({ version: 1, conflicts: keys }), 0o600);
@@ -277,7 +300,7 @@ async function fill(open: OpenConflicts, git: Git, options: ResolveOptions): Pro
   } finally {
     closeTree(tree);
   }
-  return left;
+  return { left, texts };
 }
 
 const CHOOSE = "choose a side: --ours PATH or --theirs PATH";
@@ -289,7 +312,7 @@ async function show(
   git: Git,
   options: ResolveOptions,
   isListed: boolean,
-): Promise<string | undefined> {
+): Promise<{ readonly how: string; readonly isText?: true } | undefined> {
   const { path, ours, theirs } = conflict;
   if (fileRefusal(path) !== undefined || path === README) return undefined;
   const mode = mergedMode(conflict) === "100755" ? 0o700 : 0o600;
@@ -299,12 +322,15 @@ async function show(
   const shown = showPath(path);
   const text = await markersOf(conflict, git, options);
   if (text !== undefined) {
-    if (isThere[0] === true) return `edit ${shown} until it has no markers`;
+    const edit = { how: `edit ${shown} until it has no markers`, isText: true } as const;
+    if (isThere[0] === true) return edit;
     const recalled = await memoryOf(git, options).recall(conflict, text);
-    if (!tryWriting(tree, path, recalled ?? text, mode)) return undefined;
-    if (recalled !== undefined && !MARKERS.test(recalled.toString("latin1")))
-      return `settled like an earlier conflict: look at ${shown}, which counts as it is the next time`;
-    return `edit ${shown} until it has no markers`;
+    const isWhole = recalled !== undefined && !MARKERS.test(recalled.toString("latin1"));
+    // What the tool does not show would count without having been looked at.
+    const offered = isWhole && options.tool !== undefined ? undefined : recalled;
+    if (!tryWriting(tree, path, offered ?? text, mode)) return undefined;
+    if (!isWhole || offered === undefined) return edit;
+    return { how: `settled like an earlier conflict: look at ${shown}, which counts as it is the next time` };
   }
   for (const [index, side] of (["ours", "theirs"] as const).entries()) {
     const file = conflict[side];
@@ -316,9 +342,11 @@ async function show(
   }
   if (ours === null || theirs === null) {
     const kept = showPath(beside(path, ours === null ? "theirs" : "ours"));
-    return `rename ${kept} to ${shown} to keep it, or remove it`;
+    return { how: `rename ${kept} to ${shown} to keep it, or remove it` };
   }
-  return `rename ${showPath(beside(path, "ours"))} or ${showPath(beside(path, "theirs"))} to ${shown}`;
+  return {
+    how: `rename ${showPath(beside(path, "ours"))} or ${showPath(beside(path, "theirs"))} to ${shown}`,
+  };
 }
 
 const markersOf = (conflict: Conflict, git: Git, { scratchDir, release }: ResolveOptions) =>

@@ -3,7 +3,7 @@ import { dirname, join, resolve } from "node:path";
 import { ZferryError } from "../errors.js";
 import { rawPath, type RawPath } from "../raw-path.js";
 import { guarded } from "./files.js";
-import { run, startReading, type ProcessResult } from "./process.js";
+import { run, runAtTerminal, startReading, type ProcessResult } from "./process.js";
 
 export interface GitOptions {
   /** Given to standard input, which is otherwise empty. */
@@ -85,6 +85,52 @@ function isolatedEnvironment(): Record<string, string | undefined> {
     GIT_COMMITTER_EMAIL: IDENTITY.email,
   };
 }
+
+/** What a person's own git would have: their settings and the system's, and nothing else of who calls. */
+function userEnvironment(): Record<string, string | undefined> {
+  const inherited = Object.keys(process.env).filter(
+    (name) => name.startsWith("GIT_") && !name.startsWith("GIT_CONFIG"),
+  );
+  return {
+    ...Object.fromEntries(inherited.map((name) => [name, undefined])),
+    GIT_LITERAL_PATHSPECS: "1",
+  };
+}
+
+/**
+ * The tool that `git mergetool` opens by the settings of the user and of the system; no repository is asked.
+ * @throws ZferryError `not-configured` without git
+ */
+export async function findMergeTool(): Promise<string | undefined> {
+  for (const whose of ["--global", "--system"]) {
+    const asked = ["config", whose, "--includes", "--get", "merge.tool"];
+    const { status, stdout } = await run("git", asked, { env: userEnvironment() });
+    if (status === 0) return trimmed(stdout);
+  }
+  return undefined;
+}
+
+/**
+ * Runs `git mergetool` at the terminal for all that is unmerged in the index of a borrowing repository, with the user's own settings.
+ * @param workTree has the files, and is changed
+ * @param tool instead of the one that is configured
+ */
+export const runMergeTool = (
+  borrower: Git,
+  workTree: string,
+  tool: string | undefined,
+): Promise<Pick<ProcessResult, "status" | "signal">> => {
+  // A backup is made next to the file, where another conflict may have its own.
+  const settings = { ...SETTINGS, "core.bare": "false", "mergetool.keepBackup": "false" };
+  const args = [
+    `--git-dir=${borrower.gitDir}`,
+    `--work-tree=${workTree}`,
+    ...Object.entries(settings).flatMap(([name, value]) => ["-c", `${name}=${value}`]),
+    "mergetool",
+    ...(tool === undefined ? [] : [`--tool=${tool}`]),
+  ];
+  return runAtTerminal("git", args, { cwd: workTree, env: userEnvironment() });
+};
 
 /** `fsync`: what of the written objects, references and indexes must be on disk when git ends (core.fsync). */
 function bind(options: { gitDir?: string; workTree?: string; fsync?: "all" | "none"; cwd: string }) {

@@ -104,6 +104,20 @@ export async function run(
   return resultOf(file, result);
 }
 
+/**
+ * Runs a program to its end at the terminal, in the user's language, for the user to work with. What it prints goes to standard
+ * error, so that standard output stays ours. A signal is not passed on: Ctrl-C reaches it by itself.
+ * @throws ZferryError as `run`
+ */
+export async function runAtTerminal(
+  file: string,
+  args: readonly string[],
+  { cwd, env }: { readonly cwd: string; readonly env: Readonly<Record<string, string | undefined>> },
+): Promise<Pick<ProcessResult, "status" | "signal">> {
+  const result = await execa(file, args, { cwd, env, reject: false, stdin: "inherit", stdout: 2, stderr: 2 });
+  return resultOf(file, result);
+}
+
 /** A running program whose output is read as it comes. */
 export interface ProcessOutput {
   readonly stdout: AsyncIterable<Uint8Array>;

@@ -23,6 +23,7 @@ export function processEnvironment(
     json: options.json,
     quiet: options.quiet,
     terminal: isatty(1),
+    interactive: isatty(0) && isatty(2),
     now: () => new Date(),
     signal,
     moved: isMoved(),

@@ -10,7 +10,8 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, onTestFinished, vi } from "vitest";
+import type { MergeTool } from "../../src/install/merge-tool.js";
 import { openResolutions } from "../../src/install/resolutions.js";
 import { resolveConflicts, type Resolved } from "../../src/install/resolve.js";
 import type { RawPath } from "../../src/raw-path.js";
@@ -40,27 +41,33 @@ const OURS: Edits = {
   "etc/owned": command('chmod 640 "$1"'),
 };
 
+const ODD_NAME = "caf\\\\351 'and' \\$(touch evil) *";
+
 class Resolving {
+  readonly #host: BuildHost;
   readonly site: Site;
   readonly state: string;
   readonly folder: string;
 
-  constructor(edits: Edits) {
-    this.site = host.site("r1", "cloned");
+  constructor(edits: Edits, from = host) {
+    this.#host = from;
+    this.site = from.site("r1", "cloned");
     this.site.commit(edits);
     this.state = join(this.site.folder, "state");
     this.folder = join(this.state, "resolve");
     mkdirSync(this.state, { mode: 0o700 });
   }
 
-  async run(chosen: { ours?: string[]; theirs?: string[] } = {}): Promise<Resolved> {
-    const part = await host.part("r1", "r2");
+  /** @param tool a script that git mergetool is to run */
+  async run(chosen: { ours?: string[]; theirs?: string[] } = {}, tool?: string): Promise<Resolved> {
+    const part = await this.#host.part("r1", "r2");
     const before = this.site.state();
     const resolved = await resolveConflicts({
       state: this.state,
       folder: this.folder,
       scratchDir: this.site.scratch,
       release: "r2",
+      tool: tool === undefined ? undefined : this.tool(tool),
       chosen: { ours: (chosen.ours ?? []) as RawPath[], theirs: (chosen.theirs ?? []) as RawPath[] },
       plan: (how) => this.site.plan(part, how),
     });
@@ -72,11 +79,22 @@ class Resolving {
     return (await this.run(chosen)).left.map(({ path, reason }) => `${path} (${reason})`).sort();
   }
 
+  private tool(script: string): MergeTool {
+    const config = join(this.site.folder, "gitconfig");
+    const cmd = JSON.stringify(script);
+    writeFileSync(config, `[mergetool "test"]\n\ttrustExitCode = true\n\tcmd = ${cmd}\n`);
+    vi.stubEnv("GIT_CONFIG_GLOBAL", config);
+    onTestFinished(() => void vi.unstubAllEnvs());
+    return { name: "test", signal: new AbortController().signal, warn: () => undefined };
+  }
+
   place = (path: string): string => join(this.folder, path);
   write = (path: string, content: string): void => writeFileSync(this.place(path), content);
 
   async install(): Promise<void> {
-    await this.site.install(await host.part("r1", "r2"), { resolutions: openResolutions(this.state).lookup });
+    await this.site.install(await this.#host.part("r1", "r2"), {
+      resolutions: openResolutions(this.state).lookup,
+    });
     expect(this.site.status()).toBe("");
   }
 
@@ -161,6 +179,37 @@ it("offers what was settled before for a conflict that is like it, to be confirm
     expect(await resolving.left()).toEqual([]);
   }
   await resolving.install();
+});
+
+it("shows a tool the texts that are left, under their names, and takes each that it settles", async () => {
+  const odd = "etc/caf\xe9 'and' $(touch evil) *" as RawPath;
+  const host = new BuildHost();
+  const write = (content: string) =>
+    command(`printf '${content}' > "$(dirname "$1")/$(printf "${ODD_NAME}")"`);
+  host.release("r1", { ...ACCOUNTS, "etc/a": "one\n", "etc/b": "one\n", "etc/odd": write("one\\n") });
+  host.release("r2", { "etc/a": "release\n", "etc/b": "release\n", "etc/odd": write("release\\n") });
+  const resolving = new Resolving(
+    { "etc/a": "site\n", "etc/b": "site\n", "etc/odd": write("site\\n") },
+    host,
+  );
+  const script = 'case $MERGED in etc/b) exit;; esac; cat "$LOCAL" "$REMOTE" >"$MERGED"';
+  expect(await resolving.run({}, script)).toMatchObject({ settled: 2, left: [{ path: "etc/b" }] });
+  expect(existsSync(join(resolving.folder, "evil"))).toBe(false);
+  expect(await resolving.run({}, script.replace("etc/b", "none"))).toEqual({ settled: 3, left: [] });
+  await resolving.install();
+  const content = readFileSync(Buffer.from(`${resolving.site.root}/${odd}`, "latin1"), "utf8");
+  expect(content).toBe("site\nrelease\n");
+});
+
+it("offers a tool nothing that would count without being looked at", async () => {
+  const resolving = new Resolving({ "etc/text": OURS["etc/text"] ?? null });
+  await resolving.run();
+  resolving.write("etc/text", "one\nboth\nthree\n");
+  await resolving.run();
+  resolving.site.commit({ "etc/text": "one\nsite\nthree\nfour\n" });
+  expect(await resolving.run({}, "exit 1")).toMatchObject({ settled: 0, left: [{ path: "etc/text" }] });
+  expect(readFileSync(resolving.place("etc/text"), "utf8")).toContain("<<<<<<< this site\n");
+  expect(await resolving.left()).toEqual(["etc/text (contents)"]);
 });
 
 it("uses what was settled for exactly that conflict", async () => {
