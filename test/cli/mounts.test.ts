@@ -1,10 +1,11 @@
-import { execFileSync, spawnSync } from "node:child_process";
+import { execFileSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { RootPart } from "../../src/root/diff.js";
 import { everything } from "../root/everything.js";
 import { newFolder, type Site } from "../root/hosts.js";
+import { hasMounts } from "./support.js";
 
 /** The test itself has the machine's mounts: the plan is made by a process with its own. */
 const SCRIPT = `
@@ -21,10 +22,6 @@ const SCRIPT = `
   );
   console.log(JSON.stringify(told));
 `;
-
-const hasMounts =
-  spawnSync("unshare", ["-m", "mount", "-t", "tmpfs", "none", newFolder()]).status === 0 ||
-  process.env["ZFERRY_REQUIRE_TOOLS"] === "1";
 
 /** What stands against a plan, after some commands in the site's `/` and in mounts of its own. */
 function planWith(commands: string, site: Site, part: RootPart): unknown {

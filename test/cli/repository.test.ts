@@ -11,7 +11,7 @@ import {
 } from "node:fs";
 import { dirname } from "node:path";
 import { beforeEach, describe, expect, test } from "vitest";
-import { errorOf, inFolder, run, told } from "./support.js";
+import { CLI, errorOf, hasMounts, inFolder, run, told } from "./support.js";
 
 const folder = inFolder();
 const git = (...args: string[]): string => execFileSync("git", args, { cwd: folder.path, encoding: "utf8" });
@@ -141,6 +141,37 @@ describe("bundle setup --repository", () => {
     await setup();
     expect(git("ls-files", "srv")).toBe("srv/aXb/my state/file\n");
   });
+
+  test.skipIf(!hasMounts)(
+    "leaves out what is mounted, under any name, and in no folder that is left out anyway",
+    () => {
+      const mounts = `
+      mkdir -p data 'srv/my disk[1]' "srv/$(printf 'caf\\351')" home/inner
+      for folder in data 'srv/my disk[1]' "srv/$(printf 'caf\\351')" home/inner var/lib/zferry; do
+        mount -t tmpfs none "$folder"
+        echo mounted >"$folder/file"
+      done
+      mkdir data/below
+      mount -t tmpfs none data/below
+      mount --bind etc/motd var/lib/app/data`;
+      const command = 'exec "$0" "$1" setup --repository --root "$PWD"';
+      const made = execFileSync(
+        "unshare",
+        ["-m", "sh", "-euc", `${mounts}\n${command}`, process.execPath, CLI],
+        {
+          cwd: folder.path,
+          encoding: "utf8",
+        },
+      );
+      expect(made).toContain("with 5 files");
+      expect(git("ls-files").trim().split("\n")).toEqual(
+        TRACKED.filter((path) => path !== "var/lib/app/data"),
+      );
+      expect(readFileSync(folder.file(".git/info/exclude"), "latin1")).toBe(
+        `${NEVER}${USUAL}/var/lib/zferry\n/data\n/srv/caf\xe9\n/srv/my\\ disk\\[1]\n/var/lib/app/data\n`,
+      );
+    },
+  );
 
   test("takes away what an interrupted one left", async () => {
     put(".git.zferry/HEAD", "ref: refs/heads/main\n");

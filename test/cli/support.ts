@@ -1,4 +1,4 @@
-import { spawn, type ChildProcessByStdio } from "node:child_process";
+import { spawn, spawnSync, type ChildProcessByStdio } from "node:child_process";
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -22,6 +22,11 @@ export interface Result {
   readonly stdout: Buffer;
   readonly stderr: string;
 }
+
+/** Whether a test can have mounts of its own; where the tools are required, it fails without. */
+export const hasMounts =
+  spawnSync("unshare", ["-m", "mount", "-t", "tmpfs", "none", tmpdir()]).status === 0 ||
+  process.env["ZFERRY_REQUIRE_TOOLS"] === "1";
 
 /** A folder of its own for each test, where the program runs. */
 export function inFolder(): { path: string; file(name: string): string } {
