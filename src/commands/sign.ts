@@ -5,7 +5,7 @@ import { ZferryError } from "../errors.js";
 import { printable, type Environment } from "../report.js";
 import { openBundleFile, writeBundleFile } from "../system/bundle-file.js";
 import { requireFileName } from "../system/files.js";
-import { readPublicKey, readSecretKey, readSmallFile } from "../system/key-files.js";
+import { readPublicKey, readSecretKey, readSignatureFile } from "../system/key-files.js";
 import { publicKeyOf, type PublicKey } from "../trust/minisign.js";
 import { checkWhole } from "./verify.js";
 
@@ -88,7 +88,7 @@ async function makeSignature(
     return { signature: signBundle(bundle, secret), publicKey: publicKeyOf(secret) };
   }
   const publicKey = key === undefined ? undefined : await readPublicKey(key);
-  const signature = await readDetached(bundle, await readSmallFile(attach, "signature"), attach, publicKey);
+  const signature = await readDetached(bundle, await readSignatureFile(attach), attach, publicKey);
   if (publicKey === undefined) {
     env.note(
       `the signature was not checked, and sites refuse a bundle with a wrong one: --key names the public key of ${signature.keyId}`,

@@ -1,38 +1,64 @@
 import { constants } from "node:fs";
 import { lstat, open, readdir, rm, stat, type FileHandle } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { ZferryError } from "../errors.js";
-import { parsePublicKey, parseSecretKey, type PublicKey, type SecretKey } from "../trust/minisign.js";
+import { ZferryError, type ErrorCode } from "../errors.js";
+import { rawBytes, rawPath, showPath } from "../raw-path.js";
+import {
+  parsePublicKey,
+  parseSecretKey,
+  PUBLIC_KEY_FILE_MAX,
+  SECRET_KEY_FILE_MAX,
+  SIGNATURE_FILE_MAX,
+  type PublicKey,
+  type SecretKey,
+} from "../trust/minisign.js";
 import { mapSystemError, syncPath } from "./files.js";
 
-const MAX_KEY_FILE_BYTES = 64 << 10;
+const MAX_PASSPHRASE_FILE_BYTES = 64 << 10;
 
-/** Reads a small file whole. A missing one, or one that is no regular file or larger, is an error that names it. */
-export async function readSmallFile(path: string, what: string, limit = MAX_KEY_FILE_BYTES): Promise<Buffer> {
+/**
+ * Reads a small file whole.
+ * @param what it is, for messages
+ * @param limit in bytes
+ * @param tooLong the code of a longer one
+ * @throws ZferryError `io-failed` for one that is missing or no regular file, `not-permitted`
+ */
+export async function readSmallFile(
+  path: string | Buffer,
+  what: string,
+  limit: number,
+  tooLong: ErrorCode = "io-failed",
+): Promise<Buffer> {
+  const shown = typeof path === "string" ? path : showPath(rawPath(path));
   try {
     const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
     try {
       const stat = await file.stat();
       if (!stat.isFile()) throw new Error("is not a regular file");
-      if (stat.size > limit) throw new Error(`has ${stat.size} bytes, the limit is ${limit}`);
+      if (stat.size > limit) {
+        throw new ZferryError(tooLong, `${what} ${shown}: has ${stat.size} bytes, the limit is ${limit}`, {
+          details: { file: shown },
+        });
+      }
       return await file.readFile();
     } finally {
       await file.close();
     }
   } catch (error) {
+    if (error instanceof ZferryError) throw error;
     const { code, message } = error as NodeJS.ErrnoException;
     const known: Record<string, string> = { ENOENT: "there is no such file", EACCES: "permission denied" };
     throw new ZferryError(
       code === "EACCES" ? "not-permitted" : "io-failed",
-      `${what} ${path}: ${known[code ?? ""] ?? message}`,
-      { details: { file: path }, cause: error },
+      `${what} ${shown}: ${known[code ?? ""] ?? message}`,
+      { details: { file: shown }, cause: error },
     );
   }
 }
 
 /** A passphrase is the first line of its file. */
 export async function readPassphraseFile(path: string): Promise<string> {
-  const text = (await readSmallFile(path, "password file")).toString("utf8");
+  const text = (await readSmallFile(path, "password file", MAX_PASSPHRASE_FILE_BYTES)).toString("utf8");
   return text.split(/\r?\n/, 1)[0] ?? "";
 }
 
@@ -41,23 +67,35 @@ export async function readSecretKey(
   passwordFile: string | undefined,
   ask: (prompt: string) => Promise<string>,
 ): Promise<SecretKey> {
-  const bytes = await readSmallFile(path, "secret key");
+  const bytes = await readSmallFile(path, "secret key", SECRET_KEY_FILE_MAX, "key-malformed");
   const passphrase = (): Promise<string> =>
     passwordFile === undefined ? ask(`passphrase for ${path}`) : readPassphraseFile(passwordFile);
   return parseSecretKey(bytes, path, passphrase);
 }
 
-export const readPublicKey = async (path: string): Promise<PublicKey> =>
-  parsePublicKey(await readSmallFile(path, "public key"), path);
+export const readPublicKey = async (path: string): Promise<PublicKey> => readPublicKeyAt(path, path);
+
+const readPublicKeyAt = async (path: string | Buffer, shown: string): Promise<PublicKey> =>
+  parsePublicKey(await readSmallFile(path, "public key", PUBLIC_KEY_FILE_MAX, "key-malformed"), shown);
+
+/** A file that minisign wrote beside what it signed. */
+export const readSignatureFile = (path: string): Promise<Buffer> =>
+  readSmallFile(path, "signature", SIGNATURE_FILE_MAX, "signature-malformed");
 
 /** All `*.pub` files of a folder, as a site trusts them; none where there is no folder. */
 export async function readKeyFolder(path: string): Promise<PublicKey[]> {
-  const names = await readdir(path).catch((error: NodeJS.ErrnoException) => {
+  const names = await readdir(path, "buffer").catch((error: NodeJS.ErrnoException) => {
     if (error.code === "ENOENT") return [];
     throw mapSystemError(error, path);
   });
-  const keys = names.filter((name) => name.endsWith(".pub") && !name.startsWith(".")).sort();
-  return Promise.all(keys.map((name) => readPublicKey(join(path, name))));
+  const keys = names.map(rawPath).filter((name) => name.endsWith(".pub") && !name.startsWith("."));
+  return Promise.all(
+    keys.sort().map((name) => {
+      // A name need not be UTF-8.
+      const file = Buffer.concat([Buffer.from(join(path, "/")), rawBytes(name)]);
+      return readPublicKeyAt(file, showPath(rawPath(file)));
+    }),
+  );
 }
 
 /**

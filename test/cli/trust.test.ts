@@ -53,6 +53,24 @@ describe("bundle trust", () => {
     expect(readdirSync(folder.file("keys"))).toHaveLength(2);
   });
 
+  test("believes a key whatever bytes its file is named by, as any other", async () => {
+    execFileSync("sh", ["-c", `mv second.pub "keys/$(printf 'caf\\351.pub')"`], { cwd: folder.path });
+    const { status, stdout } = await trust();
+    expect(status).toBe(0);
+    expect(stdout.toString()).toContain(`  ${second.keyId} ("${folder.file("keys")}/caf\\351.pub")\n`);
+    expect((await verify()).status).toBe(0);
+    await trust("--revoke", second.keyId);
+    expect((await trust()).stdout.toString()).toContain(`  ${second.keyId} is revoked\n`);
+  });
+
+  test.each([1_081, 65_536, 65_537, 1 << 20])("refuses a key file of %d bytes", async (bytes) => {
+    writeFileSync(folder.file("keys/long.pub"), "x".repeat(bytes));
+    expect(errorOf(await verify())).toMatchObject({
+      code: "key-malformed",
+      message: `public key ${folder.file("keys/long.pub")}: has ${bytes} bytes, the limit is 1080`,
+    });
+  });
+
   test("revokes a key for good, by its id or by its file", async () => {
     expect((await verify()).status).toBe(0);
     await trust("--add", "second.pub");
