@@ -12,7 +12,8 @@ import {
   type Plan,
 } from "../install/install.js";
 import { dangerOf, faceDanger, runMoved } from "../install/live.js";
-import { readUnderWay, type Journal } from "../install/state.js";
+import type { Journal } from "../install/state.js";
+import { readUnderWay } from "../install/under-way.js";
 import { showPath } from "../raw-path.js";
 import { pathOf, type PathName } from "../root/paths.js";
 import type { RootPlan } from "../root/plan.js";

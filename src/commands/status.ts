@@ -2,15 +2,9 @@ import type { Command } from "commander";
 import { ZferryError } from "../errors.js";
 import type { SiteConfig } from "../config.js";
 import { needsBundle } from "../install/install.js";
-import {
-  openState,
-  readUnderWay,
-  type Installation,
-  type Journal,
-  type Phase,
-  type SiteState,
-} from "../install/state.js";
+import { openState, type Installation, type Journal, type Phase, type SiteState } from "../install/state.js";
 import { progressOf, type StreamProgress } from "../install/steps.js";
+import { readUnderWay } from "../install/under-way.js";
 import { formatBytes, formatTime, printable, type Environment } from "../report.js";
 import { requireProduct } from "../install/policy.js";
 import { readSiteConfig } from "../system/settings.js";

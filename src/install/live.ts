@@ -8,7 +8,8 @@ import { openPrivateMounts } from "../system/private-mounts.js";
 import { followProcess, openOutputs } from "../system/relay.js";
 import { fullName, getProperties, listSnapshots } from "../system/zfs.js";
 import { requireStateOffStreams } from "./apart.js";
-import { lockState, readUnderWay } from "./state.js";
+import { lockState } from "./state.js";
+import { readUnderWay } from "./under-way.js";
 
 // A receive takes the files from under what runs from the dataset. formats/state.md, In place under a running system
 

@@ -139,17 +139,6 @@ export function isRecorded(state: SiteState | undefined, { release, startedAt }:
   return last?.release.identity === release.identity && last.startedAt === startedAt;
 }
 
-/** The install that is under way; what is only left to be cleaned up is not. */
-export async function readUnderWay({
-  state: path,
-}: {
-  readonly state: string;
-}): Promise<Journal | undefined> {
-  const folder = openState(path);
-  const [state, journal] = [await folder.readState(), await folder.readJournal()];
-  return journal === undefined || isRecorded(state, journal) ? undefined : journal;
-}
-
 /** A site's state folder, which one process at a time may change. */
 export interface StateFolder {
   readonly path: string;
@@ -212,10 +201,11 @@ export function openState(path: string): StateFolder {
 const JOURNAL = "journal.json";
 /** By its hash, so that a journal's plan is there until another journal is. */
 const planName = (hash: string): string => `plan-${hash}.json`;
+export const isPlanName = (name: string): boolean => /^plan-[0-9a-f]{64}\.json$/.test(name);
 
 function removePlans(folder: string, kept: string | null): void {
   for (const name of readdirSync(folder)) {
-    if (/^plan-[0-9a-f]{64}\.json$/.test(name) && (kept === null || name !== planName(kept)))
+    if (isPlanName(name) && (kept === null || name !== planName(kept)))
       rmSync(join(folder, name), { force: true });
   }
 }

@@ -3,7 +3,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { ZferryError } from "../../src/errors.js";
-import { lockState, openState, readUnderWay, type Journal } from "../../src/install/state.js";
+import { lockState, openState, type Journal } from "../../src/install/state.js";
+import { readUnderWay as readUnderWayOf } from "../../src/install/under-way.js";
 
 // formats/state.md
 
@@ -41,6 +42,7 @@ const JOURNAL: Journal = {
 let folder: string;
 const file = (name: string): string => join(folder, name);
 const names = (): string[] => readdirSync(folder).sort();
+const readUnderWay = () => readUnderWayOf({ state: folder, streams: {} });
 const planFile = (): string => names().find((name) => name.startsWith("plan-")) ?? "no plan";
 
 beforeEach(() => {
@@ -52,7 +54,7 @@ afterEach(() => rmSync(folder, { recursive: true, force: true }));
 async function faultOf(): Promise<{ code: string; message: string; hint: string | undefined }> {
   const before = names().map((name) => [name, readFileSync(file(name), "hex")]);
   try {
-    await readUnderWay({ state: folder });
+    await readUnderWay();
   } catch (error) {
     expect(names().map((name) => [name, readFileSync(file(name), "hex")])).toEqual(before);
     if (error instanceof ZferryError) return error;
@@ -65,7 +67,7 @@ describe("a journal", () => {
   test("is read as it was written, with its plan", async () => {
     await openState(folder).writeJournal(JOURNAL);
     expect(names()).toEqual(["journal.json", planFile()]);
-    expect(await readUnderWay({ state: folder })).toMatchObject(JOURNAL);
+    expect(await readUnderWay()).toMatchObject(JOURNAL);
     await openState(folder).removeJournal();
     expect(names()).toEqual([]);
   });
@@ -87,6 +89,23 @@ describe("a journal", () => {
       message: expect.stringContaining(`${file("journal.json")}: is cut off or no JSON: `) as string,
       hint: expect.stringContaining("nothing is changed") as string,
     });
+  });
+
+  test("that is malformed is refused with what its plan tells of it", async () => {
+    await openState(folder).writeJournal(JOURNAL);
+    const plan = file(planFile());
+    const told = `${plan} takes / from commit ${ID} to ${ID}, 0 files`;
+    writeFileSync(file("journal.json"), "");
+    expect(await faultOf()).toMatchObject({
+      code: "journal-malformed",
+      message: expect.stringMatching(
+        /journal\.json: is cut off or no JSON: .*; of what was under way, /,
+      ) as string,
+      details: { file: file("journal.json"), traces: [told] },
+      hint: expect.stringContaining("bring it back from a copy") as string,
+    });
+    writeFileSync(plan, "{}");
+    expect((await faultOf()).message).not.toContain("under way");
   });
 
   test("that is empty is refused", async () => {
@@ -113,7 +132,7 @@ describe("a journal", () => {
 
   test("that is a link to nothing does not count as none", async () => {
     symlinkSync("nothing", file("journal.json"));
-    await expect(readUnderWay({ state: folder })).rejects.toMatchObject({
+    await expect(readUnderWay()).rejects.toMatchObject({
       code: "journal-malformed",
       message: `${file("journal.json")}: is a link that leads to nothing`,
     });
@@ -158,7 +177,7 @@ describe("a journal", () => {
       file("journal.json"),
       JSON.stringify({ version: 1, release, startedAt, streams, phase, root }),
     );
-    expect(await readUnderWay({ state: folder })).toMatchObject({
+    expect(await readUnderWay()).toMatchObject({
       release,
       startedAt,
       streams,
@@ -181,7 +200,7 @@ describe("a journal", () => {
       highestSequence: 5,
       installations: [{ ...installation, commit: null }],
     });
-    expect(await readUnderWay({ state: folder })).toBeUndefined();
+    expect(await readUnderWay()).toBeUndefined();
   });
 });
 

@@ -1,0 +1,66 @@
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import * as v from "valibot";
+import type { SiteConfig } from "../config.js";
+import { ZferryError } from "../errors.js";
+import { formatBytes } from "../report.js";
+import { rootPlanSchema } from "../root/plan.js";
+import { parseResumeToken } from "../stream/resume-token.js";
+import { tokenOf } from "./receive.js";
+import { isPlanName, isRecorded, openState, type Journal } from "./state.js";
+
+/**
+ * The install that is under way; what is only left to be cleaned up is not.
+ * @throws ZferryError `journal-malformed`, which tells what else shows that something was under way
+ */
+export async function readUnderWay(
+  site: Pick<SiteConfig, "state" | "streams">,
+): Promise<Journal | undefined> {
+  const folder = openState(site.state);
+  const state = await folder.readState();
+  const journal = await folder.readJournal().catch(async (error: unknown) => {
+    const isMalformed = error instanceof ZferryError && error.code === "journal-malformed";
+    throw isMalformed ? withTraces(error, await findTraces(site)) : error;
+  });
+  return journal === undefined || isRecorded(state, journal) ? undefined : journal;
+}
+
+function withTraces(error: ZferryError, traces: readonly string[]): ZferryError {
+  if (traces.length === 0) return error;
+  return new ZferryError(error.code, `${error.message}; of what was under way, ${traces.join("; ")}`, {
+    details: { ...error.details, traces },
+    hint: error.hint,
+    cause: error,
+  });
+}
+
+/** What an install left that is not in its journal. What cannot be read is no trace: the journal's own error counts. */
+async function findTraces({
+  state,
+  streams,
+}: Pick<SiteConfig, "state" | "streams">): Promise<readonly string[]> {
+  const plans = readdirSync(state)
+    .filter(isPlanName)
+    .sort()
+    .flatMap((name) => describePlan(join(state, name)));
+  const received = await Promise.all(
+    Object.values(streams).map((dataset) => describeToken(dataset).catch(() => [])),
+  );
+  return [...plans, ...received.flat()];
+}
+
+function describePlan(path: string): string[] {
+  try {
+    const { head, mergeCommit, changes } = v.parse(rootPlanSchema, JSON.parse(readFileSync(path, "utf8")));
+    return [`${path} takes / from commit ${head} to ${mergeCommit}, ${changes.length} files`];
+  } catch {
+    return [];
+  }
+}
+
+async function describeToken(dataset: string): Promise<string[]> {
+  const token = await tokenOf(dataset);
+  if (token === undefined) return [];
+  const { toname, bytes } = parseResumeToken(token);
+  return [`${dataset} has ${formatBytes(Number(bytes))} of the stream to ${toname}`];
+}
