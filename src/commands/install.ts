@@ -21,6 +21,7 @@ import type { Uses } from "../system/in-use.js";
 import { fullName } from "../system/zfs.js";
 import { formatBytes, formatDuration, printable, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
+import { RESULT } from "../system/relay.js";
 import { readSiteTrust } from "../install/trust.js";
 import { readSiteConfig } from "../system/settings.js";
 import { addThreadsOption, describeKeyChange, threadsOf, wholeNumber } from "./summary.js";
@@ -107,7 +108,7 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
     const install = { ...work, trust, exceptions, commitDrift, replaceUntracked, warn: warnIn(env) };
     const plan = options.dryRun ? await planInstall(bundle, install) : await installBundle(bundle, install);
     // For who reads the log: the result goes to who is still there to take it.
-    if (env.moved) work.step(`${outcome(plan, options)}: release ${bundle.manifest.release.name}`);
+    if (env.moved) work.step(`${RESULT}${outcome(plan, options)} release ${bundle.manifest.release.name}`);
     await env.write(env.json ? asJson(bundle, plan, options, dangers) : asText(bundle, plan, options));
   } finally {
     env.progress.end();

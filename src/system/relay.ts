@@ -36,11 +36,14 @@ export function openOutputs(log: string): Outputs {
   });
 }
 
+/** Begins a line of the log that is for who reads it later: who follows is told the same by the output. */
+export const RESULT = "result: ";
+
 /** How a process that was followed ended; undefined if we were hung up on before. */
 export type Ended = { readonly status: number } | { readonly signal: string } | undefined;
 
 /**
- * Hands on what a process writes to its log, and to it the signals that are meant for it, until it ends, or until our
+ * Hands on what a process writes to its log, line by line, and to it the signals that are meant for it, until it ends, or until our
  * terminal hangs up. What it wrote to its output comes last.
  */
 export async function followProcess(
@@ -49,10 +52,19 @@ export async function followProcess(
   to: { errors(bytes: Uint8Array): void; output(bytes: Uint8Array): Promise<void> },
 ): Promise<Ended> {
   let read = 0;
+  let begun = Buffer.of();
+  const tell = (lines: Buffer): void => {
+    const text = lines.toString("latin1");
+    const told = text.split(/(?<=\n)/).filter((line) => !line.startsWith(RESULT));
+    if (told.join("") !== "") to.errors(Buffer.from(told.join(""), "latin1"));
+  };
   const relay = (): void => {
     for (const bytes of piecesOf(errors, read)) {
       read += bytes.length;
-      to.errors(bytes);
+      const all = Buffer.concat([begun, bytes]);
+      const end = all.lastIndexOf("\n") + 1;
+      tell(all.subarray(0, end));
+      begun = all.subarray(end);
     }
   };
   const pass = (signal: NodeJS.Signals): void => void child.kill(signal);
@@ -68,6 +80,7 @@ export async function followProcess(
       child.once("exit", (status, signal) => resolve(signal === null ? { status: status ?? 0 } : { signal }));
     });
     relay();
+    tell(begun);
     if (ended !== undefined) for (const bytes of piecesOf(output, 0)) await to.output(bytes);
     return ended;
   } finally {

@@ -63,7 +63,7 @@ const WATCH = `
     echo "$name: $(grep -c " $1 " $process/maps), $(cat $process/root/usr/local/own)"
     [ "$name" != node ] || zferry=$process
   done
-  until grep -qE '^(installed: |bundle: )' ${LOG}; do
+  until grep -qE '^(result: |bundle: )' ${LOG}; do
     faults=$(cut -d ' ' -f 12 $zferry/stat 2>/dev/null) && last=$faults
     usleep 200000
   done
@@ -166,7 +166,7 @@ describe("a site that runs from the /usr that is replaced", () => {
   it("leaves a release that is whole, a log, and no mount", async () => {
     await expectInstalled();
     expect(await lines(`stat -c '%a %u' ${LOG}; cat ${LOG}`)).toMatch(
-      /^600 0\nverifying [^]*danger: what runs from [^]*: systemd \(1\), [^]*receiving usr [^]*\ninstalled: release R2$/,
+      /^600 0\nverifying [^]*danger: what runs from [^]*: systemd \(1\), [^]*receiving usr [^]*\nresult: installed release R2$/,
     );
     // What the terminal showed ends where it was killed.
     expect(await lines("cat /root/typescript")).toMatch(/running from .*@R1; the log is [^]*receiving usr/);

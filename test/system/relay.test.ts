@@ -46,6 +46,13 @@ describe("a process that writes to files", () => {
     expect(readdirSync(folder)).toEqual(["log"]);
   });
 
+  it("is told a result once, from its output", async () => {
+    const script =
+      "printf 'half' >&2; sleep 0.5; echo ' a line' >&2; echo done; echo result: done >&2; printf end >&2";
+    expect((await follow(script)).told.join("")).toBe("half a line\nenddone\n");
+    expect(readFileSync(log(), "utf8")).toBe("half a line\nresult: done\nend");
+  });
+
   it("gets the signals that are meant for it, and tells by which it ended", async () => {
     const following = follow(
       "trap 'echo stopped >&2; exit 4' TERM; echo up >&2; while :; do sleep 0.1; done",
