@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 import { readFileSync } from "node:fs";
+import { basename } from "node:path";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { EXIT_STATUS, ToldElsewhere, ZferryError } from "./errors.js";
 import { asZferryError, errorAsJson, printable, type Environment } from "./report.js";
@@ -87,6 +88,13 @@ const VERBS: readonly Verb[] = [
   },
 ];
 
+/** The name that zferry was started by. */
+const PROGRAM = basename(process.argv[1] ?? "") === "zferry" ? "zferry" : "bundle";
+const COMMANDS = new RegExp(`\\bbundle (?=(?:${VERBS.map(({ name }) => name).join("|")})\\b)`, "g");
+
+/** Commands that a text names, as they can be typed here: another `bundle` may be installed. */
+const asStarted = (text: string): string => text.replace(COMMANDS, `${PROGRAM} `);
+
 async function main(argv: readonly string[]): Promise<number> {
   const interrupted = new AbortController();
   for (const signal of ["SIGINT", "SIGTERM", ...(isMoved() ? [] : ["SIGHUP"])])
@@ -96,7 +104,7 @@ async function main(argv: readonly string[]): Promise<number> {
     version: string;
   };
   let help = "";
-  const program = new Command("bundle")
+  const program = new Command(PROGRAM)
     .description("Carries operating system updates on ZFS over an air gap: one signed file a release.")
     .version(version)
     .configureOutput({ outputError: () => undefined, writeOut: (text) => (help += text) })
@@ -133,7 +141,7 @@ async function main(argv: readonly string[]): Promise<number> {
       await program.parseAsync(argv, { from: "user" });
     } catch (error) {
       if (!(error instanceof CommanderError && error.exitCode === 0)) throw error;
-      await writeOutput(help);
+      await writeOutput(asStarted(help));
     }
     return 0;
   } catch (error) {
@@ -174,17 +182,17 @@ function usageError({ code, message }: CommanderError, verb: string | undefined)
       ? "a command is missing"
       : message.replace(/^error: /, "").replaceAll("\n", " ");
   const known = VERBS.some(({ name }) => name === verb);
-  return new ZferryError("usage", fault, { hint: `bundle ${known ? `${verb} ` : ""}--help shows how` });
+  return new ZferryError("usage", fault, { hint: `${PROGRAM} ${known ? `${verb} ` : ""}--help shows how` });
 }
 
 function reportError(error: ZferryError, json: boolean): void {
   if (json) {
-    process.stderr.write(`${JSON.stringify(errorAsJson(error))}\n`);
+    process.stderr.write(`${JSON.stringify(errorAsJson(error, asStarted))}\n`);
     return;
   }
   const lines = [error, ...error.also].flatMap(({ message, hint }) => [
-    `bundle: ${message}`,
-    ...(hint === undefined ? [] : [`  ${hint}`]),
+    `${PROGRAM}: ${message}`,
+    ...(hint === undefined ? [] : [`  ${asStarted(hint)}`]),
   ]);
   process.stderr.write(lines.map((line) => `${printable(line)}\n`).join(""));
   if (error.code === "unexpected")

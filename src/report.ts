@@ -94,21 +94,18 @@ export function asZferryError(error: unknown): ZferryError {
   return new ZferryError("unexpected", message, { cause: error });
 }
 
-/** The error as `--json` prints it. */
-export const errorAsJson = (error: ZferryError): unknown => ({
-  error: {
-    ...fieldsOf(error),
-    ...(error.also.length === 0 ? {} : { also: error.also.map(fieldsOf) }),
-  },
-});
-
-const fieldsOf = ({ code, message, hint, details }: ZferryError) => ({
-  code,
-  status: EXIT_STATUS[code],
-  message,
-  ...(hint === undefined ? {} : { hint }),
-  details,
-});
+/** The error as `--json` prints it; `asShown` makes the hints what they are shown as. */
+export function errorAsJson(error: ZferryError, asShown = (hint: string): string => hint): unknown {
+  const fieldsOf = ({ code, message, hint, details }: ZferryError) => ({
+    code,
+    status: EXIT_STATUS[code],
+    message,
+    ...(hint === undefined ? {} : { hint: asShown(hint) }),
+    details,
+  });
+  const also = error.also.length === 0 ? {} : { also: error.also.map(fieldsOf) };
+  return { error: { ...fieldsOf(error), ...also } };
+}
 
 /** Stops at a place where stopping leaves nothing behind. */
 export function throwIfInterrupted(signal: AbortSignal): void {

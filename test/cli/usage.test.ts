@@ -6,6 +6,7 @@ import {
   mkdirSync,
   openSync,
   readFileSync,
+  symlinkSync,
   writeFileSync,
 } from "node:fs";
 import { describe, expect, test } from "vitest";
@@ -52,6 +53,36 @@ describe("help", () => {
       version: string;
     };
     expect((await runHere("--version")).stdout.toString()).toBe(`${version}\n`);
+  });
+});
+
+describe("started as zferry", () => {
+  const asZferry = (...args: string[]) => {
+    symlinkSync(CLI, folder.file("zferry"));
+    const { stdout, stderr } = spawnSync(process.execPath, [folder.file("zferry"), ...args], {
+      cwd: folder.path,
+      encoding: "utf8",
+    });
+    return { stdout, stderr };
+  };
+
+  test("names itself so in help and examples", () => {
+    const { stdout } = asZferry("install", "--help");
+    expect(stdout).toContain("Usage: zferry install [options] [file]\n");
+    expect(stdout).toContain("\n  zferry install /media/stick/R2.bundle\n");
+    expect(stdout).toContain("\nzferry abort gives it up.");
+    expect(stdout).toContain("the bundle; without it");
+    expect(stdout).not.toMatch(/bundle (install|abort)/);
+  });
+
+  test.each([[], ["--json"]])("names itself so in messages and hints, %j", (...json) => {
+    writeFileSync(
+      folder.file("site.toml"),
+      `product = "demo"\n[streams]\nusr = "p/usr"\n[trust]\nkeys = "${folder.file("keys")}"\n`,
+    );
+    const { stderr } = asZferry("verify", EXAMPLE, "--config", "site.toml", ...json);
+    expect(stderr).toContain("zferry trust --add FILE puts the publisher's public key there");
+    expect(stderr.startsWith("zferry: ")).toBe(json.length === 0);
   });
 });
 
