@@ -307,6 +307,37 @@ describe("three releases from a build host to a site", () => {
     );
   });
 
+  it("warns of secrets that a release gets, and carries them only when told to, one by one", async () => {
+    await machine.run(
+      `cd ${MNT}/build; printf 'root:*:20000::::::\\n' >etc/shadow; mkdir etc/app; echo token >etc/app/token; age='AGE-SECRET-KEY-1'$(printf 'Q%.0s' {1..58}); echo "$age" >etc/app/settings`,
+    );
+    await machine.run(`printf '[secrets]\\ndeny = ["/etc/app/token"]\\n' >>/etc/zferry/build.toml`);
+    const made = await machine.run("bundle snapshot R5 -m 'with secrets'");
+    const found = [
+      "etc/app/settings (an age secret key)",
+      "etc/app/token (denied by the configuration)",
+      "etc/shadow (passwords)",
+    ];
+    expect(made.stderr.trim().split("\n")).toEqual(
+      found.map(
+        (secret) => `warning: bundle create will refuse ${secret}: formats/root.md, What never travels`,
+      ),
+    );
+    const create = "mkdir -p /tmp/out; cd /tmp/out; bundle create --base R4 --target R5 -o R5.bundle";
+    const all = await refused(create);
+    expect(all.stderr).toContain(`a bundle must not carry ${found.join(", ")}\n`);
+    expect(all.status).toBe(17);
+    const some = await refused(`${create} --allow-secret /etc/shadow --allow-secret /etc/app/token`);
+    expect(some.stderr).toContain(`a bundle must not carry ${found[0]}\n`);
+    expect(some.status).toBe(17);
+    expect(await lines("ls -A /tmp/out")).toBe("");
+    await machine.run(`echo 'allow = ["/etc/app/"]' >>/etc/zferry/build.toml`);
+    await machine.run(`${create} --allow-secret /etc/shadow`);
+    expect(await lines("bundle inspect /tmp/out/R5.bundle | grep '^ *A etc/'")).toBe(
+      "A etc/app/settings\n  A etc/app/token\n  A etc/shadow",
+    );
+  });
+
   const panicking = async (): Promise<void> => {
     const stream = (name: string) => `zstd -dc ${machine.checkout}/fixtures/streams/2.3-microzap-${name}.zst`;
     await machine.run(
