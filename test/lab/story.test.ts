@@ -244,6 +244,16 @@ describe("three releases from a build host to a site", () => {
     );
     expect(await lines("bundle status")).toContain("under way: release R3");
     expect((await refused("bundle install /tmp/R2.bundle")).status).toBe(17);
+    // Without a journal, the rest tells what was under way.
+    const journal = "/var/lib/zferry/journal.json";
+    const unread = await refused(`cp -p ${journal} /tmp/journal; echo >${journal}; bundle status`);
+    expect(unread.stderr).toMatch(
+      /plan-[0-9a-f]{64}\.json takes \/ from commit [0-9a-f]{40} to [0-9a-f]{40}/,
+    );
+    const token = await lines(`zfs get -H -o value receive_resume_token ${SITE_USR}`);
+    expect(unread.stderr.includes(` of the stream to ${BUILD_USR}@R3`)).toBe(token !== "-");
+    expect(unread.status).toBe(10);
+    await machine.run(`cp -p /tmp/journal ${journal}`);
     // Also when the bundle expired in the meantime, by the site's time; what is not under way is then refused.
     await machine.run(
       `sed -i 's/"created": [0-9]*/"created": '$(($(date +%s) + 60 * 86400))/ /var/lib/zferry/state.json`,
