@@ -30,7 +30,7 @@ const LAYERS = {
     "report",
     "schema",
   ],
-  root: ["system", "canonical-json", "errors", "raw-path", "schema"],
+  root: ["system", "canonical-json", "errors", "raw-path", "report", "schema"],
   bundle: ["trust", "stream", "canonical-json", "errors", "in-order", "schema"],
   stream: ["errors"],
   trust: ["errors"],

@@ -29,10 +29,19 @@ export interface Environment {
   readonly progress: ProgressReport;
 }
 
+export interface ProgressOptions {
+  /** Of what is done and the total; bytes if it is left out. */
+  readonly unit?: "files";
+  readonly files?: { readonly done: number; readonly total: number };
+}
+
 /** One running piece of work after another. */
 export interface ProgressReport {
-  /** Bytes of the true work, `total` undefined where it is not known. */
-  update(what: string, done: number, total: number | undefined): void;
+  /**
+   * Bytes of the true work, or files; `total` undefined where it is not known.
+   * @param options.files told beside bytes: how many of all are done
+   */
+  update(what: string, done: number, total: number | undefined, options?: ProgressOptions): void;
   /** Clears the line. */
   end(): void;
 }

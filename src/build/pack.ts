@@ -1,8 +1,12 @@
-import { encodeFrame } from "../bundle/frame.js";
+import { createHash } from "node:crypto";
+import { rmSync } from "node:fs";
+import { encodeFrame, encodeFrameOf } from "../bundle/frame.js";
 import {
   chunkName,
+  encodeHeader,
   LIMITS,
   MANIFEST_NAME,
+  paddingOf,
   ROOT_MEMBERS,
   SUMS_NAME,
   TRAILER,
@@ -25,6 +29,7 @@ import { throwIfInterrupted, type ProgressReport } from "../report.js";
 import { chunkStream, type StreamChunk } from "../stream/chunker.js";
 import type { BeginRecord } from "../stream/records.js";
 import type { NewBundleFile } from "../system/bundle-file.js";
+import { readScratchFile, writeScratchFile, type ScratchFile } from "../system/scratch.js";
 import type { KeyChange } from "../trust/keys.js";
 import { encodeSignature, sign, type SecretKey } from "../trust/minisign.js";
 
@@ -42,13 +47,18 @@ export interface StreamInput {
   readonly estimate?: number;
 }
 
-/** The root half, as src/root makes it. */
+/** The root half, as src/root makes it: in memory, or in files for what may be large. */
 export interface RootInput {
-  readonly patch: Uint8Array;
-  readonly objects: Uint8Array;
-  readonly metadata: Uint8Array;
+  readonly patch: RootContent;
+  readonly objects: RootContent;
+  readonly metadata: RootContent;
   readonly summary: Pick<NonNullable<Manifest["root"]>, "base" | "target" | "counts">;
 }
+
+type RootContent = Uint8Array | ScratchFile;
+
+const bytesOf = (content: RootContent): number =>
+  content instanceof Uint8Array ? content.length : content.bytes;
 
 export interface PackOptions {
   readonly product: string;
@@ -87,10 +97,38 @@ export async function packBundle(
     for (const part of memberParts(name, content, created as number)) await file.append(part);
     return { rawBytes, storedBytes: content.length };
   };
-  const appendRootMember = (kind: keyof typeof ROOT_MEMBERS, raw: Uint8Array) => {
-    requireWithin(LIMITS.rootMemberRawBytes, raw.length, `bytes of the root half's ${kind}`);
-    const frame = encodeFrame(raw, options.level);
-    return append(ROOT_MEMBERS[kind], raw.length, frame, sumOf(ROOT_MEMBERS[kind], frame).sha256);
+  const appendRootMember = async (kind: keyof typeof ROOT_MEMBERS, raw: RootContent) => {
+    const name = ROOT_MEMBERS[kind];
+    const rawBytes = bytesOf(raw);
+    requireWithin(LIMITS.rootMemberRawBytes, rawBytes, `bytes of the root half's ${kind}`);
+    if (raw instanceof Uint8Array) {
+      const frame = encodeFrame(raw, options.level);
+      return append(name, rawBytes, frame, sumOf(name, frame).sha256);
+    }
+    const hash = createHash("sha256");
+    // The header, which comes first, has the size.
+    const frame = await writeScratchFile(
+      `${raw.path}.zst`,
+      encodeFrameOf(told(`packing ${kind} of /`, raw), rawBytes, options.level),
+    );
+    await file.append(encodeHeader({ name, size: frame.bytes, mtime: created as number }));
+    for await (const piece of readScratchFile(frame)) {
+      throwIfInterrupted(signal);
+      hash.update(piece);
+      await file.append(piece);
+    }
+    await file.append(new Uint8Array(paddingOf(frame.bytes)));
+    rmSync(frame.path);
+    sums.push({ name, sha256: hash.digest("hex") });
+    return { rawBytes, storedBytes: frame.bytes };
+  };
+  const told = async function* (what: string, raw: ScratchFile): AsyncGenerator<Uint8Array> {
+    let done = 0;
+    for await (const piece of readScratchFile(raw)) {
+      throwIfInterrupted(signal);
+      yield piece;
+      progress.update(what, (done += piece.length), raw.bytes);
+    }
   };
   const appendRoot = async (input: RootInput): Promise<Manifest["root"]> => ({
     ...input.summary,
@@ -203,7 +241,7 @@ function guessHeadBytes(options: PackOptions): number {
   if (options.root !== undefined) {
     Object.values(ROOT_MEMBERS).forEach(add);
     const { summary, patch, objects, metadata } = options.root;
-    const sizes = ({ length }: Uint8Array) => ({ rawBytes: length, storedBytes: length });
+    const sizes = (raw: RootContent) => ({ rawBytes: bytesOf(raw), storedBytes: bytesOf(raw) });
     root = { ...summary, patch: sizes(patch), objects: sizes(objects), metadata: sizes(metadata) };
   }
   const plain = describeBundle(options, LIMITS.time, streams, root);

@@ -214,12 +214,14 @@ async function tagRelease(
 /**
  * What `packBundle` needs of two releases of this host, or of one for a full bundle.
  * @param secrets patterns of what is carried all the same, and the files of the signing key and its passphrase
+ * @param scratchDir a folder for the root half, which is there until the bundle is packed
  */
 export async function releaseInputs(
   config: BuildConfig,
   baseName: string | undefined,
   targetName: string,
   secrets: { allow: readonly string[]; files: readonly (string | undefined)[] },
+  scratchDir: string,
 ): Promise<Pick<PackOptions, "release" | "streams" | "root">> {
   const git = await openRepository(config.root.path);
   const target = await findRelease(git, targetName);
@@ -255,6 +257,7 @@ export async function releaseInputs(
     beforeDir: base === undefined ? null : snapshotFolder(base),
     afterDir: snapshotFolder(target),
     secrets: secretRules(config, secrets),
+    scratchDir,
   });
   return { release: { name: target.name, sequence: target.sequence }, streams, root };
 }

@@ -85,22 +85,33 @@ export async function readOf(
  * Checks every byte of a member: header, content, padding.
  * @throws ZferryError `archive-malformed`, `content-mismatch`, and what the source gives
  */
-export async function checkMember(
-  source: ByteSource,
-  { name, offset, storedBytes, sha256 }: StoredMember,
-  created: number,
-): Promise<void> {
+export async function checkMember(source: ByteSource, member: StoredMember, created: number): Promise<void> {
+  const { name, offset, storedBytes } = member;
   const header = await readOf(source, name, offset - BLOCK_BYTES, BLOCK_BYTES);
   if (Buffer.compare(header, encodeHeader({ name, size: storedBytes, mtime: created })) !== 0) {
     throw archiveFault(`the tar header is not that of ${name}`, offset - BLOCK_BYTES);
   }
-  const hash = createHash("sha256");
-  for (let done = 0; done < storedBytes; done += PIECE_BYTES) {
-    hash.update(await readOf(source, name, offset + done, Math.min(PIECE_BYTES, storedBytes - done)));
-  }
-  requireHash(source, name, hash.digest("hex"), sha256);
+  const pieces = readMemberPieces(source, member);
+  while (!(await pieces.next()).done);
   const end = offset + storedBytes;
   requirePadding(await readOf(source, name, end, paddingOf(storedBytes)), end);
+}
+
+/**
+ * A member's content as it is stored, piece by piece. It counts only once the last piece came: then its hash is checked.
+ * @throws ZferryError `content-mismatch`, and what the source gives
+ */
+export async function* readMemberPieces(
+  source: ByteSource,
+  { name, offset, storedBytes, sha256 }: StoredMember,
+): AsyncGenerator<Uint8Array, void, void> {
+  const hash = createHash("sha256");
+  for (let done = 0; done < storedBytes; done += PIECE_BYTES) {
+    const piece = await readOf(source, name, offset + done, Math.min(PIECE_BYTES, storedBytes - done));
+    hash.update(piece);
+    yield piece;
+  }
+  requireHash(source, name, hash.digest("hex"), sha256);
 }
 
 /**

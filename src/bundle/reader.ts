@@ -3,6 +3,7 @@ import { ZferryError } from "../errors.js";
 import type { PublicKey } from "../trust/minisign.js";
 import { checkSignatures, type Signer } from "../trust/policy.js";
 import { inOrder } from "../in-order.js";
+import { decodeFrameOf } from "./frame.js";
 import {
   BLOCK_BYTES,
   LIMITS,
@@ -29,6 +30,7 @@ import {
   decodeMember,
   memberWork,
   readMember,
+  readMemberPieces,
   readOf,
   requireHash,
   requirePadding,
@@ -263,9 +265,29 @@ export class Bundle {
 
   /** One of the root half's members, decompressed. */
   async rootMember(kind: keyof typeof ROOT_MEMBERS): Promise<Uint8Array> {
+    return decodeMember(this.#source, this.#member(ROOT_MEMBERS[kind]), this.#rootBytes(kind));
+  }
+
+  /**
+   * The same in pieces, for what may be large. Each is valid until the next one is asked for, and all of it counts only
+   * once the last one came.
+   * @param keep writes what it is given, as it is stored, where nobody else can change it, and gives it back: it is
+   * decompressed only after its hash matched, and the medium may give other bytes when it is read again
+   */
+  async *rootMemberPieces(
+    kind: keyof typeof ROOT_MEMBERS,
+    keep: (stored: AsyncIterable<Uint8Array>) => Promise<AsyncIterable<Uint8Array>>,
+  ): AsyncGenerator<Uint8Array, void, void> {
+    const rawBytes = this.#rootBytes(kind);
+    const member = this.#member(ROOT_MEMBERS[kind]);
+    const kept = await keep(readMemberPieces(this.#source, member));
+    yield* decodeFrameOf(kept, rawBytes, member.name);
+  }
+
+  #rootBytes(kind: keyof typeof ROOT_MEMBERS): number {
     const { root } = this.manifest;
     if (root === undefined) throw new RangeError(`${this.name} has no root half`);
-    return decodeMember(this.#source, this.#member(ROOT_MEMBERS[kind]), root[kind].rawBytes);
+    return root[kind].rawBytes;
   }
 
   /**

@@ -12,6 +12,7 @@ import { requireFileName } from "../system/files.js";
 import { readSecretKey } from "../system/key-files.js";
 import { readBuildConfig, readKeyChange } from "../system/settings.js";
 import { readStreamFile, streamFileBytes, untilAborted } from "../system/stream-file.js";
+import { withScratch } from "../system/scratch.js";
 import { packingThreads } from "../system/threads.js";
 import {
   addThreadsOption,
@@ -82,7 +83,11 @@ export function define(command: Command, environment: () => Environment): void {
 /** Writes a bundle: from two releases of this build host, or from streams that were recorded earlier. */
 export async function runCreate(options: CreateOptions, env: Environment): Promise<void> {
   const { stream } = options;
-  const what = stream === undefined ? await hostInputs(options) : recordedInputs(options, stream, env);
+  if (stream !== undefined) return create(recordedInputs(options, stream, env), options, env);
+  await withScratch(async (folder) => create(await hostInputs(options, folder), options, env));
+}
+
+async function create(what: Inputs, options: CreateOptions, env: Environment): Promise<void> {
   const threads = threadsOf(options);
   const output = options.output ?? `${what.product}-${what.release.name}.bundle`;
   requireFileName(output, "--output");
@@ -188,7 +193,7 @@ function recordedInputs(options: CreateOptions, recorded: readonly string[], env
   };
 }
 
-async function hostInputs(options: CreateOptions): Promise<Inputs> {
+async function hostInputs(options: CreateOptions, scratchDir: string): Promise<Inputs> {
   for (const option of ["product", "release", "sequence"] as const) {
     if (options[option] !== undefined) throw new ZferryError("usage", `--${option} goes with --stream only`);
   }
@@ -214,6 +219,12 @@ async function hostInputs(options: CreateOptions): Promise<Inputs> {
     keyPath: needed(options.key ?? create.key, "--key, or key in [create] of the configuration,"),
     product: config.product,
     keys: await readKeyChange(config),
-    ...(await releaseInputs(config, base, target, { allow, files: [options.key, options.passwordFile] })),
+    ...(await releaseInputs(
+      config,
+      base,
+      target,
+      { allow, files: [options.key, options.passwordFile] },
+      scratchDir,
+    )),
   };
 }

@@ -1,3 +1,4 @@
+import { join } from "node:path";
 import type { Command } from "commander";
 import { Bundle, VerifiedBundle } from "../bundle/reader.js";
 import { ZferryError } from "../errors.js";
@@ -6,6 +7,7 @@ import { showPath } from "../raw-path.js";
 import { checkCounts, parseMetadata, type RootMetadata } from "../root/metadata.js";
 import { pathOf } from "../root/paths.js";
 import { openBundleFile } from "../system/bundle-file.js";
+import { keepAt, withScratch } from "../system/scratch.js";
 import { parseSignature } from "../trust/minisign.js";
 import { describeBase, describeKeyChange, isExpired, readTrust, repeatable, summaryOf } from "./summary.js";
 
@@ -66,9 +68,12 @@ async function writePatch(bundle: Bundle, env: Environment): Promise<void> {
     throw new ZferryError("usage", `${bundle.name} has no root half, so there is no patch`);
   }
   if (!(bundle instanceof VerifiedBundle)) env.note(NOT_VERIFIED);
-  const patch = await bundle.rootMember("patch");
   // A patch goes to a file or a pager as it is; what could command a terminal does not go to one.
-  await env.write(env.terminal ? printableLines(patch) : patch);
+  if (env.terminal) return env.write(printableLines(await bundle.rootMember("patch")));
+  await withScratch(async (folder) => {
+    const pieces = bundle.rootMemberPieces("patch", keepAt(join(folder, "patch")));
+    for await (const piece of pieces) await env.write(piece);
+  });
 }
 
 function asText(bundle: Bundle, changes: RootMetadata["changes"] | undefined, expired: boolean): string {

@@ -85,6 +85,7 @@ async function runResolve(path: string, options: ResolveCommandOptions, env: Env
     const found = await resolveBundle(bundle, {
       site,
       now: env.now,
+      progress: env.progress,
       warn: warnIn(env),
       exceptions,
       commitDrift,

@@ -1,8 +1,10 @@
+import { join } from "node:path";
 import type { Command } from "commander";
 import { VerifiedBundle, type Bundle, type Trust } from "../bundle/reader.js";
 import type { ByteSource } from "../bundle/members.js";
 import { formatBytes, formatTime, printable, throwIfInterrupted, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
+import { keepAt, withScratch } from "../system/scratch.js";
 import {
   addThreadsOption,
   describeStreams,
@@ -68,13 +70,20 @@ async function checkDeep(bundle: Bundle, env: Environment): Promise<void> {
     env.progress.update(`checking ${role}`, done, total);
   });
   env.progress.end();
-  if (bundle.manifest.root === undefined) return;
+  const { root } = bundle.manifest;
+  if (root === undefined) return;
   const { readChanges } = await import("./inspect.js");
   await readChanges(bundle);
-  for (const kind of ["patch", "objects"] as const) {
-    throwIfInterrupted(env.signal);
-    await bundle.rootMember(kind);
-  }
+  await withScratch(async (folder) => {
+    for (const kind of ["patch", "objects"] as const) {
+      let done = 0;
+      for await (const { length } of bundle.rootMemberPieces(kind, keepAt(join(folder, kind)))) {
+        throwIfInterrupted(env.signal);
+        env.progress.update(`checking ${kind} of /`, (done += length), root[kind].rawBytes);
+      }
+    }
+  });
+  env.progress.end();
 }
 
 /** Checks a whole bundle: signatures, then every byte. */

@@ -1,6 +1,5 @@
-import { mkdirSync } from "node:fs";
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { mkdirSync, rmSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import type { VerifiedBundle } from "../bundle/reader.js";
 import type { SiteConfig } from "../config.js";
@@ -13,6 +12,7 @@ import { parsePattern } from "../root/path-pattern.js";
 import type { RootPlan } from "../root/plan.js";
 import type { Resolutions, SettledConflict } from "../root/settle.js";
 import { guarded } from "../system/files.js";
+import { keepAt, withScratch, writeScratchFile } from "../system/scratch.js";
 import { changeKeys, requireEnough, type KeyChange } from "../trust/keys.js";
 import {
   requireOwnUntouched,
@@ -97,12 +97,7 @@ export interface Plan {
  */
 export async function planInstall(bundle: VerifiedBundle, options: InstallOptions): Promise<Plan> {
   for (const dataset of Object.values(options.site.streams)) await requireAnswer(dataset);
-  const scratch = await mkdtemp(join(tmpdir(), "zferry-"));
-  try {
-    return await makePlan(bundle, options, openState(options.site.state), scratch);
-  } finally {
-    await rm(scratch, { recursive: true, force: true });
-  }
+  return withScratch((scratch) => makePlan(bundle, options, openState(options.site.state), scratch));
 }
 
 /**
@@ -389,7 +384,10 @@ async function makePlan(
  */
 export async function resolveBundle(
   bundle: VerifiedBundle,
-  options: Pick<InstallOptions, "site" | "now" | "warn" | "exceptions" | "commitDrift" | "replaceUntracked"> &
+  options: Pick<
+    InstallOptions,
+    "site" | "now" | "warn" | "progress" | "exceptions" | "commitDrift" | "replaceUntracked"
+  > &
     Pick<ResolveOptions, "chosen" | "tool"> & { readonly folder: string | undefined },
 ): Promise<Resolved & { readonly folder: string }> {
   const { site, folder = join(site.state, "resolve"), chosen, tool } = options;
@@ -440,9 +438,10 @@ async function planRootHalf(
     site,
     now,
     warn,
+    progress,
     commitDrift,
     replaceUntracked,
-  }: Pick<InstallOptions, "site" | "now" | "warn" | "commitDrift" | "replaceUntracked">,
+  }: Pick<InstallOptions, "site" | "now" | "warn" | "progress" | "commitDrift" | "replaceUntracked">,
   scratchDir: string,
   told: {
     readonly space: RootSpace[];
@@ -458,12 +457,18 @@ async function planRootHalf(
   if (root === undefined) return undefined;
   const { git, rootDir } = await siteRoot(site);
   await requireStateUntracked(site, rootDir, git);
+  const unpack = (kind: "patch" | "objects") => {
+    const path = join(scratchDir, kind);
+    return writeScratchFile(path, bundle.rootMemberPieces(kind, keepAt(`${path}.zst`)));
+  };
+  const [patch, objects] = [await unpack("patch"), await unpack("objects")];
   const plan = await planRoot({
     git,
     rootDir,
     scratchDir,
     summary: root,
     release: release.name,
+    progress,
     space: (found) => told.space.push(...found),
     warn: (what) => {
       told.warnings.push(what);
@@ -477,10 +482,11 @@ async function planRootHalf(
     date: journal?.startedAt ?? Math.floor(now().getTime() / 1000),
     commitDrift: commitDrift || site.root?.drift === "commit" || journal?.root?.drift !== undefined,
     replaceUntracked: replaceUntracked || journal?.root?.replaced !== undefined,
-    patch: await bundle.rootMember("patch"),
-    objects: await bundle.rootMember("objects"),
+    patch,
+    objects,
     metadata: await bundle.rootMember("metadata"),
   });
+  for (const { path } of [patch, objects]) rmSync(path);
   requireOwnUntouched(site, rootDir, plan);
   return plan;
 }

@@ -83,12 +83,12 @@ const STEPS: Record<Phase, Step> = {
   },
 
   preparing: {
-    async do({ root }, { site, scratchDir, step }) {
+    async do({ root }, { site, scratchDir, step, progress, signal }) {
       if (root === null) return;
       const place = await siteRoot(site);
       step(`preparing ${root.changes.length} changed files of /`);
       await importObjects(root, { ...place, scratchDir });
-      await prepareRoot(root, place);
+      await prepareRoot(root, { ...place, progress, signal });
     },
     async undo({ root }, { site }) {
       if (root !== null) await discardRoot(root, await siteRoot(site));
@@ -117,15 +117,15 @@ const STEPS: Record<Phase, Step> = {
     async check({ root }, { site }) {
       if (root !== null) await requireAsPlanned(root, await siteRoot(site));
     },
-    async do({ root }, { site, scratchDir, step }) {
+    async do({ root }, { site, scratchDir, step, progress }) {
       if (root === null) return;
       step("writing the changed files of /");
-      await commitRoot(root, { ...(await siteRoot(site)), scratchDir });
+      await commitRoot(root, { ...(await siteRoot(site)), scratchDir, progress });
     },
-    async undo({ root }, { site, scratchDir, step }) {
+    async undo({ root }, { site, scratchDir, step, progress }) {
       if (root === null) return;
       step("bringing back the files of /");
-      await revertRoot(root, { ...(await siteRoot(site)), scratchDir });
+      await revertRoot(root, { ...(await siteRoot(site)), scratchDir, progress });
     },
   },
 

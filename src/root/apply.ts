@@ -18,6 +18,7 @@ import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ZferryError } from "../errors.js";
 import { ancestors, rawBytes, showPath, type RawPath } from "../raw-path.js";
+import { throwIfInterrupted, type ProgressReport } from "../report.js";
 import { mapSystemError, syncPath } from "../system/files.js";
 import {
   BATCH,
@@ -25,7 +26,7 @@ import {
   folderOf,
   inPlace,
   inspect,
-  isPresent,
+  kindAt,
   listFolder,
   openTree,
   removeIfEmpty,
@@ -37,6 +38,7 @@ import {
   type Tree,
 } from "../system/tree.js";
 import {
+  blobSizes,
   createBorrower,
   indexInfo,
   listTree,
@@ -56,6 +58,8 @@ export interface ApplyOptions {
   readonly git: Git;
   /** The site's `/`. */
   readonly rootDir: string;
+  /** Told how far it is. */
+  readonly progress?: ProgressReport;
 }
 
 /** Keeps the new objects from being collected until HEAD has them. */
@@ -148,12 +152,16 @@ function temporaryPath({ mergeCommit }: RootPlan, path: RawPath): RawPath {
 /**
  * Writes every changed file beside its place, complete and on disk, and leaves all places as they are. After a failure
  * nothing is left; after a crash it can be run again.
- * @throws ZferryError `no-space`, `io-failed`, `git-failed`
+ * @param options.signal ends it between two files
+ * @throws ZferryError `no-space`, `io-failed`, `git-failed`, `interrupted`
  */
-export async function prepareRoot(plan: RootPlan, { git, rootDir }: ApplyOptions): Promise<void> {
+export async function prepareRoot(
+  plan: RootPlan,
+  { git, rootDir, ...options }: ApplyOptions & { readonly signal?: AbortSignal },
+): Promise<void> {
   const tree = openTree(rootDir);
   try {
-    await prepareUnits(tree, git, workOf(plan).units);
+    await prepareUnits(tree, git, workOf(plan).units, options);
   } catch (error) {
     removePrepared(tree, plan);
     throw error;
@@ -208,7 +216,17 @@ function removePrepared(tree: Tree, plan: RootPlan): void {
   }
 }
 
-async function prepareUnits(tree: Tree, git: Git, units: readonly Unit[]): Promise<void> {
+interface PrepareOptions {
+  readonly progress?: ProgressReport | undefined;
+  readonly signal?: AbortSignal;
+}
+
+async function prepareUnits(
+  tree: Tree,
+  git: Git,
+  units: readonly Unit[],
+  options: PrepareOptions,
+): Promise<void> {
   for (const { temporary, folders } of units) {
     removeTree(tree, temporary);
     for (const { place } of folders) inPlace(tree, place, (at) => mkdirSync(at, { mode: 0o700 }));
@@ -217,6 +235,7 @@ async function prepareUnits(tree: Tree, git: Git, units: readonly Unit[]): Promi
     tree,
     git,
     units.flatMap(({ files }) => files),
+    options,
   );
   const folders = units.flatMap((unit) => unit.folders);
   for (let start = 0; start < folders.length; start += BATCH) {
@@ -238,17 +257,28 @@ const openFolderAt = (tree: Tree, path: RawPath): number =>
     openSync(at, constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW),
   );
 
-async function writeFiles(tree: Tree, git: Git, files: Unit["files"]): Promise<void> {
+async function writeFiles(
+  tree: Tree,
+  git: Git,
+  files: Unit["files"],
+  { progress, signal }: PrepareOptions,
+): Promise<void> {
   const open: Attributed[] = [];
   const closeAll = (): void => {
     for (const { fd } of open.splice(0)) closeSync(fd);
   };
-  const blobs = readBlobs(
-    git,
-    files.map(({ state }) => state.blob),
-  );
+  const ids = files.map(({ state }) => state.blob);
+  const sizes = await blobSizes(git, new Set(ids));
+  const total = ids.reduce((sum, id) => sum + (sizes.get(id) ?? 0), 0);
+  let done = 0;
+  const tell = (index: number): void => {
+    if (signal !== undefined) throwIfInterrupted(signal);
+    progress?.update("preparing /", done, total, { files: { done: index, total: files.length } });
+  };
+  const blobs = readBlobs(git, ids, sizes);
   try {
-    for (const { place, state } of files) {
+    for (const [index, { place, state }] of files.entries()) {
+      tell(index);
       const next = await blobs.next();
       if (next.done) break;
       const { pieces } = next.value;
@@ -260,12 +290,17 @@ async function writeFiles(tree: Tree, git: Git, files: Unit["files"]): Promise<v
       const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
       const fd = inPlace(tree, place, (at) => openSync(at, flags, 0o600));
       open.push({ fd, attributes: state.attributes });
-      for await (const piece of pieces) writeAll(fd, piece, place);
+      for await (const piece of pieces) {
+        writeAll(fd, piece, place);
+        done += piece.length;
+        tell(index);
+      }
       if (open.length < BATCH) continue;
       await setAttributes(open, isCarriedXattr);
       closeAll();
     }
     await setAttributes(open, isCarriedXattr);
+    progress?.end();
   } finally {
     closeAll();
     await blobs.return(undefined);
@@ -306,13 +341,13 @@ export const commitRoot = (plan: RootPlan, options: ApplyOptions & { scratchDir:
 /** @param staged what git's index is to have besides what HEAD has */
 async function carryOut(
   plan: RootPlan,
-  { git, rootDir, scratchDir }: ApplyOptions & { scratchDir: string },
+  { git, rootDir, scratchDir, progress }: ApplyOptions & { scratchDir: string },
   staged: RootPlan["drift"],
 ): Promise<void> {
   await checkHead(plan, git);
   const tree = openTree(rootDir);
   try {
-    await commitFiles(tree, git, plan);
+    await commitFiles(tree, git, plan, progress);
   } finally {
     closeTree(tree);
   }
@@ -426,34 +461,52 @@ function requireNoGit(git: Git): void {
 
 type Progress = "before" | "after";
 
-async function commitFiles(tree: Tree, git: Git, plan: RootPlan): Promise<void> {
+/** It is not to be interrupted: what is half done can only be gone on with. */
+async function commitFiles(
+  tree: Tree,
+  git: Git,
+  plan: RootPlan,
+  progress: ProgressReport | undefined,
+): Promise<void> {
   const work = workOf(plan);
   const { changes, directories } = work;
+  const tell = (what: string, done: number, total: number): void =>
+    progress?.update(what, done, total, { unit: "files" });
   const lives = await readLive(
     tree,
     changes.map(({ path }) => path),
+    (done) => tell("comparing the files of /", done, changes.length),
   );
-  const progress = judge(work, lives);
-  const done = new Set(changes.filter((_, index) => progress[index] === "after").map(({ path }) => path));
+  const reached = judge(work, lives);
+  const done = new Set(changes.filter((_, index) => reached[index] === "after").map(({ path }) => path));
   const { units } = workOf(plan, await madeFolders(tree, directories));
   const waiting = units.filter(
     ({ folders, files }) => folders.length > 0 || !files.every(({ path }) => done.has(path)),
   );
   await commitAttributes(tree, directories);
-  const unprepared: Unit[] = [];
-  for (const unit of waiting) if (!(await isPrepared(tree, unit))) unprepared.push(unit);
-  await prepareUnits(tree, git, unprepared);
+  const prepared = await findPrepared(tree, waiting, (done, total) =>
+    tell("checking what is prepared of /", done, total),
+  );
+  await prepareUnits(
+    tree,
+    git,
+    waiting.filter((unit) => !prepared.has(unit)),
+    { progress },
+  );
 
   // New files first, so that nothing is missing in between that has only another name; but a file that becomes a
   // folder, or the reverse, must leave first.
   const late: Unit[] = [];
-  for (const unit of waiting) if (!(await install(tree, unit))) late.push(unit);
+  for (const [index, unit] of waiting.entries()) {
+    if (!install(tree, unit)) late.push(unit);
+    tell("writing the files of /", index + 1, waiting.length);
+  }
   for (const [index, { path, after }] of changes.entries()) {
-    if (after === null && progress[index] === "before") inPlace(tree, path, (at) => unlinkSync(at));
+    if (after === null && reached[index] === "before") inPlace(tree, path, (at) => unlinkSync(at));
   }
   for (const { path, after } of directories.toReversed()) if (after === null) removeIfEmpty(tree, path);
   for (const unit of late) {
-    if (!(await install(tree, unit))) {
+    if (!install(tree, unit)) {
       throw neither([
         `${showPath(unit.path)} (a folder or file that the release removes is not empty or still there)`,
       ]);
@@ -463,6 +516,7 @@ async function commitFiles(tree: Tree, git: Git, plan: RootPlan): Promise<void> 
   removePrepared(tree, plan);
   const folders = [...changes, ...directories].map(({ path }) => folderOf(path));
   for (const folder of new Set(folders)) syncFolder(tree, folder);
+  progress?.end();
 }
 
 const neither = (paths: readonly string[]): ZferryError =>
@@ -565,33 +619,32 @@ async function commitAttributes(tree: Tree, directories: Work["directories"]): P
   }
 }
 
-async function isPrepared(tree: Tree, { folders, files }: Unit): Promise<boolean> {
-  const found = await inspect(
-    tree,
-    folders.map(({ place }) => place),
-    isCarriedXattr,
-  );
-  const isRight = folders.every(({ attributes }, index) => {
-    const live = found[index];
-    return live?.kind === "directory" && differingFields(live.attributes, attributes).length === 0;
-  });
-  if (!isRight) return false;
-  const lives = await readLive(
-    tree,
-    files.map(({ place }) => place),
-  );
-  return files.every(({ state }, index) => {
-    const live = lives[index];
-    return (live?.kind === "file" || live?.kind === "symlink") && sameState(live.state, state);
-  });
+/** Those that are complete. */
+async function findPrepared(
+  tree: Tree,
+  units: readonly Unit[],
+  told: (done: number, total: number) => void,
+): Promise<Set<Unit>> {
+  const places = units.flatMap(({ folders, files }) => [...folders, ...files].map(({ place }) => place));
+  const read = await readLive(tree, places, (done) => told(done, places.length));
+  const lives = new Map(read.map((live, index) => [places[index] as RawPath, live]));
+  const isComplete = ({ folders, files }: Unit): boolean =>
+    folders.every(({ place, attributes }) => {
+      const live = lives.get(place);
+      return live?.kind === "directory" && differingFields(live.attributes, attributes).length === 0;
+    }) &&
+    files.every(({ place, state }) => {
+      const live = lives.get(place);
+      return (live?.kind === "file" || live?.kind === "symlink") && sameState(live.state, state);
+    });
+  return new Set(units.filter(isComplete));
 }
 
 /** Renames a unit into place; false when something of the other kind is still there. */
-async function install(tree: Tree, { path, temporary, folders }: Unit): Promise<boolean> {
-  const [live] = await inspect(tree, [path], () => false);
-  if (live === undefined || live.kind === "blocked") return false;
-  const isFolder = folders.length > 0;
-  if (isPresent(live) && (isFolder || live.kind === "directory")) return false;
+function install(tree: Tree, { path, temporary, folders }: Unit): boolean {
+  const kind = kindAt(tree, path);
+  if (kind === "blocked" || kind === "directory") return false;
+  if (kind !== "absent" && folders.length > 0) return false;
   inPlace(tree, temporary, (from, folder) => {
     const name = rawBytes(path.slice(path.lastIndexOf("/") + 1) as RawPath);
     renameSync(from, Buffer.concat([Buffer.from(`/proc/self/fd/${folder}/`), name]));

@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { ZferryError } from "../errors.js";
 import { showPath, type RawPath } from "../raw-path.js";
 import { indexInfo, splitNul, trimmed, type Git, type TreeFile } from "../system/git.js";
+import type { ScratchFile } from "../system/scratch.js";
 import { isSameInGit, MAX_PATCH_BYTES, packedIds } from "./diff.js";
 import type { RecordedFile, RootMetadata } from "./metadata.js";
 
@@ -18,7 +19,7 @@ export const patchMalformed = (
 ): ZferryError => new ZferryError("patch-malformed", message, { details });
 
 /** Imports `objects.pack`, which must hold exactly the blobs that the metadata calls for. */
-export async function importBlobs(scratch: Git, pack: Uint8Array, metadata: RootMetadata): Promise<void> {
+export async function importBlobs(scratch: Git, pack: ScratchFile, metadata: RootMetadata): Promise<void> {
   const imported = await scratch.ask(["index-pack", "--strict", "--stdin"], { input: pack });
   const name = /^pack\t([0-9a-f]{40})$/m.exec(imported.stdout.toString("latin1"))?.[1];
   if (imported.status !== 0 || name === undefined) {
@@ -28,8 +29,8 @@ export async function importBlobs(scratch: Git, pack: Uint8Array, metadata: Root
   }
   const stored = join(scratch.objects, "pack", `pack-${name}`);
   const { size } = statSync(`${stored}.pack`);
-  if (size !== pack.length) {
-    throw patchMalformed(`objects.pack has ${pack.length} bytes, what git reads of it ends at ${size}`);
+  if (size !== pack.bytes) {
+    throw patchMalformed(`objects.pack has ${pack.bytes} bytes, what git reads of it ends at ${size}`);
   }
   const listed = await scratch.run(["verify-pack", "--verbose", `${stored}.idx`]);
   const objects = [...listed.toString("latin1").matchAll(/^([0-9a-f]{40}) (\w+)/gm)];
@@ -57,9 +58,13 @@ const present = (entries: readonly [RawPath, TreeFile | null][]) =>
   entries.filter((entry): entry is [RawPath, TreeFile] => entry[1] !== null);
 
 /** Applies the patch to what it starts from, and to nothing else; it must lead to what the metadata says, exactly. */
-export async function applyPatch(scratch: Git, patch: Uint8Array, changes: readonly Change[]): Promise<void> {
-  if (patch.length > MAX_PATCH_BYTES) {
-    throw patchMalformed(`the root half's patch has ${patch.length} bytes, the limit is ${MAX_PATCH_BYTES}`);
+export async function applyPatch(
+  scratch: Git,
+  patch: ScratchFile,
+  changes: readonly Change[],
+): Promise<void> {
+  if (patch.bytes > MAX_PATCH_BYTES) {
+    throw patchMalformed(`the root half's patch has ${patch.bytes} bytes, the limit is ${MAX_PATCH_BYTES}`);
   }
   const env = { GIT_INDEX_FILE: join(scratch.gitDir, "index.patch") };
   await scratch.run(["read-tree", "--empty"], { env });

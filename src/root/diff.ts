@@ -1,5 +1,3 @@
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import * as v from "valibot";
 import { canonicalJson } from "../canonical-json.js";
@@ -16,6 +14,7 @@ import {
   type Tree,
 } from "../system/tree.js";
 import { createBorrower, listTree, type Git, type TreeFile } from "../system/git.js";
+import { writeScratchFile, type ScratchFile } from "../system/scratch.js";
 import { parseAccounts, type Accounts } from "./accounts.js";
 import {
   countChanges,
@@ -52,8 +51,8 @@ export interface RootSummary {
 
 /** The root half of a bundle: its three members, uncompressed, and what the manifest says of them. */
 export interface RootPart {
-  readonly patch: Buffer;
-  readonly objects: Buffer;
+  readonly patch: ScratchFile;
+  readonly objects: ScratchFile;
   readonly metadata: Buffer;
   readonly summary: RootSummary;
 }
@@ -93,8 +92,9 @@ const PACK_COMMAND = [
  * @param options.beforeDir a folder with the file tree of `base`: a ZFS snapshot; null with `base`
  * @param options.afterDir the same of `target`
  * @param options.secrets what may travel, beside what never does
+ * @param options.scratchDir a folder for what is made; its files are needed as long as the result is
  * @throws ZferryError `git-failed` for what a release cannot hold (a submodule, a protected path);
- * `secret-found` for what must not travel; `worktree-dirty` when a folder does not have what its commit says
+ * `secret-found` for what must not travel; `worktree-dirty` when a folder does not have what its commit says; `no-space`, `io-failed`
  */
 export async function makeRootPart(options: {
   git: Git;
@@ -103,48 +103,50 @@ export async function makeRootPart(options: {
   beforeDir: string | null;
   afterDir: string;
   secrets: SecretRules;
+  scratchDir: string;
 }): Promise<RootPart> {
-  const { git } = options;
+  const { git, scratchDir } = options;
   const base = options.base === null ? undefined : await resolveRelease(git, options.base);
   const target = await resolveRelease(git, options.target);
-  const scratch = mkdtempSync(join(tmpdir(), "zferry-"));
-  try {
-    const borrower = createBorrower(join(scratch, "root.git"), git);
-    const before = base === undefined ? new Map<RawPath, TreeFile>() : await listTree(borrower, base.tree);
-    const after = await listTree(borrower, target.tree);
-    const changes = compareTrees(before, after);
-    refuseSecrets(await findSecrets(borrower, before, after, options.secrets));
-    const metadata = await recordMetadata(
-      changes,
-      options.beforeDir,
-      options.afterDir,
-      (beforeTree, afterTree) =>
-        findEmptyDirectories(git, borrower, beforeTree && { tree: beforeTree, files: before.keys() }, {
-          tree: afterTree,
-          files: after.keys(),
-        }),
-    );
-    const patch = await borrower.run([...PATCH_COMMAND, base?.tree ?? EMPTY_TREE, target.tree], {
+  const borrower = createBorrower(join(scratchDir, "root.git"), git);
+  const before = base === undefined ? new Map<RawPath, TreeFile>() : await listTree(borrower, base.tree);
+  const after = await listTree(borrower, target.tree);
+  const changes = compareTrees(before, after);
+  refuseSecrets(await findSecrets(borrower, before, after, options.secrets));
+  const metadata = await recordMetadata(
+    changes,
+    options.beforeDir,
+    options.afterDir,
+    (beforeTree, afterTree) =>
+      findEmptyDirectories(git, borrower, beforeTree && { tree: beforeTree, files: before.keys() }, {
+        tree: afterTree,
+        files: after.keys(),
+      }),
+  );
+  const patch = await writeScratchFile(
+    join(scratchDir, "patch"),
+    borrower.stream([...PATCH_COMMAND, base?.tree ?? EMPTY_TREE, target.tree], {
       maxOutputBytes: MAX_PATCH_BYTES,
-    });
-    const objects = await borrower.run(PACK_COMMAND, {
+    }),
+  );
+  const objects = await writeScratchFile(
+    join(scratchDir, "objects.pack"),
+    borrower.stream(PACK_COMMAND, {
       input: packedIds(metadata)
         .map((id) => `${id}\n`)
         .join(""),
       maxOutputBytes: MAX_OBJECTS_BYTES,
-    });
-    const bytes = encodeMetadata(metadata);
-    // A builder must not sign what every site would refuse.
-    parseMetadata(bytes);
-    const summary = {
-      ...(base === undefined ? {} : { base }),
-      target,
-      counts: countChanges(metadata.changes),
-    };
-    return { patch, objects, metadata: bytes, summary };
-  } finally {
-    rmSync(scratch, { recursive: true, force: true });
-  }
+    }),
+  );
+  const bytes = encodeMetadata(metadata);
+  // A builder must not sign what every site would refuse.
+  parseMetadata(bytes);
+  const summary = {
+    ...(base === undefined ? {} : { base }),
+    target,
+    counts: countChanges(metadata.changes),
+  };
+  return { patch, objects, metadata: bytes, summary };
 }
 
 async function resolveRelease(git: Git, revision: string): Promise<RootRelease> {

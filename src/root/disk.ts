@@ -2,6 +2,7 @@ import { join } from "node:path";
 import * as v from "valibot";
 import { ZferryError } from "../errors.js";
 import { ancestors, showPath, type RawPath } from "../raw-path.js";
+import type { ProgressReport } from "../report.js";
 import { blobSizes, listTree, type Git, type TreeFile } from "../system/git.js";
 import {
   closeTree,
@@ -52,6 +53,7 @@ interface DiskOptions {
   readonly replaceUntracked: boolean;
   readonly settling: Settler;
   readonly space: ((found: readonly RootSpace[]) => void) | undefined;
+  readonly progress: ProgressReport | undefined;
 }
 
 interface Disk {
@@ -102,14 +104,14 @@ interface DirectoryChange {
 
 async function planFiles(
   tree: Tree,
-  { changes, replaceUntracked }: Pick<DiskOptions, "changes" | "replaceUntracked">,
+  { changes, replaceUntracked, progress }: Pick<DiskOptions, "changes" | "replaceUntracked" | "progress">,
   removedFolders: ReadonlySet<RawPath>,
   head: ReadonlyMap<RawPath, TreeFile>,
   merged: ReadonlyMap<RawPath, TreeFile>,
   attributes: AttributeMerger,
 ): Promise<{ readonly changes: readonly FileChange[]; readonly replaced: readonly Replaced[] }> {
   const concerned = changes.filter(({ path }) => head.has(path) || merged.has(path));
-  const lives = await liveFiles(tree, concerned);
+  const lives = await liveFiles(tree, concerned, progress);
   const leaving = new Set([
     ...concerned.filter(({ path }) => !merged.has(path)).map(({ path }) => path),
     ...removedFolders,
@@ -176,9 +178,16 @@ const possible = (mode: GitMode, attributes: FileAttributes): FileAttributes =>
   isSymlink(mode) ? { ...attributes, xattrs: {} } : withAgreeingList(attributes);
 
 /** What lies at both paths of each change. */
-async function liveFiles(tree: Tree, changes: readonly PlacedChange[]): Promise<Map<RawPath, Live>> {
+async function liveFiles(
+  tree: Tree,
+  changes: readonly PlacedChange[],
+  progress: ProgressReport | undefined,
+): Promise<Map<RawPath, Live>> {
   const paths = [...new Set(changes.flatMap(({ path, from }) => [path, from]))];
-  const lives = await readLive(tree, paths);
+  const lives = await readLive(tree, paths, (done) =>
+    progress?.update("comparing the files of /", done, paths.length, { unit: "files" }),
+  );
+  progress?.end();
   return new Map(lives.map((live, index) => [paths[index] as RawPath, live]));
 }
 

@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { closeSync, constants, fstatSync, openSync, readlinkSync, readSync } from "node:fs";
 import * as v from "valibot";
 import type { RawPath } from "../raw-path.js";
-import { inPlace, inspect, type FileAttributes, type Found, type Tree } from "../system/tree.js";
+import { BATCH, inPlace, inspect, type FileAttributes, type Found, type Tree } from "../system/tree.js";
 import type { TreeFile } from "../system/git.js";
 import { gitModeSchema, isCarriedXattr, isExecutable, type GitMode } from "./metadata.js";
 
@@ -25,18 +25,31 @@ export type Live =
 
 /**
  * Reads what lies at each path, in the same order. Contents are bytes: nothing is converted or filtered.
+ * @param told how many are read
  * @throws ZferryError `io-failed`
  */
-export async function readLive(tree: Tree, paths: readonly RawPath[]): Promise<Live[]> {
-  const found = await inspect(tree, paths, isCarriedXattr);
-  return found.map((entry, index): Live => {
-    const path = paths[index];
-    if (path === undefined || entry.kind === "absent" || entry.kind === "blocked") return entry as Live;
-    const { kind, size, attributes } = entry;
-    if (kind === "directory" || kind === "other") return { kind, attributes };
-    const blob = kind === "file" ? hashFile(tree, path) : hashLink(tree, path);
-    return { kind, size, state: { mode: gitMode(kind, attributes), blob, attributes } };
-  });
+export async function readLive(
+  tree: Tree,
+  paths: readonly RawPath[],
+  told: (done: number) => void = () => undefined,
+): Promise<Live[]> {
+  const lives: Live[] = [];
+  for (let start = 0; start < paths.length; start += BATCH) {
+    const batch = paths.slice(start, start + BATCH);
+    for (const [index, entry] of (await inspect(tree, batch, isCarriedXattr)).entries()) {
+      lives.push(withContent(tree, batch[index] as RawPath, entry));
+      told(lives.length);
+    }
+  }
+  return lives;
+}
+
+function withContent(tree: Tree, path: RawPath, entry: Found): Live {
+  if (entry.kind === "absent" || entry.kind === "blocked") return entry;
+  const { kind, size, attributes } = entry;
+  if (kind === "directory" || kind === "other") return { kind, attributes };
+  const blob = kind === "file" ? hashFile(tree, path) : hashLink(tree, path);
+  return { kind, size, state: { mode: gitMode(kind, attributes), blob, attributes } };
 }
 
 const gitMode = (kind: "file" | "symlink", { permissions }: FileAttributes): GitMode =>
@@ -49,8 +62,9 @@ function hashFile(tree: Tree, path: RawPath): string {
     // Without O_NONBLOCK a pipe that took the file's place in the meantime would hold us for ever.
     const fd = openSync(place, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
     try {
-      const hash = createHash("sha1").update(`blob ${fstatSync(fd).size}\0`);
-      const piece = Buffer.alloc(HASH_PIECE_BYTES);
+      const { size } = fstatSync(fd);
+      const hash = createHash("sha1").update(`blob ${size}\0`);
+      const piece = Buffer.allocUnsafe(Math.min(HASH_PIECE_BYTES, size + 1));
       for (let length = readSync(fd, piece); length > 0; length = readSync(fd, piece)) {
         hash.update(piece.subarray(0, length));
       }

@@ -1,7 +1,9 @@
 import { join } from "node:path";
 import { ZferryError } from "../errors.js";
 import { showPath } from "../raw-path.js";
+import type { ProgressReport } from "../report.js";
 import { createBorrower, listTree, trimmed, withWorkTree, type Git } from "../system/git.js";
+import type { ScratchFile } from "../system/scratch.js";
 import { writeUncommitted, type UncommittedDrift } from "./commit-drift.js";
 import { applyPatch, changedInGit, importBlobs, patchMalformed, writeTree, type Change } from "./content.js";
 import type { RootSummary } from "./diff.js";
@@ -30,8 +32,8 @@ export interface PlanOptions {
   readonly scratchDir: string;
   /** `root` of the verified manifest. */
   readonly summary: RootSummary;
-  readonly patch: Uint8Array;
-  readonly objects: Uint8Array;
+  readonly patch: ScratchFile;
+  readonly objects: ScratchFile;
   readonly metadata: Uint8Array;
   /** The release's name, for messages of commits. */
   readonly release: string;
@@ -39,6 +41,8 @@ export interface PlanOptions {
   readonly commitDrift?: boolean;
   /** Whether files that git does not track are replaced where the release has one, and kept in git; otherwise they are refused. */
   readonly replaceUntracked?: boolean;
+  /** Told how far it is. */
+  readonly progress?: ProgressReport;
   /** Told what each file system of `/` needs and has. */
   readonly space?: (found: readonly RootSpace[]) => void;
   /** Told what does not stand against the install, and is good to know. */
@@ -104,6 +108,7 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
       replaceUntracked: options.replaceUntracked ?? false,
       settling,
       space: options.space,
+      progress: options.progress,
     });
     return { merged, disk };
   };

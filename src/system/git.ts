@@ -4,12 +4,13 @@ import { ZferryError } from "../errors.js";
 import { rawPath, type RawPath } from "../raw-path.js";
 import { guarded } from "./files.js";
 import { run, runAtTerminal, startReading, type ProcessResult } from "./process.js";
+import type { ScratchFile } from "./scratch.js";
 
 export interface GitOptions {
   /** Given to standard input, which is otherwise empty. */
-  readonly input?: Uint8Array | string;
+  readonly input?: Uint8Array | string | ScratchFile;
   readonly env?: Readonly<Record<string, string>>;
-  /** The most that standard output may hold, in bytes; more is an error. Default 256 MiB. */
+  /** The most that standard output may hold, in bytes; more is an error. Default 256 MiB, of a stream nothing. */
   readonly maxOutputBytes?: number;
 }
 
@@ -29,10 +30,16 @@ export interface Git {
    * @throws ZferryError `git-failed` with the command and the end of its errors; `no-space`
    */
   run(args: readonly string[], options?: GitOptions): Promise<Buffer>;
-  /** The same for a command whose exit status is an answer. */
+  /**
+   * The same for a command whose exit status is an answer.
+   * @throws ZferryError `no-space`
+   */
   ask(args: readonly string[], options?: GitOptions): Promise<ProcessResult>;
   /** Output in pieces, for what may be large. */
-  stream(args: readonly string[]): AsyncIterable<Uint8Array>;
+  stream(
+    args: readonly string[],
+    options?: { readonly input?: string; readonly maxOutputBytes?: number },
+  ): AsyncIterable<Uint8Array>;
 }
 
 const MAX_OUTPUT_BYTES = 256 << 20;
@@ -141,13 +148,17 @@ function bind(options: { gitDir?: string; workTree?: string; fsync?: "all" | "no
     ...(workTree === undefined ? [] : [`--work-tree=${workTree}`]),
     ...Object.entries(settings).flatMap(([name, value]) => ["-c", `${name}=${value}`]),
   ];
-  const ask = (args: readonly string[], { input, env, maxOutputBytes }: GitOptions = {}) =>
-    run("git", [...before, ...args], {
+  const ask = async (args: readonly string[], { input, env, maxOutputBytes }: GitOptions = {}) => {
+    const result = await run("git", [...before, ...args], {
       env: { ...isolatedEnvironment(), ...env },
       cwd,
       maxOutputBytes: maxOutputBytes ?? MAX_OUTPUT_BYTES,
       ...(input === undefined ? {} : { input }),
     });
+    // That is never the answer.
+    if (result.status !== 0 && FULL.test(result.stderr)) throw gitFailure(args, result);
+    return result;
+  };
   return {
     ask,
     run: async (args: readonly string[], options?: GitOptions): Promise<Buffer> => {
@@ -155,8 +166,12 @@ function bind(options: { gitDir?: string; workTree?: string; fsync?: "all" | "no
       if (result.status !== 0) throw gitFailure(args, result);
       return result.stdout;
     },
-    stream: async function* (args: readonly string[]): AsyncGenerator<Uint8Array> {
-      const started = startReading("git", [...before, ...args], { env: isolatedEnvironment(), cwd });
+    stream: async function* (
+      args: readonly string[],
+      options: { readonly input?: string; readonly maxOutputBytes?: number } = {},
+    ): AsyncGenerator<Uint8Array> {
+      const environment = { env: isolatedEnvironment(), cwd };
+      const started = startReading("git", [...before, ...args], { ...environment, ...options });
       let ended = false;
       try {
         yield* started.stdout;
@@ -170,10 +185,12 @@ function bind(options: { gitDir?: string; workTree?: string; fsync?: "all" | "no
   };
 }
 
+const FULL = /No space left on device|Disk quota exceeded/;
+
 /** A git command that failed, as an error. */
 function gitFailure(args: readonly string[], result: ProcessResult): ZferryError {
   const lines = result.stderr.split("\n");
-  const full = lines.find((line) => /No space left on device|Disk quota exceeded/.test(line));
+  const full = lines.find((line) => FULL.test(line));
   const said = full ?? (lines.at(-1) || `exit status ${result.status ?? result.signal ?? "unknown"}`);
   return new ZferryError(
     full === undefined ? "git-failed" : "no-space",
@@ -361,15 +378,17 @@ export async function blobSizes(git: Git, ids: Iterable<string>): Promise<Map<st
 /**
  * Reads blobs in the order asked, in pieces, a group of small ones with one process; the pieces of each must be read
  * before the next is asked for.
+ * @param known the size of each, as `blobSizes` tells it, where that was asked before
  */
 export async function* readBlobs(
   git: Git,
   ids: readonly string[],
+  known?: ReadonlyMap<string, number>,
 ): AsyncGenerator<{
   readonly id: string;
   readonly pieces: AsyncIterable<Uint8Array> | Iterable<Uint8Array>;
 }> {
-  const sizes = await blobSizes(git, new Set(ids));
+  const sizes = known ?? (await blobSizes(git, new Set(ids)));
   let group: string[] = [];
   let bytes = 0;
   for (const [index, id] of ids.entries()) {

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { ZferryError } from "../errors.js";
+import type { ScratchFile } from "./scratch.js";
 
 /** What a started program left: its exit status (null when a signal ended it), output and the end of its errors. */
 export interface ProcessResult {
@@ -12,7 +13,7 @@ export interface ProcessResult {
 
 export interface ProcessOptions {
   /** Given to standard input, which is otherwise empty. */
-  readonly input?: Uint8Array | string;
+  readonly input?: Uint8Array | string | ScratchFile;
   /** Added to the environment; `undefined` removes a variable. */
   readonly env?: Readonly<Record<string, string | undefined>>;
   readonly cwd?: string;
@@ -91,16 +92,14 @@ export async function run(
   options: ProcessOptions = {},
 ): Promise<ProcessResult> {
   const maxBuffer = options.maxOutputBytes ?? DEFAULT_MAX_OUTPUT_BYTES;
+  const { input = "" } = options;
+  const isInMemory = typeof input === "string" || input instanceof Uint8Array;
   const result = await execa(file, args, {
     ...commonOptions(options),
-    input: options.input ?? "",
+    ...(isInMemory ? { input } : { inputFile: input.path }),
     maxBuffer,
   });
-  if (result.isMaxBuffer) {
-    throw new ZferryError("io-failed", `${file} printed more than ${maxBuffer} bytes`, {
-      details: { program: file, limit: maxBuffer },
-    });
-  }
+  if (result.isMaxBuffer) throw tooMuch(file, maxBuffer);
   return resultOf(file, result);
 }
 
@@ -117,6 +116,11 @@ export async function runAtTerminal(
   const result = await execa(file, args, { cwd, env, reject: false, stdin: "inherit", stdout: 2, stderr: 2 });
   return resultOf(file, result);
 }
+
+const tooMuch = (file: string, limit: number): ZferryError =>
+  new ZferryError("io-failed", `${file} printed more than ${limit} bytes`, {
+    details: { program: file, limit },
+  });
 
 /** A running program whose output is read as it comes. */
 export interface ProcessOutput {
@@ -136,23 +140,40 @@ export interface ProcessInput {
   kill(): Promise<ProcessResult>;
 }
 
-/** Starts a program to read its output. */
+/**
+ * Starts a program to read its output. The output ends with an error, `io-failed`, when it is more than `maxOutputBytes`,
+ * for which there is no default.
+ */
 export function startReading(
   file: string,
   args: readonly string[],
-  options: ProcessOptions = {},
+  options: ProcessOptions & { readonly input?: Uint8Array | string } = {},
 ): ProcessOutput {
   const subprocess = execa(file, args, {
     ...commonOptions(options),
-    stdin: "ignore",
+    ...(options.input === undefined ? { stdin: "ignore" } : { input: options.input }),
     buffer: { stdout: false },
     maxBuffer: { stderr: 1 << 20 },
   });
+  const { maxOutputBytes = Infinity } = options;
   return {
-    stdout: subprocess.stdout,
+    stdout: atMost(maxOutputBytes, subprocess.stdout, () => tooMuch(file, maxOutputBytes)),
     finish: () => subprocess.then((result) => resultOf(file, result)),
     kill: () => subprocess.kill("SIGTERM"),
   };
+}
+
+async function* atMost(
+  limit: number,
+  pieces: AsyncIterable<Uint8Array>,
+  failure: () => ZferryError,
+): AsyncGenerator<Uint8Array> {
+  let bytes = 0;
+  for await (const piece of pieces) {
+    bytes += piece.length;
+    if (bytes > limit) throw failure();
+    yield piece;
+  }
 }
 
 /** Starts a program to write to its input. */

@@ -1,4 +1,10 @@
-import { formatBytes, formatDuration, printable, type ProgressReport } from "../report.js";
+import {
+  formatBytes,
+  formatDuration,
+  printable,
+  type ProgressOptions,
+  type ProgressReport,
+} from "../report.js";
 
 /** Where progress is shown, and when it is. */
 export interface ProgressDisplay {
@@ -30,7 +36,7 @@ export function progressOn({ terminal, columns, write, now }: ProgressDisplay): 
     current = undefined;
   };
   return {
-    update(what, done, total) {
+    update(what, done, total, options = {}) {
       const at = now();
       if (current?.what !== what) {
         end();
@@ -46,7 +52,7 @@ export function progressOn({ terminal, columns, write, now }: ProgressDisplay): 
       const rate = current.rate === undefined ? latest : current.rate + weight * (latest - current.rate);
       current = { what, at, done, rate };
       shown = at;
-      const forms = describe(what, done, total, rate).map(printable);
+      const forms = describe(what, done, total, rate, options).map(printable);
       const fits = forms.find((line) => !terminal || line.length < columns()) ?? forms.at(-1) ?? "";
       write(terminal ? `${CLEAR_LINE}${fits.slice(0, columns() - 1)}` : `${fits}\n`);
       drawn = terminal;
@@ -56,16 +62,24 @@ export function progressOn({ terminal, columns, write, now }: ProgressDisplay): 
 }
 
 /** The line, and shorter forms of it. */
-function describe(what: string, done: number, total: number | undefined, rate: number): string[] {
-  const speed = `${formatBytes(Math.round(rate))}/s`;
+function describe(
+  what: string,
+  done: number,
+  total: number | undefined,
+  rate: number,
+  { unit, files }: ProgressOptions,
+): string[] {
+  const amount = (value: number): string => (unit === undefined ? formatBytes(value) : String(value));
+  const speed = `${amount(Math.round(rate))}${unit === undefined ? "" : ` ${unit}`}/s`;
+  const beside = files === undefined ? "" : `${files.done} of ${files.total} files, `;
   // An estimate that turned out too low says nothing any more.
   if (total === undefined || total === 0 || done > total) {
-    return [`${what}: ${formatBytes(done)}, ${speed}`, `${what}: ${formatBytes(done)}`];
+    return [`${what}: ${beside}${amount(done)}, ${speed}`, `${what}: ${amount(done)}`];
   }
   const percent = Math.floor((done / total) * 100);
   const left = rate > 0 ? `, ${formatDuration((total - done) / rate)} left` : "";
   return [
-    `${what}: ${formatBytes(done)} of ${formatBytes(total)} (${percent} %), ${speed}${left}`,
+    `${what}: ${beside}${amount(done)} of ${amount(total)} (${percent} %), ${speed}${left}`,
     `${what}: ${percent} %${left}`,
     `${percent} %`,
   ];

@@ -1,5 +1,6 @@
 import * as fs from "node:fs";
 import { join, resolve } from "node:path";
+import { promisify } from "node:util";
 import { ZferryError } from "../errors.js";
 import { ancestors, rawBytes, rawPath, showPath, type RawPath } from "../raw-path.js";
 import { guarded, mapSystemError } from "./files.js";
@@ -240,11 +241,24 @@ export async function setAttributes(
     // After chown, which takes capabilities away.
     await setXattrs(batch, isWanted);
     for (const { fd, attributes } of batch) {
-      naming(fd, () => {
-        fs.fchmodSync(fd, attributes.permissions);
-        fs.fsyncSync(fd);
-      });
+      naming(fd, () => fs.fchmodSync(fd, attributes.permissions));
     }
+    await syncAll(batch.map(({ fd }) => fd));
+  }
+}
+
+const sync = promisify(fs.fsync);
+
+/**
+ * Writes open files to disk side by side: a file system's journal then takes several at a time. So each file's own error is
+ * told, and nothing is waited for that others wrote, as with sync(1) for the whole file system, which was no faster.
+ */
+async function syncAll(fds: readonly number[]): Promise<void> {
+  // All must have ended before one is closed.
+  const results = await Promise.allSettled(fds.map((fd) => sync(fd)));
+  for (const [index, result] of results.entries()) {
+    if (result.status === "rejected")
+      throw mapSystemError(result.reason, pathOfDescriptor(fds[index] as number));
   }
 }
 

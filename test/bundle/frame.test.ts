@@ -1,6 +1,13 @@
 import zstd from "zstd-napi/binding.js";
 import { describe, expect, test } from "vitest";
-import { decodeFrame, encodeFrame, MAX_LEVEL, MIN_LEVEL } from "../../src/bundle/frame.js";
+import {
+  decodeFrame,
+  decodeFrameOf,
+  encodeFrame,
+  encodeFrameOf,
+  MAX_LEVEL,
+  MIN_LEVEL,
+} from "../../src/bundle/frame.js";
 import { filler } from "../stream/support.js";
 import { refusal } from "./support.js";
 
@@ -14,6 +21,25 @@ function frameWith(parameters: Partial<Record<keyof typeof zstd.CParameter, numb
   }
   const frame = Buffer.alloc(zstd.compressBound(bytes.length));
   return frame.subarray(0, context.compress2(frame, bytes));
+}
+
+/** Eight blocks that repeat one byte, the last one marked so. */
+const mebibyte = Buffer.concat(
+  Array.from({ length: 8 }, (_, index) => {
+    const block = Buffer.alloc(4);
+    block.writeUIntLE(((128 << 10) << 3) | 2 | (index === 7 ? 1 : 0), 0, 3);
+    return block;
+  }),
+);
+
+async function* inPieces(bytes: Uint8Array, length: number): AsyncGenerator<Uint8Array> {
+  for (let at = 0; at < bytes.length; at += length) yield bytes.subarray(at, at + length);
+}
+
+async function joined(pieces: AsyncIterable<Uint8Array>): Promise<Buffer> {
+  const copies: Buffer[] = [];
+  for await (const piece of pieces) copies.push(Buffer.from(piece));
+  return Buffer.concat(copies);
 }
 
 describe("a frame", () => {
@@ -60,10 +86,50 @@ describe("a frame", () => {
     ["more than the manifest says", good, raw.length - 1],
     ["a bomb", bomb, 100],
     ["a claim of 2^60 bytes", claiming(1n << 60n), raw.length],
+    ["a claim of 2^28 bytes in one segment", claiming(1n << 28n), 1 << 28],
+    ["a window of 2^28 bytes", withWindow(18 << 3), 1 << 20],
     ["the old format 0.7", Buffer.concat([Buffer.from([0x27]), good.subarray(1)]), raw.length],
   ])("that is %s is refused", async (_what, frame, rawBytes) => {
-    const { code, details } = await refusal(() => decodeFrame(frame, rawBytes, "streams/usr/00000000.zst"));
-    expect([code, details]).toEqual(["frame-malformed", { member: "streams/usr/00000000.zst" }]);
+    for (const decode of [
+      () => decodeFrame(frame, rawBytes, "streams/usr/00000000.zst"),
+      () => joined(decodeFrameOf(inPieces(frame, 7), rawBytes, "streams/usr/00000000.zst")),
+      () => joined(decodeFrameOf(inPieces(frame, 1 << 20), rawBytes, "streams/usr/00000000.zst")),
+    ]) {
+      const { code, details } = await refusal(decode);
+      expect([code, details]).toEqual(["frame-malformed", { member: "streams/usr/00000000.zst" }]);
+    }
+  });
+
+  test.each([0, 1, 300, 131_072, (3 << 20) + 1])("of %i bytes is the same in pieces", async (length) => {
+    const bytes = filler(length);
+    const frame = encodeFrame(bytes, 9);
+    expect(await joined(encodeFrameOf(inPieces(bytes, 50_000), length, 9))).toEqual(Buffer.from(frame));
+    for (const piece of [1000, 1 << 20]) {
+      const decoded = await joined(decodeFrameOf(inPieces(frame, piece), length, "x"));
+      expect(Buffer.compare(decoded, bytes)).toBe(0);
+    }
+  });
+
+  test("of much content does not depend on how that is cut, and has the same form", async () => {
+    const bytes = Buffer.concat(Array.from({ length: 12 }, () => filler(3 << 20)));
+    const frame = await joined(encodeFrameOf(inPieces(bytes, 1 << 20), bytes.length, 3));
+    expect(await joined(encodeFrameOf(inPieces(bytes, 999_999), bytes.length, 3))).toEqual(frame);
+    expect(Buffer.compare(decodeFrame(frame, bytes.length, "x"), bytes)).toBe(0);
+  });
+
+  test("may have a window of 128 MiB", async () => {
+    const frame = withWindow(17 << 3);
+    expect(decodeFrame(frame, 1 << 20, "x").length).toBe(1 << 20);
+    expect((await joined(decodeFrameOf(inPieces(frame, 5), 1 << 20, "x"))).length).toBe(1 << 20);
+  });
+
+  test("gives no more than the manifest says, whatever it has", async () => {
+    const lying = Buffer.concat([claiming(100n).subarray(0, 13), mebibyte]);
+    let given = 0;
+    await refusal(async () => {
+      for await (const piece of decodeFrameOf(inPieces(lying, 1 << 20), 100, "x")) given += piece.length;
+    });
+    expect(given).toBeLessThanOrEqual(100);
   });
 
   test("takes no more memory than the manifest says", async () => {
@@ -97,6 +163,16 @@ function withBits(frame: Buffer, bits: number): Buffer {
 /** RFC 8878, 3.1.1.1: flag 1 in the descriptor, and one byte before the content size. */
 const withDictionaryId = (frame: Buffer): Buffer =>
   Buffer.concat([withBits(frame, 1).subarray(0, 5), Buffer.from([7]), frame.subarray(5)]);
+
+/** A frame of 1 MiB with this window descriptor. RFC 8878, 3.1.1.1.2 */
+function withWindow(descriptor: number): Buffer {
+  const header = Buffer.alloc(10);
+  header.writeUInt32LE(zstd.MAGICNUMBER);
+  header[4] = 0b1000_0000; // four bytes of content size, a window
+  header[5] = descriptor;
+  header.writeUInt32LE(1 << 20, 6);
+  return Buffer.concat([header, mebibyte]);
+}
 
 /** A frame whose header says that it holds so many bytes. */
 function claiming(size: bigint): Buffer {

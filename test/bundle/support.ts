@@ -59,7 +59,7 @@ export const input = (role: string, stream: Uint8Array): StreamInput => ({
 });
 
 /** A root half that changes one file, /etc/issue. */
-export function rootInput(): RootInput {
+export function rootInput(): RootInput & Readonly<Record<"patch" | "objects" | "metadata", Uint8Array>> {
   const [before, after] = [Buffer.from("Release 1\n"), Buffer.from("Release 2\n")];
   const attributes: RecordedAttributes = {
     owner: { name: "root", id: 0 },

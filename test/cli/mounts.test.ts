@@ -2,18 +2,18 @@ import { execFileSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import type { RootPart } from "../../src/root/diff.js";
 import { everything } from "../root/everything.js";
-import { newFolder, type Site } from "../root/hosts.js";
+import { newFolder, type Site, type RootPart } from "../root/hosts.js";
 import { hasMounts } from "./support.js";
 
 /** The test itself has the machine's mounts: the plan is made by a process with its own. */
 const SCRIPT = `
-  import { readFileSync } from "node:fs";
+  import { readFileSync, statSync } from "node:fs";
   import { planRoot } from ${JSON.stringify(new URL("../../dist/root/merge.js", import.meta.url).href)};
   import { openRepository } from ${JSON.stringify(new URL("../../dist/system/git.js", import.meta.url).href)};
   const [rootDir, scratchDir, folder] = process.argv.slice(1);
-  const [patch, objects, metadata] = ["patch", "objects", "metadata"].map((name) => readFileSync(folder + "/" + name));
+  const stored = (name) => ({ path: folder + "/" + name, bytes: statSync(folder + "/" + name).size });
+  const [patch, objects, metadata] = [stored("patch"), stored("objects"), readFileSync(folder + "/metadata")];
   const { summary } = JSON.parse(readFileSync(folder + "/part"));
   const git = await openRepository(rootDir);
   const told = await planRoot({ git, rootDir, scratchDir, patch, objects, metadata, summary, release: "r2", date: 1 }).then(
@@ -76,4 +76,16 @@ describe.skipIf(!hasMounts)("mounts that a release would have to write over are 
     const text = JSON.stringify(expected.map((each) => ({ code: "worktree-dirty", ...each })));
     expect(found).toEqual(JSON.parse(text.replaceAll("ROOT", site.root)));
   });
+});
+
+it.skipIf(!hasMounts)("a scratch folder that is full is told, whatever wrote there", async () => {
+  const host = everything();
+  const part = await host.part("r1", "r2");
+  const site = host.site("r1", "cloned");
+  const before = site.everything();
+  const told = [8, 20, 40, 60, 80, 100].map((kib) =>
+    planWith(`mount -t tmpfs -o size=${kib}k none ${site.scratch}`, site, part),
+  );
+  for (const faults of told) expect(faults).toMatchObject([{ code: "no-space" }]);
+  expect(site.everything()).toBe(before);
 });

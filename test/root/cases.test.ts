@@ -1,7 +1,6 @@
 import { beforeAll, describe, expect, it } from "vitest";
 import type { ZferryError } from "../../src/errors.js";
-import type { RootPart } from "../../src/root/diff.js";
-import { ACCOUNTS, BuildHost, type Site } from "./hosts.js";
+import { ACCOUNTS, BuildHost, type Site, type RootPart } from "./hosts.js";
 import {
   aclOf,
   complete,

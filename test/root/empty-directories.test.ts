@@ -2,10 +2,9 @@ import { mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { canonicalJson } from "../../src/canonical-json.js";
-import type { RootPart } from "../../src/root/diff.js";
 import { parseMetadata } from "../../src/root/metadata.js";
 import { pathOf } from "../../src/root/paths.js";
-import { ACCOUNTS, BuildHost, command, edit, file, link, sh, type Site } from "./hosts.js";
+import { ACCOUNTS, BuildHost, command, edit, file, link, sh, type Site, type RootPart } from "./hosts.js";
 
 const directory = command('mkdir -p "$1"');
 

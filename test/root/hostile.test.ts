@@ -4,7 +4,6 @@ import { join } from "node:path";
 import { deflateSync } from "node:zlib";
 import { beforeAll, describe, expect, it } from "vitest";
 import { canonicalJson } from "../../src/canonical-json.js";
-import type { RootPart } from "../../src/root/diff.js";
 import { parseMetadata, type RootMetadata } from "../../src/root/metadata.js";
 import { pathName } from "../../src/root/paths.js";
 import { type RawPath } from "../../src/raw-path.js";
@@ -19,6 +18,7 @@ import {
   sh,
   type Edits,
   type Site,
+  type RootPart,
 } from "./hosts.js";
 import { aclOf } from "./model.js";
 

@@ -5,6 +5,7 @@ import {
   mkdirSync,
   mkdtempSync,
   readdirSync,
+  readFileSync,
   rmSync,
   symlinkSync,
   writeFileSync,
@@ -14,11 +15,25 @@ import { dirname, join } from "node:path";
 import { afterAll } from "vitest";
 import { applyRoot, takeBackRoot } from "./apply.js";
 import { requireAsPlanned } from "../../src/root/apply.js";
-import { makeRootPart, type RootPart } from "../../src/root/diff.js";
+import { makeRootPart, type RootSummary } from "../../src/root/diff.js";
 import { planRoot, type PlanOptions } from "../../src/root/merge.js";
 import type { SecretRules } from "../../src/root/secrets.js";
 import type { RootPlan } from "../../src/root/plan.js";
 import { openRepository } from "../../src/system/git.js";
+import type { ScratchFile } from "../../src/system/scratch.js";
+
+/** The root half of a bundle, in memory: tests change it. */
+export interface RootPart {
+  readonly patch: Buffer;
+  readonly objects: Buffer;
+  readonly metadata: Buffer;
+  readonly summary: RootSummary;
+}
+
+function stored(path: string, content: Buffer): ScratchFile {
+  writeFileSync(path, content);
+  return { path, bytes: content.length };
+}
 
 if (process.getuid?.() !== 0)
   throw new Error("these tests set owners, ACLs and capabilities: run them as root");
@@ -121,14 +136,19 @@ export class BuildHost {
     root = this.root,
     secrets: Partial<SecretRules> = {},
   ): Promise<RootPart> {
-    return makeRootPart({
+    const scratchDir = newFolder();
+    const part = await makeRootPart({
       git: await openRepository(root),
       base,
       target,
       beforeDir: base === null ? null : this.snapshot(base),
       afterDir: this.snapshot(target),
       secrets: { deny: [], allow: [], own: [], ...secrets },
+      scratchDir,
     });
+    const [patch, objects] = [readFileSync(part.patch.path), readFileSync(part.objects.path)];
+    rmSync(scratchDir, { recursive: true });
+    return { ...part, patch, objects };
   }
 
   /** A site that was cloned with its history, or has the files and a history of its own. */
@@ -182,6 +202,8 @@ export class Site {
       rootDir: this.root,
       scratchDir: this.scratch,
       ...part,
+      patch: stored(join(this.scratch, "patch"), part.patch),
+      objects: stored(join(this.scratch, "objects.pack"), part.objects),
       release: "r2",
       date: 1_700_000_000,
       ...options,

@@ -2,7 +2,8 @@ import { readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import * as v from "valibot";
 import { describe, expect, it } from "vitest";
-import { commitRoot, discardRoot, importObjects, prepareRoot } from "../../src/root/apply.js";
+import type { ProgressOptions, ProgressReport } from "../../src/report.js";
+import { commitRoot, discardRoot, importObjects, prepareRoot, revertRoot } from "../../src/root/apply.js";
 import { rootPlanSchema } from "../../src/root/plan.js";
 import { openRepository } from "../../src/system/git.js";
 import { everything } from "./everything.js";
@@ -129,6 +130,57 @@ it("discards what was prepared, without a trace", async () => {
   expect(site.state()).toBe(before);
   expect(site.leftovers()).toBe("");
   expect(site.status()).toBe("");
+});
+
+it("prepares until it is interrupted, and leaves nothing then", async () => {
+  const host = everything();
+  const site = host.site("r1", "cloned");
+  const before = site.state();
+  const plan = await site.plan(await host.part("r1", "r2"));
+  const git = await openRepository(site.root);
+  await importObjects(plan, { git, scratchDir: site.scratch });
+  const interrupt = new AbortController();
+  const told: ProgressOptions["files"][] = [];
+  const progress: ProgressReport = {
+    update: (_what, _done, _total, { files } = {}) => {
+      told.push(files);
+      if (files?.done === 5) interrupt.abort();
+    },
+    end: () => undefined,
+  };
+  const { signal } = interrupt;
+  await expect(prepareRoot(plan, { git, rootDir: site.root, progress, signal })).rejects.toMatchObject({
+    code: "interrupted",
+  });
+  const total = plan.changes.filter(({ after }) => after !== null).length;
+  expect(told.at(-1)).toEqual({ done: 5, total });
+  await discardRoot(plan, { git, rootDir: site.root });
+  expect(site.state()).toBe(before);
+  expect(site.leftovers()).toBe("");
+});
+
+it("tells how many files are compared, prepared and written", async () => {
+  const host = everything();
+  const site = host.site("r1", "cloned");
+  const told = new Map<string, number[]>();
+  const progress: ProgressReport = {
+    update: (what, done, total = 0) => void told.set(what, [done, total]),
+    end: () => undefined,
+  };
+  const plan = await site.plan(await host.part("r1", "r2"), { progress });
+  const place = { git: await openRepository(site.root), rootDir: site.root, scratchDir: site.scratch };
+  await importObjects(plan, place);
+  await prepareRoot(plan, place);
+  await commitRoot(plan, { ...place, progress });
+  expect([...told.keys()]).toEqual([
+    "comparing the files of /",
+    "checking what is prepared of /",
+    "writing the files of /",
+  ]);
+  for (const [done, total] of told.values()) expect(done).toBe(total);
+  told.clear();
+  await revertRoot(plan, { ...place, progress });
+  expect([...told.keys()]).toContain("preparing /");
 });
 
 it("is done when it is run again", async () => {

@@ -2,7 +2,6 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeEach, describe, expect, it } from "vitest";
 import { canonicalJson } from "../../src/canonical-json.js";
-import type { RootPart } from "../../src/root/diff.js";
 import { parseMetadata, type RootMetadata } from "../../src/root/metadata.js";
 import { pathOf } from "../../src/root/paths.js";
 import { everything } from "./everything.js";
@@ -17,6 +16,7 @@ import {
   sh,
   type Edits,
   type Site,
+  type RootPart,
 } from "./hosts.js";
 
 /** A plan that is refused, and a site that is as it was. */
