@@ -185,7 +185,8 @@ function bind(options: { gitDir?: string; workTree?: string; fsync?: "all" | "no
   };
 }
 
-const FULL = /No space left on device|Disk quota exceeded/;
+/** Of an index that it cannot write git does not say why; here that is a disk that is full. */
+const FULL = /No space left on device|Disk quota exceeded|Out of diskspace|unable to write (new )?index/i;
 
 /** A git command that failed, as an error. */
 function gitFailure(args: readonly string[], result: ProcessResult): ZferryError {

@@ -83,9 +83,10 @@ it.skipIf(!hasMounts)("a scratch folder that is full is told, whatever wrote the
   const part = await host.part("r1", "r2");
   const site = host.site("r1", "cloned");
   const before = site.everything();
-  const told = [8, 20, 40, 60, 80, 100].map((kib) =>
+  const told = [8, 24, 40, 56, 72, 1024].map((kib) =>
     planWith(`mount -t tmpfs -o size=${kib}k none ${site.scratch}`, site, part),
-  );
-  for (const faults of told) expect(faults).toMatchObject([{ code: "no-space" }]);
+  ) as { code: string }[][];
+  expect(new Set(told.flat().map(({ code }) => code))).toEqual(new Set(["no-space"]));
+  expect(told.at(-1)).toEqual([]);
   expect(site.everything()).toBe(before);
 });

@@ -27,6 +27,21 @@ describe("on a terminal", () => {
     expect(written.at(-1)).toBe("\r\u001b[K");
   });
 
+  test("files are told beside bytes, or instead of them", () => {
+    const { written, progress, pass } = display(true);
+    const at = (done: number) => ({ files: { done, total: 400 } });
+    progress.update("preparing /", 0, 100 * MIB, at(0));
+    pass(1000);
+    progress.update("preparing /", 10 * MIB, 100 * MIB, at(40));
+    progress.update("writing the files of /", 0, 400, { unit: "files" });
+    pass(1000);
+    progress.update("writing the files of /", 100, 400, { unit: "files" });
+    expect(written.filter((text) => text.length > 10)).toEqual([
+      "\r\u001b[Kpreparing /: 40 of 400 files, 10.0 MiB of 100.0 MiB (10 %), 10.0 MiB/s, 9 s left",
+      "\r\u001b[Kwriting the files of /: 100 of 400 (25 %), 100 files/s, 3 s left",
+    ]);
+  });
+
   test("a stall or a jump moves the rate smoothly", () => {
     const { written, progress, pass } = display(true);
     progress.update("sending usr", 0, 1000 * MIB);
