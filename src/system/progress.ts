@@ -80,6 +80,7 @@ function describe(
   const left = rate > 0 ? `, ${formatDuration((total - done) / rate)} left` : "";
   return [
     `${what}: ${beside}${amount(done)} of ${amount(total)} (${percent} %), ${speed}${left}`,
+    ...(files === undefined ? [] : [`${what}: ${files.done} of ${files.total} files (${percent} %)${left}`]),
     `${what}: ${percent} %${left}`,
     `${percent} %`,
   ];

@@ -28,11 +28,16 @@ describe("on a terminal", () => {
   });
 
   test("files are told beside bytes, or instead of them", () => {
-    const { written, progress, pass } = display(true);
+    const { written, progress, pass } = display(true, 100);
+    const narrow = display(true, 60);
     const at = (done: number) => ({ files: { done, total: 400 } });
     progress.update("preparing /", 0, 100 * MIB, at(0));
     pass(1000);
     progress.update("preparing /", 10 * MIB, 100 * MIB, at(40));
+    narrow.progress.update("preparing /", 0, 100 * MIB, at(0));
+    narrow.pass(1000);
+    narrow.progress.update("preparing /", 10 * MIB, 100 * MIB, at(40));
+    expect(narrow.written).toEqual(["\r\u001b[Kpreparing /: 40 of 400 files (10 %), 9 s left"]);
     progress.update("writing the files of /", 0, 400, { unit: "files" });
     pass(1000);
     progress.update("writing the files of /", 100, 400, { unit: "files" });
