@@ -118,7 +118,7 @@ function asText(bundle: Bundle, changes: RootMetadata["changes"] | undefined, ex
   return `${lines.map(printable).join("\n")}\n`;
 }
 
-/** Letters as `git status` has them; `m` where only owner, mode or extended attributes change. */
+/** Letters as `git status` has them; `m` where only owner, mode, extended attributes or hard links change. */
 function kindOf({ before, after }: RootMetadata["changes"][number]): string {
   if (before === null) return "A";
   if (after === null) return "D";

@@ -21,6 +21,7 @@ import { ancestors, rawBytes, showPath, type RawPath } from "../raw-path.js";
 import { throwIfInterrupted, type ProgressReport } from "../report.js";
 import { mapSystemError, syncPath } from "../system/files.js";
 import {
+  addName,
   BATCH,
   closeTree,
   folderOf,
@@ -47,8 +48,10 @@ import {
   withWorkTree,
   type Git,
 } from "../system/git.js";
-import { differingFields, readLive, sameState, type FileState, type Live } from "./live.js";
+import { differingFields, linkedFile, readLive, sameState, type FileState, type Live } from "./live.js";
+import type { PlannedState } from "./links.js";
 import { isCarriedXattr, isSymlink } from "./metadata.js";
+import { groupedAlike, linkOf } from "./names.js";
 import { requireChangeable } from "./obstacles.js";
 import { pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
@@ -101,11 +104,11 @@ interface Unit {
   /** Beside `path`, so that it is on the same file system. */
   readonly temporary: RawPath;
   readonly folders: { readonly place: RawPath; readonly attributes: FileAttributes }[];
-  readonly files: { readonly path: RawPath; readonly place: RawPath; readonly state: FileState }[];
+  readonly files: { readonly path: RawPath; readonly place: RawPath; readonly state: PlannedState }[];
 }
 
 interface Work {
-  readonly changes: readonly { path: RawPath; before: FileState | null; after: FileState | null }[];
+  readonly changes: readonly { path: RawPath; before: PlannedState | null; after: PlannedState | null }[];
   readonly directories: readonly {
     path: RawPath;
     before: FileAttributes | null;
@@ -257,12 +260,22 @@ const openFolderAt = (tree: Tree, path: RawPath): number =>
     openSync(at, constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW),
   );
 
+/** Of a file with several names all are among `all`: it is written under the first, and gets the others. */
 async function writeFiles(
   tree: Tree,
   git: Git,
-  files: Unit["files"],
+  all: Unit["files"],
   { progress, signal }: PrepareOptions,
 ): Promise<void> {
+  const files: Unit["files"] = [];
+  const names = new Map<RawPath, RawPath[]>();
+  for (const file of all) {
+    const link = linkOf(file.state);
+    const others = link && names.get(link);
+    if (others !== undefined) others.push(file.place);
+    else files.push(file);
+    if (link !== undefined && others === undefined) names.set(link, []);
+  }
   const open: Attributed[] = [];
   const closeAll = (): void => {
     for (const { fd } of open.splice(0)) closeSync(fd);
@@ -271,14 +284,16 @@ async function writeFiles(
   const sizes = await blobSizes(git, new Set(ids));
   const total = ids.reduce((sum, id) => sum + (sizes.get(id) ?? 0), 0);
   let done = 0;
-  const tell = (index: number): void => {
+  let filesDone = 0;
+  const tell = (): void => {
     if (signal !== undefined) throwIfInterrupted(signal);
-    progress?.update("preparing /", done, total, { files: { done: index, total: files.length } });
+    progress?.update("preparing /", done, total, { files: { done: filesDone, total: all.length } });
   };
   const blobs = readBlobs(git, ids, sizes);
   try {
-    for (const [index, { place, state }] of files.entries()) {
-      tell(index);
+    for (const { place, state } of files) {
+      tell();
+      filesDone++;
       const next = await blobs.next();
       if (next.done) break;
       const { pieces } = next.value;
@@ -290,10 +305,15 @@ async function writeFiles(
       const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW;
       const fd = inPlace(tree, place, (at) => openSync(at, flags, 0o600));
       open.push({ fd, attributes: state.attributes });
+      const link = linkOf(state);
+      for (const name of (link && names.get(link)) ?? []) {
+        addName(tree, fd, place, name);
+        filesDone++;
+      }
       for await (const piece of pieces) {
         writeAll(fd, piece, place);
         done += piece.length;
-        tell(index);
+        tell();
       }
       if (open.length < BATCH) continue;
       await setAttributes(open, isCarriedXattr);
@@ -484,15 +504,10 @@ async function commitFiles(
     ({ folders, files }) => folders.length > 0 || !files.every(({ path }) => done.has(path)),
   );
   await commitAttributes(tree, directories);
-  const prepared = await findPrepared(tree, waiting, (done, total) =>
+  const unprepared = await findUnprepared(tree, waiting, (done, total) =>
     tell("checking what is prepared of /", done, total),
   );
-  await prepareUnits(
-    tree,
-    git,
-    waiting.filter((unit) => !prepared.has(unit)),
-    { progress },
-  );
+  await prepareUnits(tree, git, unprepared, { progress });
 
   // New files first, so that nothing is missing in between that has only another name; but a file that becomes a
   // folder, or the reverse, must leave first.
@@ -548,11 +563,22 @@ function judge({ changes, directories }: Work, lives: readonly Live[]): Progress
     if (live.kind === "blocked") return touched.has(live.at);
     return live.kind === "absent" || (live.kind === "directory" && folders.has(path));
   };
+  // A name that is yet to be removed makes no difference to the others.
+  const staying = changes.flatMap((change, index) =>
+    change.after === null ? [] : [{ ...change, file: linkedFile(lives[index]) }],
+  );
+  const isLinkedAsAfter = groupedAlike(
+    staying.map(({ path }) => path),
+    staying.map(({ file }) => file),
+    staying.map(({ after }) => linkOf(after)),
+  );
   const strange: string[] = [];
   const progress = changes.map(({ path, before, after }, index): Progress => {
     const live = lives[index] ?? { kind: "absent" };
-    if (isLike(live, path, after, made)) return "after";
-    if (!isLike(live, path, before, removed)) strange.push(showPath(path));
+    const isAfter = isLike(live, path, after, made);
+    if (isAfter && isLinkedAsAfter(path)) return "after";
+    // How files are linked stands against nothing: each is written anew.
+    if (!isAfter && !isLike(live, path, before, removed)) strange.push(showPath(path));
     return "before";
   });
   if (strange.length > 0) throw neither(strange);
@@ -619,12 +645,15 @@ async function commitAttributes(tree: Tree, directories: Work["directories"]): P
   }
 }
 
-/** Those that are complete. */
-async function findPrepared(
+/**
+ * Those that are not complete beside their places. A file's names are prepared all together, or it would become two.
+ * @param told how many places are looked at, of how many
+ */
+async function findUnprepared(
   tree: Tree,
   units: readonly Unit[],
   told: (done: number, total: number) => void,
-): Promise<Set<Unit>> {
+): Promise<Unit[]> {
   const places = units.flatMap(({ folders, files }) => [...folders, ...files].map(({ place }) => place));
   const read = await readLive(tree, places, (done) => told(done, places.length));
   const lives = new Map(read.map((live, index) => [places[index] as RawPath, live]));
@@ -637,7 +666,20 @@ async function findPrepared(
       const live = lives.get(place);
       return (live?.kind === "file" || live?.kind === "symlink") && sameState(live.state, state);
     });
-  return new Set(units.filter(isComplete));
+  const unprepared = new Set(units.filter((unit) => !isComplete(unit)));
+  const linked = units.filter(({ files }) => files.some(({ state }) => state.link !== undefined));
+  const files = linked.flatMap((unit) => unit.files);
+  const linkedOf = (live: Live | undefined) =>
+    live?.kind === "file" || live?.kind === "symlink" ? live.linked?.file : undefined;
+  const isRight = groupedAlike(
+    files.map(({ place }) => place),
+    files.map(({ place }) => linkedOf(lives.get(place))),
+    files.map(({ state }) => linkOf(state)),
+  );
+  if (!files.every(({ place }) => isRight(place)) || linked.some((unit) => unprepared.has(unit))) {
+    for (const unit of linked) unprepared.add(unit);
+  }
+  return [...unprepared];
 }
 
 /** Renames a unit into place; false when something of the other kind is still there. */

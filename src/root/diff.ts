@@ -22,6 +22,7 @@ import {
   gitModeSchema,
   isCarriedXattr,
   isExecutable,
+  isLinkedAlike,
   isSymlink,
   parseMetadata,
   ROOT_FORMAT,
@@ -33,7 +34,7 @@ import {
   type RootMetadata,
 } from "./metadata.js";
 import { findEmptyDirectories } from "./empty-directories.js";
-import { fileRefusal, pathName } from "./paths.js";
+import { fileRefusal, pathName, pathOf } from "./paths.js";
 import { findSecrets, refuseSecrets, type SecretRules } from "./secrets.js";
 
 /** A release of `/`, as its commit and the commit's tree: 40 hex digits each. */
@@ -242,17 +243,19 @@ async function compareSnapshots(
 ): Promise<RootMetadata> {
   const befores = await recordFiles(before, new Map(files.map(({ path, before: file }) => [path, file])));
   const afters = await recordFiles(after, new Map(files.map(({ path, after: file }) => [path, file])));
+  const all = files.map(({ path }) => ({
+    path: pathName(path),
+    before: befores.get(path) ?? null,
+    after: afters.get(path) ?? null,
+  }));
+  const isSameFile = isLinkedAlike(all);
   const changes: RootMetadata["changes"] = [];
   const changedFolders = new Set<RawPath>();
   const folders = new Set<RawPath>();
-  for (const { path } of files) {
-    const change = {
-      path: pathName(path),
-      before: befores.get(path) ?? null,
-      after: afters.get(path) ?? null,
-    };
+  for (const change of all) {
+    const path = pathOf(change.path);
     for (const folder of ancestors(path)) folders.add(folder);
-    if (canonicalJson(change.before) === canonicalJson(change.after)) continue;
+    if (isSameFile(path) && canonicalJson(change.before) === canonicalJson(change.after)) continue;
     changes.push(change);
     for (const folder of ancestors(path)) changedFolders.add(folder);
   }
@@ -294,6 +297,7 @@ async function recordFiles(
     isCarriedXattr,
   );
   const dirty: string[] = [];
+  const linked = new Map<string, RawPath[]>();
   for (const [index, { path, file }] of expected.entries()) {
     const entry = found[index];
     const mode = v.parse(gitModeSchema, file.mode);
@@ -302,6 +306,24 @@ async function recordFiles(
       continue;
     }
     recorded.set(path, { mode, blob: file.id, ...record(snapshot, entry.attributes) });
+    if (entry.linked === undefined) continue;
+    const names = linked.get(entry.linked.file) ?? [];
+    names.push(path);
+    linked.set(entry.linked.file, names);
+  }
+  for (const names of linked.values()) {
+    const [first] = names;
+    const blob = first && recorded.get(first)?.blob;
+    if (first === undefined || names.length === 1) continue;
+    for (const path of names) {
+      const file = recorded.get(path);
+      if (file === undefined) continue;
+      if (file.blob === blob) recorded.set(path, { ...file, link: pathName(first) });
+      else
+        dirty.push(
+          `${showPath(path)}: git has another content than for ${showPath(first)}, and they are one file`,
+        );
+    }
   }
   if (dirty.length > 0) {
     throw new ZferryError(

@@ -24,6 +24,7 @@ import {
   type FileState,
   type Live,
 } from "./live.js";
+import { planLinks, type FileChange } from "./links.js";
 import { gitModeSchema, isSymlink, type GitMode, type RootMetadata } from "./metadata.js";
 import { mountPointsIn, requireChangeable } from "./obstacles.js";
 import { pathName, pathOf } from "./paths.js";
@@ -54,6 +55,7 @@ interface DiskOptions {
   readonly settling: Settler;
   readonly space: ((found: readonly RootSpace[]) => void) | undefined;
   readonly progress: ProgressReport | undefined;
+  readonly warn: ((what: string) => void) | undefined;
 }
 
 interface Disk {
@@ -90,12 +92,6 @@ export async function planDisk(options: DiskOptions): Promise<Disk> {
   }
 }
 
-interface FileChange {
-  readonly path: RawPath;
-  readonly before: FileState | null;
-  readonly after: FileState | null;
-}
-
 interface DirectoryChange {
   readonly path: RawPath;
   readonly before: FileAttributes | null;
@@ -104,7 +100,12 @@ interface DirectoryChange {
 
 async function planFiles(
   tree: Tree,
-  { changes, replaceUntracked, progress }: Pick<DiskOptions, "changes" | "replaceUntracked" | "progress">,
+  {
+    changes,
+    replaceUntracked,
+    progress,
+    warn,
+  }: Pick<DiskOptions, "changes" | "replaceUntracked" | "progress" | "warn">,
   removedFolders: ReadonlySet<RawPath>,
   head: ReadonlyMap<RawPath, TreeFile>,
   merged: ReadonlyMap<RawPath, TreeFile>,
@@ -117,7 +118,7 @@ async function planFiles(
     ...removedFolders,
   ]);
   const planned: FileChange[] = [];
-  const present = new Set<RawPath>();
+  const present = new Map<RawPath, FileState>();
   const replaced: Replaced[] = [];
   const inTheWay: string[] = [];
   for (const { path, from, before, after } of concerned) {
@@ -146,7 +147,7 @@ async function planFiles(
     const agreed = attributes.agree(path, becomes.mode, merge(), origin, after);
     const state = { ...becomes, attributes: possible(becomes.mode, agreed) };
     if (current !== null && sameState(current, state)) {
-      present.add(path);
+      present.set(path, current);
       continue;
     }
     if (was === undefined && !(from === path && current !== null && sameGit(current, becomes))) {
@@ -169,8 +170,8 @@ async function planFiles(
       "move it away, or commit it; --replace-untracked saves files and links in git, and replaces them",
     );
   }
-  requireAllPlanned(head, merged, new Set([...present, ...planned.map(({ path }) => path)]));
-  return { changes: planned, replaced };
+  requireAllPlanned(head, merged, new Set([...present.keys(), ...planned.map(({ path }) => path)]));
+  return { changes: planLinks(tree, { changes, lives, planned, present, warn }), replaced };
 }
 
 /** What a file system can keep of merged attributes: a link has no extended ones. */
@@ -308,7 +309,9 @@ async function spaceFor(
     const space = spaces.get(folder);
     if (space === undefined) continue;
     const known = needs.get(space.device);
-    const bytes = Math.ceil((sizes.get(after.blob) ?? 0) / BLOCK_BYTES + 1) * BLOCK_BYTES;
+    // All names of a file have its content once.
+    const isName = after.link !== undefined && pathOf(after.link) !== path;
+    const bytes = isName ? 0 : Math.ceil((sizes.get(after.blob) ?? 0) / BLOCK_BYTES + 1) * BLOCK_BYTES;
     needs.set(space.device, {
       folder: known?.folder ?? join(tree.path, folder),
       needed: (known?.needed ?? 0) + bytes,

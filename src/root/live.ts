@@ -2,7 +2,15 @@ import { createHash } from "node:crypto";
 import { closeSync, constants, fstatSync, openSync, readlinkSync, readSync } from "node:fs";
 import * as v from "valibot";
 import type { RawPath } from "../raw-path.js";
-import { BATCH, inPlace, inspect, type FileAttributes, type Found, type Tree } from "../system/tree.js";
+import {
+  BATCH,
+  inPlace,
+  inspect,
+  type FileAttributes,
+  type Found,
+  type Linked,
+  type Tree,
+} from "../system/tree.js";
 import type { TreeFile } from "../system/git.js";
 import { gitModeSchema, isCarriedXattr, isExecutable, type GitMode } from "./metadata.js";
 
@@ -20,7 +28,12 @@ export interface FileState extends GitFile {
 /** What lies at a path on a site: as `Found`, with the content of files and links as git would name it. */
 export type Live =
   | Exclude<Found, { size: number }>
-  | { readonly kind: "file" | "symlink"; readonly size: number; readonly state: FileState }
+  | {
+      readonly kind: "file" | "symlink";
+      readonly size: number;
+      readonly state: FileState;
+      readonly linked?: Linked;
+    }
   | { readonly kind: "directory" | "other"; readonly attributes: FileAttributes };
 
 /**
@@ -46,10 +59,11 @@ export async function readLive(
 
 function withContent(tree: Tree, path: RawPath, entry: Found): Live {
   if (entry.kind === "absent" || entry.kind === "blocked") return entry;
-  const { kind, size, attributes } = entry;
+  const { kind, size, attributes, linked } = entry;
   if (kind === "directory" || kind === "other") return { kind, attributes };
   const blob = kind === "file" ? hashFile(tree, path) : hashLink(tree, path);
-  return { kind, size, state: { mode: gitMode(kind, attributes), blob, attributes } };
+  const state = { mode: gitMode(kind, attributes), blob, attributes };
+  return { kind, size, state, ...(linked && { linked }) };
 }
 
 const gitMode = (kind: "file" | "symlink", { permissions }: FileAttributes): GitMode =>
@@ -83,6 +97,10 @@ function hashLink(tree: Tree, path: RawPath): string {
 /** The file or link that lies at a path; null for anything else. */
 export const stateOf = (live: Live | undefined): FileState | null =>
   live?.kind === "file" || live?.kind === "symlink" ? live.state : null;
+
+/** Which file lies at a path, if it has other names. */
+export const linkedFile = (live: Live | undefined): string | undefined =>
+  live?.kind === "file" ? live.linked?.file : undefined;
 
 /** An entry of a tree, if it is a file or link. */
 export function gitFile(file: TreeFile | undefined) {

@@ -109,6 +109,7 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
       settling,
       space: options.space,
       progress: options.progress,
+      warn: options.warn,
     });
     return { merged, disk };
   };

@@ -4,6 +4,7 @@ import { ZferryError } from "../errors.js";
 import { checkValue, integer, list, record, table } from "../schema.js";
 import { ancestors, showPath, type RawPath } from "../raw-path.js";
 import { ACCOUNT_NAME, MAX_ACCOUNT_ID } from "./accounts.js";
+import { groupedAlike, linkOf } from "./names.js";
 import { base64Text, directoryRefusal, fileRefusal, isPathName, pathNameSchema, pathOf } from "./paths.js";
 import { xattrRefusal } from "./xattrs.js";
 
@@ -14,6 +15,8 @@ export const MAX_METADATA_BYTES = 128 << 20;
 /** Of `[`, `{` and `,`: some 26 a change, and 14 a directory. */
 const MAX_METADATA_MARKS = 8_000_000;
 export const MAX_CHANGES = 250_000;
+/** What ext4 allows a file. */
+export const MAX_NAMES = 65_000;
 export const MAX_XATTR_BYTES = 65_536;
 const MAX_XATTR_BASE64 = 4 * Math.ceil(MAX_XATTR_BYTES / 3);
 
@@ -47,7 +50,12 @@ export const gitModeSchema = v.picklist(["100644", "100755", "120000"]);
 export const gitIdSchema = v.pipe(v.string(), v.regex(/^[0-9a-f]{40}$/));
 
 const directorySchema = table(attributes);
-const fileSchema = table({ mode: gitModeSchema, blob: gitIdSchema, ...attributes });
+const fileSchema = table({
+  mode: gitModeSchema,
+  blob: gitIdSchema,
+  ...attributes,
+  link: v.optional(pathNameSchema),
+});
 
 export const metadataSchema = table({
   format: v.literal(ROOT_FORMAT),
@@ -151,13 +159,16 @@ function checkMeaning({ changes, directories }: RootMetadata): void {
     if (before === null) made.push(directory);
     for (const state of [before, after]) if (state !== null) checkAttributes(directory, state);
   }
+  checkLinks(changes, "before");
+  checkLinks(changes, "after");
+  const isSameFile = isLinkedAlike(changes);
   const befores = new Set<RawPath>();
   const afters = new Set<RawPath>();
   for (const { path, before, after } of changes) {
     const file = pathOf(path);
     refuse(file, fileRefusal(file));
     if (before === null && after === null) refuse(file, "is neither in the base nor in the target");
-    if (before !== null && after !== null && canonicalJson(before) === canonicalJson(after)) {
+    if (isSameFile(file) && canonicalJson(before) === canonicalJson(after)) {
       refuse(file, "is the same before and after");
     }
     if (before !== null) befores.add(file);
@@ -182,6 +193,44 @@ function checkMeaning({ changes, directories }: RootMetadata): void {
       refuse(missing, `has no entry in directories, and ${showPath(path)} lies in it`);
   }
 }
+
+/** formats/root.md, Hard links */
+function checkLinks(changes: RootMetadata["changes"], side: "before" | "after"): void {
+  const when = side === "before" ? "base" : "target";
+  const groups = new Map<RawPath, { readonly state: string; names: number }>();
+  for (const { path: name, [side]: file } of changes) {
+    if (file?.link === undefined) continue;
+    const [path, first] = [pathOf(name), pathOf(file.link)];
+    if (isSymlink(file.mode)) refuse(path, "is a symbolic link, and linked as a file");
+    if (!isPathName(file.link)) refuse(path, "has a link that is not written as paths are");
+    const state = canonicalJson(file);
+    const group = path === first ? { state, names: 0 } : groups.get(first);
+    // Changes are sorted, so the first name of a file comes first.
+    if (group === undefined) {
+      refuse(
+        path,
+        `is linked to ${showPath(first)}, which is not the first name of a linked file of the ${when}`,
+      );
+      continue;
+    }
+    if (group.state !== state)
+      refuse(path, `is linked to ${showPath(first)}, and differs from it in the ${when}`);
+    group.names += 1;
+    groups.set(first, group);
+  }
+  for (const [path, { names }] of groups) {
+    if (names === 1) refuse(path, `is a linked file with one name in the ${when}`);
+    if (names > MAX_NAMES) refuse(path, `has ${names} names in the ${when}, the limit is ${MAX_NAMES}`);
+  }
+}
+
+/** Whether a path is one file with the same others before and after. */
+export const isLinkedAlike = (changes: RootMetadata["changes"]): ((path: RawPath) => boolean) =>
+  groupedAlike(
+    changes.map(({ path }) => pathOf(path)),
+    changes.map(({ before }) => linkOf(before)),
+    changes.map(({ after }) => linkOf(after)),
+  );
 
 function refuse(path: RawPath, reason: string | undefined): void {
   if (reason !== undefined) throw malformed(`${showPath(path)} ${reason}`);

@@ -1,8 +1,8 @@
 import { realpathSync } from "node:fs";
 import { ZferryError } from "../errors.js";
-import { showPath, type RawPath } from "../raw-path.js";
+import { ancestors, showPath, type RawPath } from "../raw-path.js";
 import { ownMounts, type Mount } from "../system/mounts.js";
-import { folderOf, lockedByFlags, type Tree } from "../system/tree.js";
+import { deviceOf, folderOf, lockedByFlags, type Tree } from "../system/tree.js";
 import { dirty } from "./site.js";
 
 /** What is to change: `before` and `after` are null where there is nothing. */
@@ -40,6 +40,21 @@ export function mountPointsIn(tree: Tree): (path: RawPath) => boolean {
   const placeOf = placesIn(tree);
   const mounts = ownMounts();
   return (path) => mounts.has(placeOf(path));
+}
+
+/**
+ * Tells what a path lies on, or will lie on: a mount, and the file system, of which a mount may have several. Only files
+ * that lie on the same can be one file.
+ */
+export function groundsIn(tree: Tree): (path: RawPath) => string {
+  const placeOf = placesIn(tree);
+  const mounts = ownMounts();
+  return (path) => {
+    const above = ["" as const, ...ancestors(path)].reverse();
+    const mount = above.find((folder) => mounts.has(placeOf(folder))) ?? "";
+    const device = above.map((folder) => deviceOf(tree, folder)).find((found) => found !== undefined);
+    return `${device ?? ""} ${mount}`;
+  };
 }
 
 /** Paths as the kernel names mount points: absolute, without links. */

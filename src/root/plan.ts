@@ -10,7 +10,13 @@ const attributesSchema = table({
   xattrs: xattrsSchema,
 });
 
-const stateSchema = table({ mode: gitModeSchema, blob: gitIdSchema, attributes: attributesSchema });
+const stateSchema = table({
+  mode: gitModeSchema,
+  blob: gitIdSchema,
+  attributes: attributesSchema,
+  /** The first path of the changes that are one file on this side, of each of them; missing where it is alone. */
+  link: v.optional(pathNameSchema),
+});
 
 /** For the installer's journal, which keeps a plan as JSON. */
 export const rootPlanSchema = table({

@@ -41,11 +41,24 @@ export interface FileAttributes {
   readonly xattrs: Readonly<Record<string, string>>;
 }
 
+/** A regular file that has more than one name. */
+export interface Linked {
+  /** The same for all its names, and of no other file. */
+  readonly file: string;
+  /** How many names it has, wherever they are. */
+  readonly names: number;
+}
+
 /** What lies at a path. `blocked`: a component above, at `at`, is no directory. */
 export type Found =
   | { readonly kind: "absent" }
   | { readonly kind: "blocked"; readonly at: RawPath; readonly by: FileKind }
-  | { readonly kind: FileKind; readonly size: number; readonly attributes: FileAttributes };
+  | {
+      readonly kind: FileKind;
+      readonly size: number;
+      readonly attributes: FileAttributes;
+      readonly linked?: Linked;
+    };
 
 export const isPresent = (found: Found): found is Extract<Found, { kind: FileKind }> =>
   found.kind !== "absent" && found.kind !== "blocked";
@@ -139,7 +152,8 @@ export async function inspect(
           const { stat } = leaf;
           const { uid, gid, mode, size } = stat;
           const attributes = { uid, gid, permissions: mode & 0o7777, xattrs: xattrs.get(leaf.fd) ?? {} };
-          return { kind: kindOf(stat), size, attributes };
+          const linked = stat.isFile() && stat.nlink > 1 ? { linked: identify(leaf.fd) } : {};
+          return { kind: kindOf(stat), size, attributes, ...linked };
         }),
       );
     } finally {
@@ -147,6 +161,12 @@ export async function inspect(
     }
   }
   return found;
+}
+
+/** Numbers of files may be larger than a number of JavaScript holds exactly. */
+function identify(fd: number): Linked {
+  const { dev, ino, nlink } = fs.fstatSync(fd, { bigint: true });
+  return { file: `${dev}:${ino}`, names: Number(nlink) };
 }
 
 function openLeaf(tree: Tree, path: RawPath): Opened<{ readonly stat: fs.Stats }> {
@@ -299,6 +319,26 @@ const escapeOctal = (name: string): string =>
   name.replace(/[=\\\n\r]/g, (char) => `\\${char.charCodeAt(0).toString(8).padStart(3, "0")}`);
 
 /**
+ * Gives an open file one more name, which nothing may have.
+ * @param from a name that it has
+ * @throws ZferryError `io-failed`, also when that name is another file's by now
+ */
+export function addName(tree: Tree, fd: number, from: RawPath, to: RawPath): void {
+  inPlace(tree, from, (place) => inPlace(tree, to, (beside) => fs.linkSync(place, beside)));
+  const leaf = openLeaf(tree, to);
+  if (leaf.kind === "open") {
+    try {
+      if (identify(leaf.fd).file === identify(fd).file) return;
+    } finally {
+      fs.closeSync(leaf.fd);
+    }
+  }
+  throw new ZferryError("io-failed", `${display(tree, from)} was replaced in this moment`, {
+    details: { path: display(tree, from) },
+  });
+}
+
+/**
  * Reads a whole file that is small; undefined when there is none.
  * @throws ZferryError `io-failed`, also for a link
  */
@@ -425,6 +465,17 @@ export function freeSpace(tree: Tree, path: RawPath | ""): { device: number; byt
   try {
     const { bavail, bsize } = fs.statfsSync(`/proc/self/fd/${opened.fd}`);
     return { device: fs.fstatSync(opened.fd).dev, bytes: bavail * bsize };
+  } finally {
+    fs.closeSync(opened.fd);
+  }
+}
+
+/** The number of the file system that a folder (the empty path: the tree's own) lies on; undefined when there is none. */
+export function deviceOf(tree: Tree, path: RawPath | ""): string | undefined {
+  const opened = openFolder(tree, path);
+  if (opened.kind !== "open") return undefined;
+  try {
+    return String(fs.fstatSync(opened.fd, { bigint: true }).dev);
   } finally {
     fs.closeSync(opened.fd);
   }

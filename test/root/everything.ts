@@ -1,4 +1,4 @@
-import { ACCOUNTS, BuildHost, command, file, link } from "./hosts.js";
+import { ACCOUNTS, BuildHost, command, file, hardLink, link } from "./hosts.js";
 
 let made: BuildHost | undefined;
 
@@ -33,6 +33,11 @@ function makeEverything(): BuildHost {
     "etc/gone.d/inner/file": "gone\n",
     "etc/kept.d/gone": "gone\n",
     "etc/kept.d/stays": "stays\n",
+    "etc/linked/1": "linked\n",
+    "etc/linked/2": hardLink("1"),
+    "etc/linked/gone": hardLink("1"),
+    "etc/linked/parted": "parted\n",
+    "etc/linked/parted-too": hardLink("parted"),
     "etc/modes/data": "data\n",
     "etc/modes/script": file("#!/bin/sh\n", 0o644),
     "etc/owned": "same\n",
@@ -72,6 +77,11 @@ function makeEverything(): BuildHost {
     "etc/gone.d": null,
     "etc/new.d/empty": command('mkdir -p "$1"; echo x > "$(dirname "$1")/x"'),
     "etc/kept.d/gone": null,
+    "etc/linked/1": file("linked 2\n", 0o640, 'chgrp 80 "$1"; setfattr -n user.linked -v 1 "$1"'),
+    "etc/linked/gone": null,
+    "etc/linked/new.d/3": hardLink("../1"),
+    "etc/linked/parted-too": command('cp -p "$1" "$1.copy"; mv "$1.copy" "$1"'),
+    "etc/linked/same": hardLink("../unchanged"),
     "etc/large": Buffer.alloc(3 << 20, "large file\0"),
     "etc/modes/script": file("#!/bin/sh\n", 0o755),
     "etc/new\nline": "newline\n",

@@ -49,7 +49,78 @@ const after = (changes: object) => ({
 
 it("a valid one is read", () => expect(read(valid)).toEqual(valid));
 
+/** Names of one file, all new. */
+const linked = (...names: readonly (readonly [path: string, changes: object])[]) => ({
+  ...valid,
+  changes: names.map(([path, changes]) => ({ path, before: null, after: { ...entry, ...changes } })),
+});
+const [first, second] = [{ link: "etc/a" }, { link: "etc/c" }];
+const symlink = { mode: "120000", permissions: "0777" };
+const same = { before: { ...entry, ...first }, after: { ...entry, ...first } };
+
+it("names of files are read", () => {
+  const two = linked(["etc/a", first], ["etc/b", first], ["etc/c", second], ["etc/d", second]);
+  expect(read(two)).toEqual(two);
+  // The file is the same, and has one name more.
+  const more = {
+    ...valid,
+    changes: [
+      { path: "etc/a", ...same },
+      { path: "etc/b", ...same },
+      { path: "etc/c", before: null, after: same.after },
+    ],
+  };
+  expect(read(more)).toEqual(more);
+});
+
+it("as many names as a file may have are read at once, and one more is refused", () => {
+  const many = (count: number) =>
+    linked(
+      ...Array.from({ length: count }, (_, index): [string, object] => [
+        `etc/${String(index).padStart(6, "0")}`,
+        { link: "etc/000000" },
+      ]),
+    );
+  expect(read(many(65_000)).changes).toHaveLength(65_000);
+  expect(() => read(many(65_001))).toThrow(/has 65001 names in the target, the limit is 65000/);
+});
+
 it.each<[string, unknown]>([
+  ["a linked file with one name", linked(["etc/a", first])],
+  ["names with other contents", linked(["etc/a", first], ["etc/b", { ...first, blob: "1".repeat(40) }])],
+  ["names with other attributes", linked(["etc/a", first], ["etc/b", { ...first, permissions: "0600" }])],
+  [
+    "names that are symbolic links",
+    linked(["etc/a", { ...symlink, ...first }], ["etc/b", { ...symlink, ...first }]),
+  ],
+  ["a name of a symbolic link", linked(["etc/a", symlink], ["etc/b", first])],
+  ["a name of a file that is not linked", linked(["etc/a", {}], ["etc/b", first])],
+  ["a name of a folder", linked(["etc/b", { link: "etc" }], ["etc/c", { link: "etc" }])],
+  ["a name of what the metadata does not have", linked(["etc/b", first], ["etc/c", first])],
+  ["names by the last of them", linked(["etc/a", { link: "etc/b" }], ["etc/b", { link: "etc/b" }])],
+  ["names of names", linked(["etc/a", first], ["etc/b", first], ["etc/c", { link: "etc/b" }])],
+  [
+    "a path as a name of two files",
+    linked(["etc/a", first], ["etc/b", first], ["etc/c", { link: ["etc/a", "etc/b"] }]),
+  ],
+  [
+    "base64 for a link that is text",
+    linked(["etc/a", first], ["etc/b", { link: { base64: Buffer.from("etc/a").toString("base64") } }]),
+  ],
+  [
+    "no change at names of one file",
+    {
+      ...valid,
+      changes: [
+        { path: "etc/a", ...same },
+        { path: "etc/b", ...same },
+      ],
+    },
+  ],
+  [
+    "a directory with a link",
+    { ...valid, directories: [{ ...folder, after: { ...folder.after, link: "etc" } }] },
+  ],
   ["an unknown field", { ...valid, extra: 1 }],
   ["an unknown field of a file", after({ extra: 1 })],
   ["no change at a path", { ...valid, changes: [{ path: "etc/a", before: entry, after: entry }] }],

@@ -2,6 +2,7 @@ import { execFileSync } from "node:child_process";
 import {
   chmodSync,
   existsSync,
+  linkSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -90,6 +91,14 @@ export const link =
     symlinkSync(target, path);
   };
 
+/** Gives a file one more name; `to` is as of the folder that the name is in. */
+export const hardLink =
+  (to: string) =>
+  (path: string): void => {
+    rmSync(path, { force: true });
+    linkSync(join(dirname(path), to), path);
+  };
+
 export const file =
   (content: string, mode: number, ...commands: string[]) =>
   (path: string): void => {
@@ -108,6 +117,20 @@ export const ACCOUNTS: Edits = {
   "etc/passwd": "root:x:0:0::/root:/bin/sh\nweb:x:80:80::/:/bin/false\n",
   "etc/group": "root:x:0:\nweb:x:80:\n",
 };
+
+/** The paths below a folder that are one file, for each that has several, without git's. Paths are latin1. */
+export function linksIn(root: string): string[][] {
+  const list = sh(root, "find . -path ./.git -prune -o -type f -links +1 -printf '%i %P\\0' | base64 -w0");
+  const groups = new Map<string, string[]>();
+  for (const entry of Buffer.from(list, "base64").toString("latin1").split("\0").filter(Boolean)) {
+    const [inode = "", ...path] = entry.split(" ");
+    groups.set(inode, [...(groups.get(inode) ?? []), path.join(" ")]);
+  }
+  return [...groups.values()]
+    .filter(({ length }) => length > 1)
+    .map((paths) => paths.sort())
+    .sort(([a = ""], [b = ""]) => (a < b ? -1 : 1));
+}
 
 /** A build host whose `/` is at `root`, with a copy of the tree for each release, as a ZFS snapshot would be. */
 export class BuildHost {
@@ -231,7 +254,12 @@ export class Site {
     return plan;
   }
 
-  /** Every file and folder with owner, permissions, attributes and content, without git's. */
+  /** The paths that are one file, for each that has more than one name here. */
+  links(): string[][] {
+    return linksIn(this.root);
+  }
+
+  /** Every file and folder with owner, permissions, attributes, content and links, without git's. */
   state(): string {
     const list = sh(
       this.root,
@@ -239,7 +267,7 @@ export class Site {
        getfattr -R -h -d -m - -e hex . 2>/dev/null | sed 's/^# file: //' | awk -v RS= '!/^\\.git\\//' | sort;
        find . -path ./.git -prune -o -type f -print0 | sort -z | xargs -0 sha1sum`,
     );
-    return list;
+    return `${list}${JSON.stringify(this.links())}\n`;
   }
 
   /** What `git status` of an administrator says. */

@@ -4,7 +4,7 @@ import { afterEach, describe, expect, it } from "vitest";
 import { parsePattern } from "../../src/root/path-pattern.js";
 import type { RootPlan } from "../../src/root/plan.js";
 import { everything } from "./everything.js";
-import { ACCOUNTS, BuildHost, command, edit, file, link, sh, type Site } from "./hosts.js";
+import { ACCOUNTS, BuildHost, command, edit, file, hardLink, link, sh, type Site } from "./hosts.js";
 
 /**
  * Everything that changes something: each call is a step, before which the machine can stop. From then on nothing
@@ -18,6 +18,7 @@ const CHANGING = [
   "fchownSync",
   "lchownSync",
   "symlinkSync",
+  "linkSync",
   "renameSync",
   "unlinkSync",
   "rmdirSync",
@@ -202,6 +203,50 @@ describe("with files of the site that are not committed, some in the way, some r
       expect(outcome(site, plan), `stopped after ${steps} of ${total} steps`).toBe(expected);
       expect(site.git("show refs/zferry/replaced/r2:etc/new")).toBe("mine");
       fs.rmSync(site.folder, { recursive: true });
+    }
+  }, 1_800_000);
+});
+
+describe("with files of several names", () => {
+  const host = new BuildHost();
+  host.release("r1", {
+    ...ACCOUNTS,
+    "t/a": "one\n",
+    "t/b": hardLink("a"),
+    "t/gone": hardLink("a"),
+    "t/parted": "two\n",
+    "t/stays": hardLink("parted"),
+  });
+  host.release("r2", {
+    "t/a": file("one 2\n", 0o640),
+    "t/gone": null,
+    "t/new.d/c": hardLink("../a"),
+    "t/new.d/inner/d": hardLink("../../a"),
+    "t/parted": file("two\n", 0o600, 'cp -p "$1" "$1.copy"; mv "$1.copy" "$1"'),
+  });
+
+  it("a machine that stops at any step, and goes on or takes it back, links what was to be linked", async () => {
+    const planned = host.site("r1", "cloned");
+    const before = untouched(planned);
+    const plan = await planned.plan(await host.part("r1", "r2"));
+    const whole = planned.copy();
+    const { steps: total } = await stopAfter(Infinity, () => whole.apply(plan));
+    const expected = outcome(whole, plan);
+    expect(whole.links()).toEqual([["t/a", "t/b", "t/new.d/c", "t/new.d/inner/d"]]);
+    const { steps: back } = await stopAfter(Infinity, () => whole.takeBack(plan));
+    expect(untouched(whole)).toBe(before);
+
+    for (let steps = 1; steps <= total; steps += Math.min(SAMPLE, 3)) {
+      const site = planned.copy();
+      await stopAfter(steps, () => site.apply(plan));
+      const stopped = site.copy();
+      await stopAfter((steps * 7) % total, () => site.apply(plan));
+      await site.apply(plan);
+      expect(outcome(site, plan), `stopped after ${steps} of ${total} steps`).toBe(expected);
+      await stopAfter((steps * 5) % back, () => stopped.takeBack(plan));
+      await stopped.takeBack(plan);
+      expect(untouched(stopped), `taken back after ${steps} of ${total} steps`).toBe(before);
+      for (const { folder } of [site, stopped]) fs.rmSync(folder, { recursive: true });
     }
   }, 1_800_000);
 });

@@ -2,6 +2,7 @@ import { execFileSync } from "node:child_process";
 import {
   chmodSync,
   lchownSync,
+  linkSync,
   lstatSync,
   mkdirSync,
   readdirSync,
@@ -25,7 +26,11 @@ export interface Kept {
 
 export type Entry = Kept &
   (
-    | { readonly kind: "file"; readonly content: string }
+    | {
+        readonly kind: "file";
+        readonly content: string;
+        /** The same for all names of one file. */ readonly file?: number;
+      }
     | { readonly kind: "link"; readonly content: string }
     | { readonly kind: "directory" }
   );
@@ -80,7 +85,9 @@ export const writeModel =
     const whole = complete(model);
     for (const [path, entry] of whole) {
       const place = placeOf(root, path);
+      const [first = path] = namesOf(whole, path);
       if (entry.kind === "directory") mkdirSync(place);
+      else if (first !== path) linkSync(placeOf(root, first), place);
       else if (entry.kind === "link") symlinkSync(Buffer.from(entry.content, "latin1"), place);
       else writeFileSync(place, entry.content, "latin1");
       lchownSync(place, entry.uid, entry.gid);
@@ -275,6 +282,64 @@ export function expectKept(base: Model, site: Side, release: Side, files: GitMer
     model.set(path, { uid, gid, permissions, xattrs, kind: "directory" });
   }
   return { model: new Map([...model].sort(([a], [b]) => (a < b ? -1 : 1))), conflicts };
+}
+
+/** All paths that are one file with a path, and itself; none where there is no file. */
+export function namesOf(model: Model, path: string): string[] {
+  const entry = model.get(path);
+  if (entry?.kind !== "file") return [];
+  const isName = ([at, other]: readonly [string, Entry]): boolean =>
+    at === path || (other.kind === "file" && other.file !== undefined && other.file === entry.file);
+  return [...model].flatMap((named) => (isName(named) ? [named[0]] : []));
+}
+
+const groupBy = <Item>(items: Iterable<Item>, keyOf: (item: Item) => string): Item[][] => {
+  const groups = new Map<string, Item[]>();
+  for (const item of items) groups.set(keyOf(item), [...(groups.get(keyOf(item)) ?? []), item]);
+  return [...groups.values()];
+};
+
+/** Which paths are one file afterwards, each group and the groups sorted, by the rules of formats/root.md, Hard links. */
+export function expectLinks(base: Model, site: Side, release: Side, merged: Model): string[][] {
+  const [before, ours, theirs] = [complete(base), complete(site.model), complete(release.model)];
+  const text = (value: unknown): string => JSON.stringify(value) ?? "";
+  const state = (model: Model, path: string): string => {
+    const entry = model.get(path);
+    if (entry === undefined || entry.kind === "directory") return "";
+    const { uid, gid, permissions, xattrs, kind, content } = entry;
+    return text([uid, gid, permissions, Object.entries(xattrs).sort(), kind, content]);
+  };
+  const changed = new Set(
+    [...new Set([...before.keys(), ...theirs.keys()])].filter(
+      (path) =>
+        state(before, path) !== state(theirs, path) ||
+        text(namesOf(before, path)) !== text(namesOf(theirs, path)),
+    ),
+  );
+  const stays = (path: string): boolean => changed.has(path) && state(theirs, path) !== "";
+  const isFile = (path: string): boolean => merged.get(path)?.kind === "file";
+  const concerned = [...changed].filter((path) => stays(path) && isFile(path));
+  const origins = new Map([...release.moves].map(([from, to]) => [to, from]));
+
+  /** The other names count, as far as the release has them. */
+  const others = (side: Model, path: string): string =>
+    text(namesOf(side, path).filter((at) => at !== path && stays(at)));
+  const wanted = groupBy(concerned, (path) => {
+    const isOfRelease = others(before, path) !== others(theirs, path);
+    const names = isOfRelease ? namesOf(theirs, path) : namesOf(ours, origins.get(path) ?? path);
+    return text([names.length > 1 ? [isOfRelease, names] : path, state(merged, path)]);
+  });
+  const groups = wanted.flatMap((names): [string, string][] => {
+    const isAsWanted = (path: string): boolean =>
+      state(ours, path) === state(merged, path) &&
+      text(namesOf(ours, path).filter((at) => concerned.includes(at))) === text(names.toSorted());
+    return names.map((path) => [path, isAsWanted(path) ? text(namesOf(ours, path)) : text([names])]);
+  });
+  const groupOf = new Map(groups);
+  return groupBy(
+    [...merged.keys()].filter(isFile).sort(),
+    (path) => groupOf.get(path) ?? text(namesOf(ours, path)),
+  ).filter(({ length }) => length > 1);
 }
 
 const ACL = "system.posix_acl_access";

@@ -1,16 +1,20 @@
 import { describe, expect, it } from "vitest";
 import type { ZferryError } from "../../src/errors.js";
 import { pick, randomOf, type Random } from "../fuzz/random.js";
+import { pathOf } from "../../src/root/paths.js";
+import type { RootPlan } from "../../src/root/plan.js";
 import { ACCOUNTS, BuildHost, fingerprint } from "./hosts.js";
 import {
   aclOf,
   complete,
   expectKept,
+  expectLinks,
   fileOf,
   FOLDER,
   foldersOf,
   linkTo,
   mergeWithGit,
+  namesOf,
   readModel,
   writeModel,
   type Entry,
@@ -65,7 +69,24 @@ function makeBase(random: Random): Map<string, Entry> {
   const model = new Map<string, Entry>();
   for (const [name, content] of Object.entries(ACCOUNTS)) model.set(name, fileOf(content as string));
   for (let count = 4 + random(24); count > 0; count -= 1) put(model, path(random), fresh(random));
+  for (let count = random(4); count > 0; count -= 1) linkTwo(random, model, [...model.keys()]);
   return model;
+}
+
+/** Makes one of two files a name of the other. */
+function linkTwo(random: Random, model: Map<string, Entry>, among: readonly string[]): void {
+  const files = among.filter((at) => at.startsWith("t/") && model.get(at)?.kind === "file");
+  const [at, other] = [pick(random, files), pick(random, files)];
+  const entry = model.get(at);
+  if (files.length < 2 || at === other || entry?.kind !== "file") return;
+  const linked = { ...entry, file: entry.file ?? random(2 ** 30) };
+  model.set(at, linked).set(other, linked);
+}
+
+/** Changes a file under all its names. */
+function setAll(model: Map<string, Entry>, at: string, entry: Entry): void {
+  for (const name of namesOf(model, at)) model.set(name, entry);
+  model.set(at, entry);
 }
 
 /** A few changes of one side. A file's content changes once, so that a new name stays one. */
@@ -94,8 +115,8 @@ function change(
       case 1:
       case 2:
         if (entry.kind === "link" || edited.has(chosen.at)) break;
-        edited.add(chosen.at);
-        model.set(chosen.at, {
+        for (const name of namesOf(model, chosen.at)) edited.add(name);
+        setAll(model, chosen.at, {
           ...entry,
           content: entry.content
             .split("\n")
@@ -104,16 +125,17 @@ function change(
         });
         break;
       case 3:
-        if (entry.kind === "file") model.set(chosen.at, { ...entry, ...kept(random) });
+        if (entry.kind === "file") setAll(model, chosen.at, { ...entry, ...kept(random) });
         break;
       case 4:
-        model.set(chosen.at, { ...entry, uid: pick(random, [0, 5, 80]) });
+        setAll(model, chosen.at, { ...entry, uid: pick(random, [0, 5, 80]) });
         break;
       case 5:
         model.delete(chosen.at);
         break;
       case 6: {
-        if (!renames) break;
+        // Names of one file are alike: git would take one for another's new name.
+        if (!renames || (entry.kind === "file" && entry.file !== undefined)) break;
         model.delete(chosen.at);
         if (put(model, at, entry)) {
           const origin = [...moved].find(([, to]) => to === chosen.at)?.[0] ?? chosen.at;
@@ -140,6 +162,15 @@ function change(
     }
   }
   // A new name for git is one that the base does not have, of a file that is gone and was not made another kind of thing.
+  // Names are given and taken last, to what has its place in the base, or a new name would be one of several files'.
+  const unmoved = [...base.keys()].filter((at) => model.has(at) && ![...moved].flat().includes(at));
+  for (let count = random(3); count > 0 && unmoved.length > 0; count -= 1) {
+    const at = pick(random, unmoved);
+    const entry = model.get(at);
+    if (entry?.kind !== "file") continue;
+    if (random(2) === 0) linkTwo(random, model, unmoved);
+    else model.set(at, fileOf(entry.content, entry));
+  }
   const moves = [...moved].filter(
     ([from, to]) => !base.has(to) && !model.has(from) && model.get(to)?.kind === base.get(from)?.kind,
   );
@@ -171,7 +202,7 @@ async function round(seed: number, history: "cloned" | "unrelated"): Promise<"cl
   const git = mergeWithGit(host, site);
   const expected = expectKept(base, { ...local, model }, release, git.files);
   const isClean = git.tree !== null && expected.conflicts.size === 0;
-  const [before, files] = [fingerprint(site), readModel(site.root)];
+  const [before, files, links] = [fingerprint(site), readModel(site.root), site.links()];
 
   let plan;
   try {
@@ -192,15 +223,23 @@ async function round(seed: number, history: "cloned" | "unrelated"): Promise<"cl
   expect(await site.plan(part)).toEqual(plan);
   await site.apply(plan);
   expect(readModel(site.root)).toEqual(expected.model);
+  expect(site.links()).toEqual(expectLinks(base, { ...local, model }, release, expected.model));
   expect(site.git("rev-parse HEAD^{tree}")).toBe(git.tree);
   expect(site.status() + site.leftovers()).toBe("");
   await site.apply(plan);
   expect(readModel(site.root)).toEqual(expected.model);
   await site.takeBack(plan);
+  expect(inPlan(site.links(), plan)).toEqual(inPlan(links, plan));
   expect(complete(readModel(site.root))).toEqual(complete(files));
   expect(site.status() + site.leftovers()).toBe("");
   return "clean";
 }
+
+/** Of files' names those that a plan changes: these are linked again when it is taken back. */
+const inPlan = (links: readonly string[][], { changes }: RootPlan): string[][] => {
+  const paths = new Set<string>(changes.map(({ path }) => pathOf(path)));
+  return links.map((names) => names.filter((at) => paths.has(at))).filter(({ length }) => length > 1);
+};
 
 describe.each(["cloned", "unrelated"] as const)("a site with %s history", (history) => {
   it(`merges as git does, in ${ROUNDS} rounds`, { timeout: 60_000 + ROUNDS * 30_000 }, async () => {
