@@ -48,7 +48,7 @@ function setLevel(context: InstanceType<typeof zstd.CCtx>, level: number): void 
 
 /**
  * Compresses what comes in pieces to one frame, of the same form, in memory that does not grow with it. How the content is
- * cut makes no difference to the bytes.
+ * cut makes no difference to the bytes. Each piece is valid until the next one is asked for.
  * @param rawBytes what the pieces have
  */
 export async function* encodeFrameOf(
@@ -65,9 +65,9 @@ export async function* encodeFrameOf(
   const context = new zstd.CCtx();
   setLevel(context, level);
   context.setPledgedSrcSize(rawBytes);
+  const out = new Uint8Array(PIECE_BYTES);
   const compress = function* (piece: Uint8Array, how: number): Generator<Uint8Array> {
     for (let rest = piece; ;) {
-      const out = new Uint8Array(PIECE_BYTES);
       const [left, produced, consumed] = context.compressStream2(out, rest, how);
       if (produced > 0) yield out.subarray(0, produced);
       rest = rest.subarray(consumed);

@@ -11,7 +11,7 @@ export interface ScratchFile {
   readonly bytes: number;
 }
 
-const PIECE_BYTES = 1 << 20;
+const PIECE_BYTES = 256 << 10;
 
 /** Runs `use` with a folder that only its owner may look into, in `TMPDIR`, and removes it with everything in it. */
 export async function withScratch<Result>(use: (folder: string) => Promise<Result>): Promise<Result> {
