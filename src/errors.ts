@@ -65,6 +65,19 @@ const bounded = (message: string): string =>
     ? message
     : `${message.slice(0, MAX_MESSAGE)}… (${message.length - MAX_MESSAGE} characters more)`;
 
+/** What node gives no name: it says `Unknown system error -122` of a quota that is used up, which is ZFS's way to say it is full. */
+const UNNAMED: Readonly<Record<number, string>> = { [-122]: "EDQUOT" };
+
+/** The name of a system call's error, such as `ENOENT`; undefined for any other error. */
+export function systemCode(error: unknown): string | undefined {
+  if (!(error instanceof Error)) return undefined;
+  const { code, errno } = error as NodeJS.ErrnoException;
+  return (errno === undefined ? undefined : UNNAMED[errno]) ?? (typeof code === "string" ? code : undefined);
+}
+
+/** Whether a disk or quota is full. */
+export const isFull = (code: string | undefined): boolean => code === "ENOSPC" || code === "EDQUOT";
+
 /** Another process of ours failed, and told why: only its exit status is left to be passed on. */
 export class ToldElsewhere extends Error {
   readonly status: number;

@@ -1,5 +1,5 @@
 import type { Readable } from "node:stream";
-import { EXIT_STATUS, ZferryError } from "./errors.js";
+import { EXIT_STATUS, isFull, systemCode, ZferryError } from "./errors.js";
 
 /** What a command has of the world outside; `cli.ts` makes the real one. */
 export interface Environment {
@@ -92,10 +92,9 @@ export const formatTime = (seconds: number): string =>
 export function asZferryError(error: unknown): ZferryError {
   if (error instanceof ZferryError) return error;
   const message = error instanceof Error ? error.message : String(error);
-  const code =
-    error instanceof Error && "code" in error && typeof error.code === "string" ? error.code : undefined;
+  const code = systemCode(error);
   if (code !== undefined && /^E[A-Z0-9]+$/.test(code)) {
-    return new ZferryError(code === "ENOSPC" || code === "EDQUOT" ? "no-space" : "io-failed", message, {
+    return new ZferryError(isFull(code) ? "no-space" : "io-failed", message, {
       cause: error,
       details: { reason: code },
     });

@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import * as fs from "node:fs";
 import { basename, dirname, join } from "node:path";
-import { ZferryError } from "../errors.js";
+import { isFull, systemCode, ZferryError } from "../errors.js";
 
 const { O_NOFOLLOW, O_RDONLY, O_WRONLY, O_CREAT, O_EXCL } = fs.constants;
 
@@ -11,20 +11,17 @@ const { O_NOFOLLOW, O_RDONLY, O_WRONLY, O_CREAT, O_EXCL } = fs.constants;
  * @param what the object, for people: mostly a path
  */
 export function mapSystemError(error: unknown, what: string): unknown {
-  if (
-    !(error instanceof Error) ||
-    !("code" in error) ||
-    typeof error.code !== "string" ||
-    !("syscall" in error)
-  ) {
-    return error;
-  }
-  const code = error.code === "ENOSPC" || error.code === "EDQUOT" ? "no-space" : "io-failed";
-  return new ZferryError(code, `cannot ${String(error.syscall)} ${what}: ${reasonOf(error.code)}`, {
-    details: { path: what, reason: error.code },
-    hint: HINTS[error.code]?.replace("FOLDER", folderOf(what)),
-    cause: error,
-  });
+  const code = systemCode(error);
+  if (code === undefined || !(error instanceof Error) || !("syscall" in error)) return error;
+  return new ZferryError(
+    isFull(code) ? "no-space" : "io-failed",
+    `cannot ${String(error.syscall)} ${what}: ${reasonOf(code)}`,
+    {
+      details: { path: what, reason: code },
+      hint: HINTS[code]?.replace("FOLDER", folderOf(what)),
+      cause: error,
+    },
+  );
 }
 
 const REASONS: Record<string, string> = {

@@ -3,7 +3,7 @@ import { createInterface } from "node:readline";
 import { Writable } from "node:stream";
 import { isatty } from "node:tty";
 import { promisify } from "node:util";
-import { ZferryError } from "../errors.js";
+import { isFull, systemCode, ZferryError } from "../errors.js";
 import { printable, type Environment, type ProgressReport } from "../report.js";
 import { progressOn } from "./progress.js";
 
@@ -54,9 +54,9 @@ export async function writeOutput(data: string | Uint8Array): Promise<void> {
     const rest = typeof data === "string" ? data : await writeBinary(data);
     if (rest.length > 0) await writeStream(rest);
   } catch (error) {
-    const reason = (error as NodeJS.ErrnoException).code ?? String(error);
+    const reason = systemCode(error) ?? String(error);
     throw new ZferryError(
-      reason === "ENOSPC" ? "no-space" : "io-failed",
+      isFull(reason) ? "no-space" : "io-failed",
       `cannot write to standard output: ${reason === "EPIPE" ? "its reader has ended" : reason}`,
       { details: { reason }, cause: error },
     );

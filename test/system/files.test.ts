@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { ZferryError } from "../../src/errors.js";
+import { asZferryError } from "../../src/report.js";
 import { mapSystemError, writeFileDurably } from "../../src/system/files.js";
 
 let root: string;
@@ -40,6 +41,15 @@ it("names a full disk and a full quota, and leaves other errors as they are", ()
     message: "cannot write x: no space left",
   });
   expect(mapSystemError(system("EDQUOT"), "x")).toMatchObject({ code: "no-space" });
+  // Node has no name for it: what it says is what it said of a real one.
+  const unnamed = Object.assign(new Error("Unknown system error -122: Unknown system error -122, write"), {
+    code: "Unknown system error -122",
+    errno: -122,
+    syscall: "write",
+  });
+  const quota = { code: "no-space", details: { reason: "EDQUOT" } };
+  expect(mapSystemError(unnamed, "x")).toMatchObject({ ...quota, message: "cannot write x: no space left" });
+  expect(asZferryError(unnamed)).toMatchObject(quota);
   expect(mapSystemError(system("EROFS"), "x")).toMatchObject({
     code: "io-failed",
     message: "cannot write x: the file system is read-only",
