@@ -144,7 +144,7 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
     branch: site.branch,
     mergeCommit: await commit(merged, parents, `Install ${release}`),
     releaseCommit,
-    previousRelease: site.previousRelease,
+    previousRelease: site.releaseReference,
     ...(drift === null ? {} : { drift }),
     ...(replaced === undefined ? {} : { replaced }),
     ...disk.plan,

@@ -9,8 +9,13 @@ export interface Site {
   readonly head: string;
   readonly tree: string;
   readonly branch: string | null;
+  /** The commit that `refs/zferry/release` leads to. */
   readonly previousRelease: string | null;
+  /** The object that it names, which may be a tag of that commit. */
+  readonly releaseReference: string | null;
 }
+
+const RELEASE = "refs/zferry/release";
 
 export async function readSite(git: Git): Promise<Site> {
   const head = await git.ask(["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]);
@@ -20,12 +25,20 @@ export async function readSite(git: Git): Promise<Site> {
     });
   }
   const branch = await git.ask(["symbolic-ref", "--quiet", "HEAD"]);
-  const release = await git.ask(["rev-parse", "--verify", "--quiet", "refs/zferry/release^{commit}"]);
+  const named = await git.ask(["rev-parse", "--verify", "--quiet", RELEASE]);
+  const release = await git.ask(["rev-parse", "--verify", "--quiet", `${RELEASE}^{commit}`]);
+  if (named.status === 0 && release.status !== 0) {
+    throw new ZferryError("git-failed", `${RELEASE} of ${git.gitDir} leads to no commit`, {
+      details: { ref: RELEASE, found: trimmed(named.stdout) },
+      hint: `let it name the commit of the release that this site was made from: git --git-dir=${git.gitDir} update-ref ${RELEASE} COMMIT`,
+    });
+  }
   return {
     head: trimmed(head.stdout),
     tree: trimmed(await git.run(["rev-parse", "--verify", "HEAD^{tree}"])),
     branch: branch.status === 0 ? trimmed(branch.stdout) : null,
     previousRelease: release.status === 0 ? trimmed(release.stdout) : null,
+    releaseReference: named.status === 0 ? trimmed(named.stdout) : null,
   };
 }
 

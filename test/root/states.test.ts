@@ -1,0 +1,60 @@
+import { describe, expect, it } from "vitest";
+import { ACCOUNTS, BuildHost, edit, fingerprint, sh, type Site } from "./hosts.js";
+
+const host = new BuildHost();
+host.release("r1", {
+  ...ACCOUNTS,
+  "etc/changed": "a\nb\nc\nd\n",
+  "etc/gone": "gone\n",
+  "etc/moved": "x\n".repeat(50),
+  "etc/stays": "stays\n",
+});
+host.release("r2", {
+  "etc/changed": "A\nb\nc\nd\n",
+  "etc/gone": null,
+  "etc/moved": null,
+  "etc/new": "new\n",
+  "etc/renamed": "x\n".repeat(50),
+});
+host.release("r3", { "etc/changed": "A\nb\nc\nD\n" });
+
+/** A site with a commit of its own, after a shell command there. */
+function siteAfter(command: string): Site {
+  const site = host.site("r1", "cloned");
+  edit(site.root, { "etc/own": "own\n", "etc/stays": "stays here\n" });
+  sh(site.root, "git add -A; git commit -q -m own");
+  sh(site.root, command);
+  return site;
+}
+
+/** A plan that is refused, and a site that is as it was. */
+async function refused(site: Site, expected: Record<string, unknown>, options = {}): Promise<void> {
+  const before = fingerprint(site);
+  await expect(site.plan(await host.part("r1", "r2"), options)).rejects.toMatchObject(expected);
+  expect(fingerprint(site)).toBe(before);
+}
+
+const message = (pattern: RegExp) => expect.stringMatching(pattern) as unknown;
+
+describe("refs/zferry/release", () => {
+  it("may be a tag: it counts as its commit, and is there again when an install is taken back", async () => {
+    const site = siteAfter("git tag -a -m x R1 r1; git update-ref refs/zferry/release R1");
+    const before = site.everything();
+    const plan = await site.plan(await host.part("r1", "r2"));
+    await site.apply(plan);
+    expect(site.git("log -1 --format=%s refs/zferry/release")).toBe("Release r2");
+    await site.takeBack(plan);
+    expect(site.everything()).toBe(before);
+    await site.apply(plan);
+    await site.install(await host.part("r2", "r3"), { release: "r3" });
+    expect(site.git("log -1 --format=%s refs/zferry/release")).toBe("Release r3");
+    expect(site.git("fsck --strict")).toBe("");
+  });
+
+  it("is refused where it leads to no commit", async () => {
+    await refused(siteAfter("git update-ref refs/zferry/release $(git rev-parse HEAD:etc/own)"), {
+      code: "git-failed",
+      message: message(/^refs\/zferry\/release of .* leads to no commit$/),
+    });
+  });
+});
