@@ -2,7 +2,15 @@ import { statSync } from "node:fs";
 import { join } from "node:path";
 import { ZferryError } from "../errors.js";
 import { showPath, type RawPath } from "../raw-path.js";
-import { indexInfo, splitNul, trimmed, type Git, type TreeFile } from "../system/git.js";
+import {
+  createBorrower,
+  DAMAGED_HINT,
+  indexInfo,
+  splitNul,
+  trimmed,
+  type Git,
+  type TreeFile,
+} from "../system/git.js";
 import type { ScratchFile } from "../system/scratch.js";
 import { isSameInGit, MAX_PATCH_BYTES, packedIds } from "./diff.js";
 import type { RecordedFile, RootMetadata } from "./metadata.js";
@@ -18,14 +26,35 @@ export const patchMalformed = (
   details: Record<string, string | readonly string[]> = {},
 ): ZferryError => new ZferryError("patch-malformed", message, { details });
 
-/** Imports `objects.pack`, which must hold exactly the blobs that the metadata calls for. */
-export async function importBlobs(scratch: Git, pack: ScratchFile, metadata: RootMetadata): Promise<void> {
-  const imported = await scratch.ask(["index-pack", "--strict", "--stdin"], { input: pack });
+const INDEX_PACK = ["index-pack", "--strict", "--stdin"];
+
+/**
+ * Imports `objects.pack`, which must hold exactly the blobs that the metadata calls for.
+ * @param scratchDir for one more repository, where git refuses the pack
+ * @throws ZferryError `patch-malformed`; `git-failed` where the site's own objects are at fault, with which git compares those that it has
+ */
+export async function importBlobs(
+  scratch: Git,
+  scratchDir: string,
+  pack: ScratchFile,
+  metadata: RootMetadata,
+): Promise<void> {
+  const imported = await scratch.ask(INDEX_PACK, { input: pack });
   const name = /^pack\t([0-9a-f]{40})$/m.exec(imported.stdout.toString("latin1"))?.[1];
   if (imported.status !== 0 || name === undefined) {
-    throw patchMalformed(
-      `git refuses the root half's objects.pack: ${imported.stderr.split("\n").at(-1) ?? ""}`,
-    );
+    const said = imported.stderr.split("\n").at(-1) ?? "";
+    const alone = createBorrower(join(scratchDir, "objects.git"));
+    if ((await alone.ask(INDEX_PACK, { input: pack })).status === 0) {
+      throw new ZferryError(
+        "git-failed",
+        `the site's repository is damaged: git index-pack failed: ${said}`,
+        {
+          details: { stderr: imported.stderr.split("\n").slice(-5) },
+          hint: DAMAGED_HINT,
+        },
+      );
+    }
+    throw patchMalformed(`git refuses the root half's objects.pack: ${said}`);
   }
   const stored = join(scratch.objects, "pack", `pack-${name}`);
   const { size } = statSync(`${stored}.pack`);

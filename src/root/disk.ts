@@ -58,7 +58,7 @@ interface DiskOptions {
   readonly warn: ((what: string) => void) | undefined;
 }
 
-interface Disk {
+export interface Disk {
   readonly plan: Pick<RootPlan, "changes" | "directories">;
   readonly replaced: readonly Replaced[];
 }

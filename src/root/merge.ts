@@ -1,13 +1,21 @@
 import { join } from "node:path";
 import { ZferryError } from "../errors.js";
-import { showPath } from "../raw-path.js";
+import { showPath, type RawPath } from "../raw-path.js";
 import type { ProgressReport } from "../report.js";
-import { createBorrower, listTree, trimmed, withWorkTree, type Git } from "../system/git.js";
+import {
+  createBorrower,
+  DAMAGED_HINT,
+  listTree,
+  missingObjects,
+  trimmed,
+  withWorkTree,
+  type Git,
+} from "../system/git.js";
 import type { ScratchFile } from "../system/scratch.js";
 import { writeUncommitted, type UncommittedDrift } from "./commit-drift.js";
 import { applyPatch, changedInGit, importBlobs, patchMalformed, writeTree, type Change } from "./content.js";
 import type { RootSummary } from "./diff.js";
-import { planDisk, type RootSpace } from "./disk.js";
+import { planDisk, type Disk, type RootSpace } from "./disk.js";
 import { checkCounts, parseMetadata } from "./metadata.js";
 import { pathName, pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
@@ -81,7 +89,7 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
   const scratch = createBorrower(join(options.scratchDir, "root.git"), git);
   const uncommitted = await takeUncommitted(scratch, found, options);
   const site = { ...found, tree: uncommitted?.tree ?? found.tree };
-  await importBlobs(scratch, options.objects, metadata);
+  await importBlobs(scratch, options.scratchDir, options.objects, metadata);
   await applyPatch(scratch, options.patch, changes);
 
   const pristine = await findPristine(git, site, summary);
@@ -119,6 +127,7 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
     throw error;
   });
   options.settled?.(settling.settled);
+  await requireObjects(scratch, site, disk, uncommitted, options);
   const replaced =
     disk.replaced.length === 0
       ? undefined
@@ -149,6 +158,38 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
     ...(replaced === undefined ? {} : { replaced }),
     ...disk.plan,
   };
+}
+
+/**
+ * Refuses a repository without the contents that giving the install up, or a file with other attributes, takes from there: a partial
+ * clone, or one that lost some.
+ */
+async function requireObjects(
+  scratch: Git,
+  site: Site,
+  { plan, replaced }: Disk,
+  uncommitted: UncommittedDrift | null,
+  { git, scratchDir }: PlanOptions,
+): Promise<void> {
+  // Those come into the repository with the merge.
+  const brought = new Set([...replaced.map(({ path }) => path), ...(uncommitted?.paths ?? [])]);
+  const committed = new Set([...(await listTree(scratch, site.head)).values()].map(({ id }) => id));
+  const wanted = new Map<string, RawPath>();
+  for (const { path: name, before, after } of plan.changes) {
+    const path = pathOf(name);
+    if (before !== null && !brought.has(path)) wanted.set(before.blob, path);
+    if (after !== null && committed.has(after.blob) && !wanted.has(after.blob)) wanted.set(after.blob, path);
+  }
+  // The scratch repository has those of the bundle, too.
+  const alone = createBorrower(join(scratchDir, "site.git"), git);
+  const missing = await missingObjects(alone, wanted.keys());
+  if (missing.length === 0) return;
+  const paths = [...new Set(missing.map((id) => showPath(wanted.get(id) ?? ("" as RawPath))))].sort();
+  throw new ZferryError(
+    "git-failed",
+    `the repository ${git.gitDir} does not have the contents of ${paths.slice(0, SHOWN_PATHS).join(", ")}`,
+    { details: { paths, missing }, hint: DAMAGED_HINT },
+  );
 }
 
 /** The site's uncommitted changes, where they may be committed; null where there are none. */

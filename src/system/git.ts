@@ -82,6 +82,8 @@ function isolatedEnvironment(): Record<string, string | undefined> {
     GIT_NO_REPLACE_OBJECTS: "1",
     GIT_GRAFT_FILE: "/dev/null",
     GIT_NO_LAZY_FETCH: "1",
+    // Before 2.45 git does not know that, and fetches what a partial clone lacks.
+    GIT_ALLOW_PROTOCOL: "none",
     GIT_OPTIONAL_LOCKS: "0",
     GIT_TERMINAL_PROMPT: "0",
     GIT_PAGER: "cat",
@@ -188,18 +190,29 @@ function bind(options: { gitDir?: string; workTree?: string; fsync?: "all" | "no
 /** Of an index that it cannot write git does not say why; here that is a disk that is full. */
 const FULL = /No space left on device|Disk quota exceeded|Out of diskspace|unable to write (new )?index/i;
 
+/** What git says of an object that is not there or not whole; its last line may name none. */
+const DAMAGED =
+  /invalid object \d{6} [0-9a-f]{40} for|object \S+ .*is (corrupt|empty)|unable to (unpack|read) |cannot read existing object/;
+
+export const DAMAGED_HINT =
+  "git fsck in its work tree names what is missing or damaged; git fetch --refetch brings what a partial clone left out, " +
+  "git hash-object -w FILE what a file still has; else bring the repository back from a copy";
+
 /** A git command that failed, as an error. */
 function gitFailure(args: readonly string[], result: ProcessResult): ZferryError {
   const lines = result.stderr.split("\n");
   const full = lines.find((line) => FULL.test(line));
-  const said = full ?? (lines.at(-1) || `exit status ${result.status ?? result.signal ?? "unknown"}`);
+  const damaged = lines.find((line) => DAMAGED.test(line));
+  const said =
+    full ?? damaged ?? (lines.at(-1) || `exit status ${result.status ?? result.signal ?? "unknown"}`);
+  const hint =
+    full === undefined
+      ? damaged && `the repository is damaged: ${DAMAGED_HINT}`
+      : "free space on the disks of / and of the state folder";
   return new ZferryError(
     full === undefined ? "git-failed" : "no-space",
     `git ${args[0] ?? ""} failed: ${said}`,
-    {
-      details: { command: ["git", ...args].join(" "), stderr: lines.slice(-5) },
-      ...(full === undefined ? {} : { hint: "free space on the disks of / and of the state folder" }),
-    },
+    { details: { command: ["git", ...args].join(" "), stderr: lines.slice(-5) }, hint },
   );
 }
 
@@ -288,8 +301,9 @@ const BORROWER_CONFIG = `[core]
 /**
  * Makes a bare repository that sees all objects of another one, and has settings of its own: none that were not
  * chosen here. Nothing in it is durable. What an earlier run left at `path` is removed.
+ * @param lender without one, it sees no objects but its own
  */
-export function createBorrower(path: string, lender: Git): Git {
+export function createBorrower(path: string, lender?: Git): Git {
   const gitDir = resolve(path);
   const objects = join(gitDir, "objects");
   guarded(gitDir, () => {
@@ -300,7 +314,8 @@ export function createBorrower(path: string, lender: Git): Git {
     writeFileSync(join(gitDir, "HEAD"), "ref: refs/heads/main\n");
     writeFileSync(join(gitDir, "config"), BORROWER_CONFIG);
     writeFileSync(join(gitDir, "info/attributes"), ATTRIBUTES);
-    writeFileSync(join(objects, "info/alternates"), `${quoteAlternate(lender.objects)}\n`);
+    if (lender !== undefined)
+      writeFileSync(join(objects, "info/alternates"), `${quoteAlternate(lender.objects)}\n`);
   });
   return { gitDir, objects, ...bind({ gitDir, cwd: gitDir, fsync: "none" }) };
 }
@@ -374,6 +389,15 @@ export async function blobSizes(git: Git, ids: Iterable<string>): Promise<Map<st
     sizes.set(id, Number(size));
   }
   return sizes;
+}
+
+/** Those of the objects that a repository does not have, or cannot read. */
+export async function missingObjects(git: Git, ids: Iterable<string>): Promise<string[]> {
+  const output = await git.run(["cat-file", "--batch-check"], {
+    input: [...ids].map((id) => `${id}\n`).join(""),
+  });
+  const lines = output.toString("latin1").split("\n").slice(0, -1);
+  return lines.filter((line) => line.endsWith(" missing")).map((line) => line.slice(0, -" missing".length));
 }
 
 /**

@@ -58,3 +58,50 @@ describe("refs/zferry/release", () => {
     });
   });
 });
+
+describe("a repository that is not whole", () => {
+  /** Unpacks all objects, and gives the path of one as `$object`. */
+  const loose = (revision: string): string =>
+    `git repack -adq; mkdir .git/t; mv .git/objects/pack/*.pack .git/t/; rm -f .git/objects/pack/*
+     cat .git/t/*.pack | git unpack-objects -q; rm -rf .git/t
+     id=$(git rev-parse ${revision}); object=.git/objects/$(echo $id | cut -c1-2)/$(echo $id | cut -c3-);`;
+  const hint = message(/git fsck .*git fetch --refetch/);
+
+  it.each(["etc/gone", "etc/changed", "etc/moved"])("lacks the contents of %s", async (path) => {
+    const site = siteAfter(`${loose(`HEAD:${path}`)} rm -f $object`);
+    const missing = [site.git(`rev-parse HEAD:${path}`)];
+    const expected = { code: "git-failed", message: message(new RegExp(path)), details: { missing }, hint };
+    await refused(site, expected);
+    // As its hint says.
+    sh(site.root, `git hash-object -w ${path}`);
+    await site.install(await host.part("r1", "r2"));
+  });
+
+  it("lacks contents that nothing changes", async () => {
+    await refused(siteAfter(`${loose("HEAD:etc/stays")} rm -f $object`), {
+      code: "git-failed",
+      message: message(/etc\/stays/),
+      hint,
+    });
+  });
+
+  it("has damaged contents, for which the bundle is not blamed", async () => {
+    await refused(siteAfter(`${loose("HEAD:etc/changed")} chmod +w $object; printf garbage > $object`), {
+      code: "git-failed",
+      message: message(/^the site's repository is damaged/),
+      hint,
+    });
+  });
+
+  it("is a partial clone: nothing is fetched", async () => {
+    const site = siteAfter(
+      `${loose("HEAD:etc/gone")} rm -f $object
+       printf '#!/bin/sh\ntouch %s/fetched\nexit 1\n' $PWD > .git/fetch; chmod +x .git/fetch
+       git config core.repositoryFormatVersion 1; git config extensions.partialClone origin
+       git config remote.origin.promisor true; git config remote.origin.url "ext::$PWD/.git/fetch"
+       git config protocol.ext.allow always`,
+    );
+    await refused(site, { code: "git-failed", message: message(/etc\/gone/), hint });
+    expect(site.has("fetched")).toBe(false);
+  });
+});

@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { chownSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { chownSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, it, vi } from "vitest";
@@ -88,4 +88,21 @@ it("reads blobs in their order, small ones and large ones", async () => {
   expect(read.map((bytes) => bytes.length)).toEqual(contents.map((bytes) => bytes.length));
   expect(read.every((bytes, index) => bytes.equals(contents[index] ?? Buffer.alloc(1)))).toBe(true);
   await expect(readBlobs(git, ["1".repeat(40)]).next()).rejects.toMatchObject({ code: "git-failed" });
+});
+
+it("fetches nothing for a partial clone", async () => {
+  const partial = join(folder, "partial");
+  const fetched = join(folder, "fetched");
+  execFileSync("git", ["init", "-q", partial]);
+  for (const [name, value] of [
+    ["core.repositoryFormatVersion", "1"],
+    ["extensions.partialClone", "origin"],
+    ["remote.origin.promisor", "true"],
+    ["remote.origin.url", `ext::touch ${fetched}`],
+    ["protocol.ext.allow", "always"],
+  ] as const)
+    execFileSync("git", ["-C", partial, "config", name, value]);
+  const git = await openRepository(partial);
+  expect((await git.ask(["cat-file", "-e", "1".repeat(40)])).status).not.toBe(0);
+  expect(existsSync(fetched)).toBe(false);
 });
