@@ -1,7 +1,7 @@
 import * as fs from "node:fs";
 import { dirname, join } from "node:path";
 import { ZferryError } from "../errors.js";
-import { rawBytes, showPath, type RawPath } from "../raw-path.js";
+import { ancestors, showPath, type RawPath } from "../raw-path.js";
 import { fileRefusal, pathOf } from "../root/paths.js";
 import {
   attributeKey,
@@ -27,7 +27,17 @@ import {
 import type { Conflict } from "../root/trees.js";
 import { guarded } from "../system/files.js";
 import type { Git } from "../system/git.js";
-import { closeTree, inspect, openTree, readFileIn, removeTree, type Tree } from "../system/tree.js";
+import {
+  closeTree,
+  inPlace,
+  inspect,
+  kindAt,
+  openTree,
+  readFileIn,
+  removeTree,
+  type Found,
+  type Tree,
+} from "../system/tree.js";
 import { openMergeTool, type MergeTool } from "./merge-tool.js";
 import { openMemory, type Memory } from "./rerere.js";
 import { openResolutions } from "./resolutions.js";
@@ -210,11 +220,13 @@ async function readResult(
   conflict: Conflict,
 ): Promise<{ side: Side } | { mode: "100644" | "100755"; content: Buffer } | undefined> {
   const { path, ours, theirs } = conflict;
-  const [file, left, right] = await inspect(
-    tree,
-    [path, beside(path, "ours"), beside(path, "theirs")],
-    () => false,
-  );
+  const places = [path, beside(path, "ours"), beside(path, "theirs")];
+  const found = await inspect(tree, places, () => false);
+  for (const [index, each] of found.entries()) {
+    if (each.kind === "blocked") requireOrdinary(tree, each.at, each.by);
+    else requireOrdinary(tree, places[index] ?? path, each.kind);
+  }
+  const [file, left, right] = found;
   if (file?.kind === "file") {
     if (file.size > MAX_MERGED_BYTES) return undefined;
     const content = readFileIn(tree, path) ?? Buffer.of();
@@ -224,6 +236,17 @@ async function readResult(
   const isGone = [file, left, right].every((each) => each?.kind === "absent");
   if (!isGone || (ours !== null && theirs !== null)) return undefined;
   return { side: ours === null ? "ours" : "theirs" };
+}
+
+/** Through a link a text would be read or written elsewhere, and a pipe waits for another program. */
+function requireOrdinary(tree: Tree, path: RawPath, kind: Found["kind"]): void {
+  if (kind === "absent" || kind === "blocked" || kind === "file" || kind === "directory") return;
+  const place = join(tree.path, showPath(path));
+  const what = kind === "symlink" ? "symbolic link" : kind;
+  throw new ZferryError("output-exists", `${place} is a ${what}, where a file or folder belongs`, {
+    details: { path: place },
+    hint: "put the file itself there, or remove it, and run the same command again",
+  });
 }
 
 const NAMES = { ours: "this site", base: "before", theirs: "release" };
@@ -362,20 +385,24 @@ function tryWriting(tree: Tree, path: RawPath, content: Uint8Array, mode: number
     return true;
   } catch (error) {
     const cause = error instanceof ZferryError ? error.details["reason"] : undefined;
-    if (cause === "ENAMETOOLONG" || cause === "EISDIR" || cause === "ENOTDIR" || cause === "EEXIST")
-      return false;
+    if (cause === "ENAMETOOLONG" || cause === "ENOTDIR" || cause === "EEXIST") return false;
     throw error;
   }
 }
 
-/** The folder is ours alone, so its names are where they seem to be. */
+/** Puts a file into the folder, in place of one that is there; nothing is followed or opened that is no file or folder. */
 function writeInto(tree: Tree, path: RawPath, content: Uint8Array | string, mode: number): void {
-  const place = Buffer.concat([Buffer.from(`${tree.path}/`), rawBytes(path)]);
-  guarded(join(tree.path, showPath(path)), () => {
-    const folder = Buffer.from(dirname(place.toString("latin1")), "latin1");
-    fs.mkdirSync(folder, { recursive: true, mode: 0o700 });
-    const { O_WRONLY, O_CREAT, O_TRUNC, O_NOFOLLOW } = fs.constants;
-    const fd = fs.openSync(place, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, mode);
+  for (const folder of ancestors(path)) {
+    const kind = kindAt(tree, folder);
+    requireOrdinary(tree, folder, kind);
+    if (kind === "absent") inPlace(tree, folder, (place) => fs.mkdirSync(place, { mode: 0o700 }));
+  }
+  const kind = kindAt(tree, path);
+  requireOrdinary(tree, path, kind);
+  const { O_WRONLY, O_CREAT, O_EXCL, O_NOFOLLOW } = fs.constants;
+  inPlace(tree, path, (place) => {
+    if (kind === "file") fs.unlinkSync(place);
+    const fd = fs.openSync(place, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, mode);
     try {
       fs.writeFileSync(fd, content);
     } finally {

@@ -24,6 +24,7 @@ export interface AttributeMerger {
     mode: GitMode,
     attributes: FileAttributes,
     live: FileState | null,
+    before: RecordedAttributes | null,
     after: RecordedAttributes,
   ): FileAttributes;
   /** @throws ZferryError `merge-conflict`, `not-configured` for what was collected */
@@ -34,7 +35,7 @@ export async function attributeMerger(
   tree: Tree,
   scratch: Git,
   merged: ReadonlyMap<RawPath, TreeFile>,
-  settling: Pick<Settler, "attributes" | "sideOf">,
+  settling: Pick<Settler, "attributes" | "sideOf" | "isMade">,
 ): Promise<AttributeMerger> {
   const users = await readAccounts(tree, scratch, merged, "etc/passwd" as RawPath);
   const groups = await readAccounts(tree, scratch, merged, "etc/group" as RawPath);
@@ -101,7 +102,7 @@ export async function attributeMerger(
     };
   };
 
-  const agree: AttributeMerger["agree"] = (path, mode, found, live, after) => {
+  const agree: AttributeMerger["agree"] = (path, mode, found, live, before, after) => {
     const isRight = (permissions: number): boolean => isExecutable(permissions) === (mode === "100755");
     if (isSymlink(mode) || isRight(found.permissions)) return found;
     // With the contents of one side, git has the mode of that side.
@@ -113,8 +114,14 @@ export async function attributeMerger(
           ? live?.attributes.permissions
           : undefined;
     if (permissions !== undefined && isRight(permissions)) return { ...found, permissions };
-    conflict(path, "permissions");
-    return found;
+    if (settling.isMade(path)) return { ...found, permissions: withMode(found.permissions, mode) };
+    const chosen = live && settling.attributes({ path, base: before, ours: live.attributes, theirs: after });
+    if (live === null || chosen === undefined || chosen === null) {
+      conflict(path, "permissions");
+      return found;
+    }
+    const whose = chosen === "ours" ? live.attributes.permissions : parseInt(after.permissions, 8);
+    return { ...found, permissions: withMode(whose, mode) };
   };
 
   const finish = (): void => {
@@ -130,6 +137,10 @@ export async function attributeMerger(
   };
   return { resolve, merge, agree, finish };
 }
+
+/** Permissions with which git has this mode: who may read an executable file may execute it. */
+const withMode = (permissions: number, mode: GitMode): number =>
+  mode === "100755" ? permissions | 0o100 | ((permissions & 0o444) >> 2) : permissions & ~0o111;
 
 const sameAccount = (a: Account | undefined, b: Account): boolean =>
   a !== undefined && a.name === b.name && (a.name !== null || a.id === b.id);

@@ -86,8 +86,8 @@ function requireKept(paths: readonly RawPath[], lives: readonly Live[]): void {
     const live = lives[index] ?? { kind: "absent" };
     const shown = showPath(path);
     if (live.kind === "blocked") return [`${shown} (${showPath(live.at)} is now a ${live.by})`];
-    if (live.kind === "directory") return [`${shown} (now a directory)`];
-    return live.kind === "other" ? [`${shown} (now neither a file nor a link)`] : [];
+    if (live.kind === "absent" || live.kind === "file" || live.kind === "symlink") return [];
+    return [`${shown} (now a ${live.kind})`];
   });
   if (strange.length === 0) return;
   throw dirty("tracked files are no files any more", strange, "commit what is meant, or bring them back");

@@ -121,6 +121,8 @@ async function planFiles(
   const present = new Map<RawPath, FileState>();
   const replaced: Replaced[] = [];
   const inTheWay: string[] = [];
+  /** Whether any of that is what git can keep. */
+  let isSavable = false;
   for (const { path, from, before, after } of concerned) {
     const live = lives.get(path) ?? { kind: "absent" };
     const was = head.get(path);
@@ -144,7 +146,7 @@ async function planFiles(
       if (isSymlink(becomes.mode) !== isSymlink(after.mode)) return origin.attributes;
       return attributes.merge(path, origin.attributes, before, after);
     };
-    const agreed = attributes.agree(path, becomes.mode, merge(), origin, after);
+    const agreed = attributes.agree(path, becomes.mode, merge(), origin, before, after);
     const state = { ...becomes, attributes: possible(becomes.mode, agreed) };
     if (current !== null && sameState(current, state)) {
       present.set(path, current);
@@ -158,7 +160,10 @@ async function planFiles(
       }
       const obstacle = describeObstacle(tree, path, live, leaving);
       if (obstacle === undefined) planned.push({ path, before: null, after: state });
-      else inTheWay.push(obstacle);
+      else {
+        inTheWay.push(obstacle);
+        isSavable ||= current !== null;
+      }
       continue;
     }
     planned.push({ path, before: current, after: state });
@@ -167,7 +172,9 @@ async function planFiles(
     throw dirty(
       "something lies where the release puts a file",
       inTheWay,
-      "move it away, or commit it; --replace-untracked saves files and links in git, and replaces them",
+      isSavable
+        ? "move it away, or commit it; --replace-untracked saves files and links in git, and replaces them"
+        : "move it away, or remove it",
     );
   }
   requireAllPlanned(head, merged, new Set([...present.keys(), ...planned.map(({ path }) => path)]));
@@ -224,7 +231,8 @@ function describeObstacle(
   if (live.kind === "blocked") {
     return leaving.has(live.at) ? undefined : describeBlocked(path, live.at, live.by);
   }
-  if (live.kind !== "directory") return `${showPath(path)} (an untracked ${live.kind})`;
+  if (live.kind !== "directory")
+    return `${showPath(path)} (an untracked ${live.kind === "symlink" ? "symbolic link" : live.kind})`;
   const below = listBelow(tree, path);
   const filled = new Set(below.flatMap(ancestors));
   const staying = below.find((entry) => !leaving.has(entry) && !filled.has(entry));

@@ -9,6 +9,7 @@ import {
   type FileAttributes,
   type Found,
   type Linked,
+  type SpecialKind,
   type Tree,
 } from "../system/tree.js";
 import type { TreeFile } from "../system/git.js";
@@ -34,7 +35,7 @@ export type Live =
       readonly state: FileState;
       readonly linked?: Linked;
     }
-  | { readonly kind: "directory" | "other"; readonly attributes: FileAttributes };
+  | { readonly kind: "directory" | SpecialKind; readonly attributes: FileAttributes };
 
 /**
  * Reads what lies at each path, in the same order. Contents are bytes: nothing is converted or filtered.
@@ -60,7 +61,7 @@ export async function readLive(
 function withContent(tree: Tree, path: RawPath, entry: Found): Live {
   if (entry.kind === "absent" || entry.kind === "blocked") return entry;
   const { kind, size, attributes, linked } = entry;
-  if (kind === "directory" || kind === "other") return { kind, attributes };
+  if (kind !== "file" && kind !== "symlink") return { kind, attributes };
   const blob = kind === "file" ? hashFile(tree, path) : hashLink(tree, path);
   const state = { mode: gitMode(kind, attributes), blob, attributes };
   return { kind, size, state, ...(linked && { linked }) };

@@ -67,6 +67,8 @@ export interface Settler {
   attributes(conflict: AttributeConflict): Side | undefined;
   /** Whose version of a path was taken whole. */
   sideOf(path: RawPath): Side | undefined;
+  /** Whether a person made the file that a path becomes, with the executable bit that it is to have. */
+  isMade(path: RawPath): boolean;
   /** In the order in which they were decided. */
   readonly settled: readonly SettledConflict[];
   readonly open: OpenConflicts;
@@ -83,6 +85,7 @@ export interface SettlerOptions {
 export function settler({ scratch, scratchDir, policies, resolutions }: SettlerOptions): Settler {
   const settled: SettledConflict[] = [];
   const sides = new Map<RawPath, Side>();
+  const made = new Set<RawPath>();
   const open = { contents: [] as Conflict[], attributes: [] as AttributeConflict[] };
 
   const byPerson = async (conflict: Conflict): Promise<TreeFile | null | undefined> => {
@@ -92,6 +95,7 @@ export function settler({ scratch, scratchDir, policies, resolutions }: SettlerO
       sides.set(conflict.path, resolution.side);
       return conflict[resolution.side];
     }
+    made.add(conflict.path);
     return { mode: resolution.mode, id: await writeBlob(scratch, resolution.content) };
   };
   const byPolicy = async (conflict: Conflict, { policy, command }: MergePolicy) => {
@@ -113,6 +117,7 @@ export function settler({ scratch, scratchDir, policies, resolutions }: SettlerO
     settled,
     open,
     sideOf: (path) => sides.get(path),
+    isMade: (path) => made.has(path),
     async contents(conflict) {
       const { path } = conflict;
       const decided = await byPerson(conflict);

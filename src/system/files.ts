@@ -27,6 +27,7 @@ export function mapSystemError(error: unknown, what: string): unknown {
 const REASONS: Record<string, string> = {
   ENOENT: "there is no such file or folder",
   ENOTDIR: "a folder in its path is no folder",
+  EEXIST: "there is something already",
   EISDIR: "it is a folder",
   EACCES: "permission denied",
   EPERM: "not permitted",

@@ -82,7 +82,7 @@ function isolatedEnvironment(): Record<string, string | undefined> {
     GIT_NO_REPLACE_OBJECTS: "1",
     GIT_GRAFT_FILE: "/dev/null",
     GIT_NO_LAZY_FETCH: "1",
-    // Before 2.45 git does not know that, and fetches what a partial clone lacks.
+    // Not every git knows that, and others fetch what a partial clone lacks.
     GIT_ALLOW_PROTOCOL: "none",
     GIT_OPTIONAL_LOCKS: "0",
     GIT_TERMINAL_PROMPT: "0",

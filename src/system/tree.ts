@@ -31,7 +31,10 @@ export const openTree = (path: string): Tree => ({
 
 export const closeTree = (tree: Tree): void => fs.closeSync(tree.fd);
 
-export type FileKind = "file" | "symlink" | "directory" | "other";
+export type FileKind = "file" | "symlink" | "directory" | SpecialKind;
+
+/** What has no content of its own. */
+export type SpecialKind = "named pipe" | "socket" | "device";
 
 /** Owner, group and permission bits as numbers; of the extended attributes those asked for, as base64. */
 export interface FileAttributes {
@@ -63,8 +66,12 @@ export type Found =
 export const isPresent = (found: Found): found is Extract<Found, { kind: FileKind }> =>
   found.kind !== "absent" && found.kind !== "blocked";
 
-const kindOf = (stat: fs.Stats): FileKind =>
-  stat.isFile() ? "file" : stat.isDirectory() ? "directory" : stat.isSymbolicLink() ? "symlink" : "other";
+function kindOf(stat: fs.Stats): FileKind {
+  if (stat.isFile()) return "file";
+  if (stat.isDirectory()) return "directory";
+  if (stat.isSymbolicLink()) return "symlink";
+  return stat.isFIFO() ? "named pipe" : stat.isSocket() ? "socket" : "device";
+}
 
 /** Where a name in an open folder is, for calls that do not follow a link there. Needs /proc. */
 const at = (folder: number, name: RawPath): Buffer =>
@@ -118,7 +125,7 @@ export function inPlace<T>(tree: Tree, path: RawPath, use: (place: Buffer, folde
     const what =
       opened.kind === "absent" ? "is not there" : `is behind ${showPath(opened.at)}, a ${opened.by}`;
     throw new ZferryError("io-failed", `${display(tree, path)} ${what}`, {
-      details: { path: display(tree, path) },
+      details: { path: display(tree, path), reason: opened.kind === "absent" ? "ENOENT" : "ENOTDIR" },
     });
   }
   try {

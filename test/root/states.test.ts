@@ -105,3 +105,30 @@ describe("a repository that is not whole", () => {
     expect(site.has("fetched")).toBe(false);
   });
 });
+
+describe("what is neither file nor folder is named", () => {
+  it.each([
+    ["mkfifo etc/new", "etc/new (an untracked named pipe)"],
+    ["mknod etc/new c 1 3", "etc/new (an untracked device)"],
+    [
+      `node -e 'require("net").createServer().listen("etc/new", () => process.kill(process.pid, 9))' || true`,
+      "etc/new (an untracked socket)",
+    ],
+  ])("%s", async (command, path) => {
+    const site = siteAfter(command);
+    const expected = {
+      code: "worktree-dirty",
+      details: { paths: [path] },
+      hint: "move it away, or remove it",
+    };
+    await refused(site, expected, { replaceUntracked: true });
+  });
+
+  it("also in place of a tracked file", async () => {
+    await refused(
+      siteAfter("rm etc/own; mkfifo etc/own"),
+      { code: "worktree-dirty", details: { paths: ["etc/own (now a named pipe)"] } },
+      { commitDrift: true },
+    );
+  });
+});
