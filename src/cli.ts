@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import { basename } from "node:path";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { EXIT_STATUS, ToldElsewhere, ZferryError } from "./errors.js";
-import { asZferryError, errorAsJson, printable, type Environment } from "./report.js";
+import { asZferryError, errorAsJson, printable, printableJson, type Environment } from "./report.js";
 import { isMoved, isOutputStuck, processEnvironment, settleMoved, writeOutput } from "./system/terminal.js";
 
 /** What a file in commands/ exports: it adds arguments, options, an example and the action. */
@@ -187,7 +187,7 @@ function usageError({ code, message }: CommanderError, verb: string | undefined)
 
 function reportError(error: ZferryError, json: boolean): void {
   if (json) {
-    process.stderr.write(`${JSON.stringify(errorAsJson(error, asStarted))}\n`);
+    process.stderr.write(`${printableJson(JSON.stringify(errorAsJson(error, asStarted)))}\n`);
     return;
   }
   const lines = [error, ...error.also].flatMap(({ message, hint }) => [

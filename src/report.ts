@@ -56,6 +56,14 @@ export const printable = (text: string): string =>
     (character) => `\\u{${character.codePointAt(0)?.toString(16)}}`,
   );
 
+/** The same of JSON, which stays the same value: JSON itself escapes only those below U+0020. */
+export const printableJson = (json: string): string =>
+  json.replace(/[\x7f-\x9f\p{Cf}\p{Zl}\p{Zp}]/gu, (character) =>
+    [...Array(character.length).keys()]
+      .map((index) => `\\u${character.charCodeAt(index).toString(16).padStart(4, "0")}`)
+      .join(""),
+  );
+
 /** The same of text in many lines, which may have tabs. */
 export const printableLines = (bytes: Uint8Array): string =>
   Buffer.from(bytes)

@@ -1,6 +1,13 @@
 import { describe, expect, test } from "vitest";
 import { ZferryError } from "../src/errors.js";
-import { asZferryError, errorAsJson, formatBytes, formatTime, printable } from "../src/report.js";
+import {
+  asZferryError,
+  errorAsJson,
+  formatBytes,
+  formatTime,
+  printable,
+  printableJson,
+} from "../src/report.js";
 
 test.each([
   ["plain text, ü, 日本, 😀", "plain text, ü, 日本, 😀"],
@@ -11,6 +18,9 @@ test.each([
   ["\u{e0041}", "\\u{e0041}"],
 ])("printable %j", (text, expected) => {
   expect(printable(text)).toBe(expected);
+  const json = printableJson(JSON.stringify({ text }));
+  expect(json).not.toMatch(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/u);
+  expect(JSON.parse(json)).toEqual({ text });
 });
 
 test.each([

@@ -4,7 +4,7 @@ import { Writable } from "node:stream";
 import { isatty } from "node:tty";
 import { promisify } from "node:util";
 import { isFull, systemCode, ZferryError } from "../errors.js";
-import { printable, type Environment, type ProgressReport } from "../report.js";
+import { printable, printableJson, type Environment, type ProgressReport } from "../report.js";
 import { progressOn } from "./progress.js";
 
 /** The environment of the running process: its streams, its clock, its terminal. */
@@ -13,7 +13,7 @@ export function processEnvironment(
   signal: AbortSignal,
 ): Environment {
   return {
-    write: writeOutput,
+    write: (data) => writeOutput(options.json && typeof data === "string" ? printableJson(data) : data),
     note: (line) => {
       // With --json nothing but an error is on standard error, so that it can be parsed.
       if (!options.json) process.stderr.write(`${printable(line)}\n`);
