@@ -1,8 +1,8 @@
 import { showPath, type RawPath } from "../raw-path.js";
-import { joinNul, splitNul, trimmed, type Git, type TreeFile } from "../system/git.js";
+import { joinNul, trimmed, type Git } from "../system/git.js";
 import { closeTree, openTree } from "../system/tree.js";
 import { gitFile, readLive, sameGit, stateOf, type GitFile, type Live } from "./live.js";
-import { compareFiles, dirty, requireConcluded, type Site } from "./site.js";
+import { compareFiles, dirty, listStaged, requireConcluded, type Site } from "./site.js";
 
 /** What the site changed and did not commit, as a tree in the scratch repository. */
 export interface UncommittedDrift {
@@ -52,23 +52,7 @@ export async function writeUncommitted(
     input: joinNul(paths),
   });
   const tree = trimmed(await scratch.run(["write-tree"], { env }));
-  return { tree, paths, staged: [...staged.keys()].sort() };
-}
-
-/** Where git's index differs from HEAD: what it has; null where it has nothing. */
-async function listStaged(git: Git, head: string): Promise<Map<RawPath, TreeFile | null>> {
-  const compared = ["--raw", "--no-abbrev", "--no-renames", "-z", "--ignore-submodules=all"];
-  const fields = splitNul(await git.run(["diff-index", "--cached", ...compared, head]));
-  const staged = new Map<RawPath, TreeFile | null>();
-  while (fields.length > 0) {
-    const [entry = "", path = "" as RawPath] = fields.splice(0, 2);
-    const [, mode = "", , id = "", status] = entry.split(" ");
-    if (status === "U") {
-      throw dirty("a merge is not concluded", [showPath(path)], "conclude it: git -C / add, and commit");
-    }
-    staged.set(path, status === "D" ? null : { mode, id });
-  }
-  return staged;
+  return { tree, paths, staged: [...staged.keys()] };
 }
 
 async function readAt(rootDir: string, paths: readonly RawPath[]): Promise<Live[]> {

@@ -3,9 +3,18 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ZferryError } from "../errors.js";
 import type { RawPath } from "../raw-path.js";
-import { createBorrower, openRepository, splitNul, withWorkTree, type Git } from "../system/git.js";
+import {
+  createBorrower,
+  joinNul,
+  listTree,
+  openRepository,
+  splitNul,
+  withWorkTree,
+  type Git,
+} from "../system/git.js";
+import { closeTree, kindAt, openTree } from "../system/tree.js";
 import { MAX_PATCH_BYTES } from "./diff.js";
-import { indexTree, readSite } from "./site.js";
+import { indexTree, listStaged, readSite } from "./site.js";
 
 /** `retyped`: a file that became a link, or the reverse. */
 export type DriftKind = "added" | "modified" | "deleted" | "renamed" | "retyped";
@@ -25,7 +34,10 @@ export interface Drift {
   readonly head: string;
   /** From the release to HEAD. */
   readonly committed: readonly DriftEntry[];
-  /** From HEAD to the files that are there. What git does not track is not looked at. */
+  /**
+   * From HEAD to the files that are there, of those in HEAD or in git's index; and where the index alone differs, to the index. What git
+   * does not track is not looked at.
+   */
   readonly uncommitted: readonly DriftEntry[];
 }
 
@@ -35,10 +47,25 @@ export interface Drift {
  * @throws ZferryError `not-configured` when the release is not known; `git-failed`, `io-failed`
  */
 export const readDrift = (rootDir: string): Promise<Drift> =>
-  compared(rootDir, async ({ scratch, release, head, tree }) => {
+  compared(rootDir, async (sides) => {
+    const { scratch, release, head, tree } = sides;
     const committed = parseEntries(await scratch.run(["diff-tree", "-r", ...LIST, release, head]));
-    const env = await indexTree(scratch, tree);
-    const uncommitted = parseEntries(await scratch.run(["diff-files", ...LIST], { env }));
+    const { env, staged } = await indexFiles(rootDir, sides);
+    const found = parseEntries(await scratch.run(["diff-index", ...LIST, tree], { env }));
+    const known = new Set(found.flatMap(({ path, from }) => [path, from]));
+    const inHead = await listTree(scratch, tree);
+    const inIndex = [...staged].flatMap(([path, file]): DriftEntry[] =>
+      known.has(path)
+        ? []
+        : [
+            {
+              kind: file === null ? "deleted" : inHead.has(path) ? "modified" : "added",
+              path,
+              from: undefined,
+            },
+          ],
+    );
+    const uncommitted = [...found, ...inIndex].sort((a, b) => (a.path < b.path ? -1 : 1));
     return { release, head, committed, uncommitted };
   });
 
@@ -47,8 +74,9 @@ export const readDrift = (rootDir: string): Promise<Drift> =>
  * @throws ZferryError as `readDrift`
  */
 export const readDriftPatch = (rootDir: string): Promise<Buffer> =>
-  compared(rootDir, async ({ scratch, release, tree }) => {
-    const env = await indexTree(scratch, tree);
+  compared(rootDir, async (sides) => {
+    const { scratch, release } = sides;
+    const { env } = await indexFiles(rootDir, sides);
     return scratch.run(["diff-index", ...PATCH, release], {
       env,
       maxOutputBytes: MAX_PATCH_BYTES,
@@ -59,7 +87,22 @@ const SHOWN = ["--find-renames", "--ignore-submodules=all"];
 const LIST = ["--name-status", "-z", ...SHOWN];
 const PATCH = ["--patch", "--binary", "--full-index", "--no-ext-diff", "--no-textconv", ...SHOWN];
 
+/** As `indexTree`, with the files that git's index of the site has and HEAD does not; and what it has staged. */
+async function indexFiles(rootDir: string, { git, scratch, head, tree }: Sides) {
+  const env = await indexTree(scratch, tree);
+  const staged = await listStaged(git, head);
+  const root = openTree(rootDir);
+  try {
+    const present = [...staged.keys()].filter((path) => ["file", "symlink"].includes(kindAt(root, path)));
+    await scratch.run(["update-index", "--add", "-z", "--stdin"], { env, input: joinNul(present) });
+  } finally {
+    closeTree(root);
+  }
+  return { env, staged };
+}
+
 interface Sides {
+  readonly git: Git;
   /** With the site's work tree. */
   readonly scratch: Git;
   readonly release: string;
@@ -84,7 +127,7 @@ async function compared<Result>(rootDir: string, use: (sides: Sides) => Promise<
   const folder = await mkdtemp(join(tmpdir(), "zferry-"));
   try {
     const scratch = withWorkTree(createBorrower(join(folder, "root.git"), git), rootDir);
-    return await use({ scratch, release, head, tree });
+    return await use({ git, scratch, release, head, tree });
   } finally {
     await rm(folder, { recursive: true, force: true });
   }

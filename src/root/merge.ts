@@ -14,7 +14,7 @@ import {
 import type { ScratchFile } from "../system/scratch.js";
 import { writeUncommitted, type UncommittedDrift } from "./commit-drift.js";
 import { applyPatch, changedInGit, importBlobs, patchMalformed, writeTree, type Change } from "./content.js";
-import type { RootSummary } from "./diff.js";
+import { EMPTY_TREE, type RootSummary } from "./diff.js";
 import { planDisk, type Disk, type RootSpace } from "./disk.js";
 import { checkCounts, parseMetadata } from "./metadata.js";
 import { pathName, pathOf } from "./paths.js";
@@ -204,14 +204,10 @@ async function takeUncommitted(
   return null;
 }
 
-const COMMIT_FORMAT = "--format=%H %T";
-
 async function findPristine(git: Git, site: Site, summary: RootSummary): Promise<Pristine | null> {
   const { base } = summary;
   if (site.previousRelease !== null) {
-    const [, tree = ""] = trimmed(await git.run(["log", "-1", COMMIT_FORMAT, site.previousRelease])).split(
-      " ",
-    );
+    const tree = trimmed(await git.run(["rev-parse", "--verify", `${site.previousRelease}^{tree}`]));
     if (tree === base?.tree) return { tree, commit: site.previousRelease };
     const wants =
       base === undefined
@@ -222,10 +218,10 @@ async function findPristine(git: Git, site: Site, summary: RootSummary): Promise
       hint: "install the bundles in between first, in their order",
     });
   }
-  // The empty tree must be an object in the scratch repository's sight: git has it built in.
-  if (base === undefined)
-    return { tree: trimmed(await git.run(["hash-object", "-t", "tree", "/dev/null"])), commit: null };
-  const history = (await git.run(["log", COMMIT_FORMAT, site.head])).toString("latin1").split("\n");
+  if (base === undefined) return { tree: EMPTY_TREE, commit: null };
+  // Not by git log: it verifies signatures if the site's settings say so, with a program that they name.
+  const listing = ["rev-list", "--no-commit-header", "--format=%H %T", site.head];
+  const history = (await git.run(listing)).toString("latin1").split("\n");
   const commit = history.find((entry) => entry.endsWith(` ${base.tree}`))?.split(" ")[0];
   return commit === undefined ? null : { tree: base.tree, commit };
 }

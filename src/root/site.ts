@@ -2,7 +2,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { ZferryError } from "../errors.js";
 import { showPath, type RawPath } from "../raw-path.js";
-import { splitNul, trimmed, type Git } from "../system/git.js";
+import { listTree, splitNul, trimmed, type Git, type TreeFile } from "../system/git.js";
 
 /** What the site's repository says when the plan is made. */
 export interface Site {
@@ -66,6 +66,31 @@ export function requireConcluded(git: Git): void {
   }
 }
 
+/**
+ * Where git's index differs from a tree: what it has, null where it has nothing; sorted by path. Submodules are left out. The lists are
+ * compared here: what git compares, it compares by the repository's settings.
+ * @throws ZferryError `worktree-dirty` while a merge is not concluded
+ */
+export async function listStaged(git: Git, tree: string): Promise<Map<RawPath, TreeFile | null>> {
+  const committed = await listTree(git, tree);
+  const staged = new Map<RawPath, TreeFile | null>();
+  const isSubmodule = (file: TreeFile | undefined): boolean => file?.mode === "160000";
+  for (const line of splitNul(await git.run(["ls-files", "--stage", "-z", "--full-name"]))) {
+    const [, mode = "", id = "", stage, name = ""] =
+      /^(\d{6}) ([0-9a-f]{40}) ([0-3])\t(.*)$/s.exec(line) ?? [];
+    const path = name as RawPath;
+    if (stage !== "0")
+      throw dirty("a merge is not concluded", [showPath(path)], "conclude it: git -C / add, and commit");
+    const was = committed.get(path);
+    committed.delete(path);
+    const isSame = was?.mode === mode && was.id === id;
+    const isIgnored = mode === "160000" && (was === undefined || isSubmodule(was));
+    if (!isSame && !isIgnored) staged.set(path, { mode, id });
+  }
+  for (const [path, file] of committed) if (!isSubmodule(file)) staged.set(path, null);
+  return new Map([...staged].sort(([a], [b]) => (a < b ? -1 : 1)));
+}
+
 const COMPARED = ["--no-renames", "--name-only", "-z", "--ignore-submodules=all"];
 
 /** The environment in which git has an index of its own. */
@@ -98,7 +123,7 @@ export async function compareFiles(
 export async function requireClean(git: Git, scratch: Git, site: Site): Promise<void> {
   requireConcluded(git);
   const hint = "commit the site's own changes (git -C / commit -a, or --commit-drift), or take them back";
-  const staged = splitNul(await git.run(["diff-index", "--cached", ...COMPARED, site.head]));
+  const staged = [...(await listStaged(git, site.head)).keys()];
   if (staged.length > 0)
     throw dirty("git's index has changes that are not committed", staged.map(showPath), hint);
   const { changed } = await compareFiles(scratch, site.tree);

@@ -17,8 +17,8 @@ export interface GitOptions {
 /**
  * A repository, and git run on it in isolation: without the settings of the system and of the user, without hooks,
  * file system monitor, replacement objects, grafts, commit graph, pager and prompts, and without the GIT_* variables of whoever calls.
- * The repository's own settings remain, and with them filters: what reads or writes the work tree belongs into a
- * borrowing repository (`createBorrower`), which has none.
+ * The repository's own settings remain, and with them filters and what programs compare by: what reads or writes the work tree, and
+ * what compares or merges, belongs into a borrowing repository (`createBorrower`), which has none.
  */
 export interface Git {
   /** Absolute; of a linked work tree, its own. */
@@ -64,7 +64,9 @@ const SETTINGS = {
   "core.untrackedCache": "false",
   "commit.gpgSign": "false",
   "gc.auto": "0",
+  "log.showSignature": "false",
   "maintenance.auto": "false",
+  "pack.packSizeLimit": "0",
   "tag.gpgSign": "false",
   // The repository was named by its path, on purpose: whose it is does not matter.
   "safe.directory": "*",

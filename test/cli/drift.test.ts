@@ -82,6 +82,37 @@ describe("bundle drift", () => {
     });
   });
 
+  test("does not command a terminal with --json, on either output", async () => {
+    const name = "m\u009b31m\u202et\u{e0041}";
+    put(`root/etc/${name}`, "x\n");
+    git("add", "-A");
+    git("commit", "-q", "-m", "names");
+    const { stdout } = await drift("--json");
+    expect(stdout.toString()).toContain('"etc/m\\u009b31m\\u202et\\udb40\\udc41"');
+    expect(JSON.parse(stdout.toString())).toMatchObject({ committed: [{ path: `etc/${name}` }] });
+    const { stderr } = await run(["drift", "--config", `${name}.toml`, "--json"]);
+    expect(stderr).toContain("m\\u009b31m\\u202et");
+    expect(stderr).not.toMatch(/[\u009b\u202e]/);
+  });
+
+  test("tells what only git's index has, which an install refuses, too", async () => {
+    put("root/etc/staged", "staged\n");
+    put("root/etc/meant", "not staged yet\n");
+    put("root/etc/away", "staged and removed\n");
+    put("root/etc/hosts", "staged and taken back\n");
+    git("add", "etc/staged", "etc/away", "etc/hosts");
+    git("add", "-N", "etc/meant");
+    git("rm", "-q", "--cached", "etc/unused");
+    put("root/etc/hosts", "localhost\n");
+    rmSync(folder.file("root/etc/away"));
+    expect((await drift()).stdout.toString()).toContain(
+      "uncommitted: 5\n  A etc/away\n  M etc/hosts\n  A etc/meant\n  A etc/staged\n  D etc/unused\n",
+    );
+    const patch = (await drift("--patch")).stdout.toString();
+    expect(patch).toContain("\n+staged\n");
+    expect(patch).toContain("\n+not staged yet\n");
+  });
+
   test("status 0 without any, too", async () => {
     const { status, stdout } = await drift();
     expect([status, stdout.toString().split("\n").slice(1)]).toEqual([

@@ -126,7 +126,7 @@ describe("changes that a site did not commit", () => {
     [
       "a file that became a pipe",
       { "etc/script": command('rm "$1"; mkfifo "$1"') },
-      "etc/script (now neither a file nor a link)",
+      "etc/script (now a named pipe)",
     ],
     [
       "a folder that became a link",

@@ -132,3 +132,42 @@ describe("what is neither file nor folder is named", () => {
     );
   });
 });
+
+it("takes part with its objects and references alone: no setting changes the plan, and no program of one runs", async () => {
+  const planned = JSON.stringify(await siteAfter("true").plan(await host.part("r1", "r2")));
+  const site = siteAfter(
+    `printf '#!/bin/sh\\ntouch %s/ran\\nexit 1\\n' $PWD > .git/program; chmod +x .git/program
+     while read name value; do git config "$name" "$value"; done <<END
+log.showSignature true
+gpg.program $PWD/.git/program
+gpg.openpgp.program $PWD/.git/program
+core.fsmonitor $PWD/.git/program
+core.pager $PWD/.git/program
+core.alternateRefsCommand $PWD/.git/program
+diff.external $PWD/.git/program
+filter.x.clean $PWD/.git/program
+filter.x.smudge $PWD/.git/program
+merge.x.driver $PWD/.git/program
+log.date broken
+log.diffMerges on
+diff.renameLimit x
+diff.renames x
+diff.algorithm bogus
+diff.orderFile /nonexistent
+diff.ignoreSubmodules broken
+merge.renameLimit x
+pack.packSizeLimit 1m
+END
+     echo '* filter=x merge=x diff=x' > .git/info/attributes
+     git cat-file commit HEAD | sed '/^committer/a gpgsig -----BEGIN PGP SIGNATURE-----\\n \\n x\\n -----END PGP SIGNATURE-----' > .git/signed
+     git update-ref refs/heads/main $(git hash-object -t commit -w .git/signed)`,
+  );
+  const plan = await site.plan(await host.part("r1", "r2"));
+  expect(JSON.stringify({ ...plan, head: "", mergeCommit: "" })).toBe(
+    JSON.stringify({ ...(JSON.parse(planned) as object), head: "", mergeCommit: "" }),
+  );
+  await site.apply(plan);
+  await site.takeBack(plan);
+  await site.apply(plan);
+  expect(site.has("ran")).toBe(false);
+});
