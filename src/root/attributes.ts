@@ -2,6 +2,7 @@ import { ZferryError } from "../errors.js";
 import type { RawPath } from "../raw-path.js";
 import type { Git, TreeFile } from "../system/git.js";
 import { readFileIn, type FileAttributes, type Tree } from "../system/tree.js";
+import { differingAccess, grantsMore, withAccessOf } from "./access.js";
 import { parseAccounts, type Accounts } from "./accounts.js";
 import { mergeConflict } from "./conflicts.js";
 import { gitFile, type FileState } from "./live.js";
@@ -27,6 +28,20 @@ export interface AttributeMerger {
     before: RecordedAttributes | null,
     after: RecordedAttributes,
   ): FileAttributes;
+  /**
+   * Merged attributes that let nobody do more than either side does; else they are a conflict.
+   * @param mode in git; null for a directory
+   */
+  contain(
+    path: RawPath,
+    mode: GitMode | null,
+    merged: FileAttributes,
+    live: FileAttributes,
+    before: RecordedAttributes | null,
+    after: RecordedAttributes,
+  ): FileAttributes;
+  /** Warns of accounts that have another number on the site than at the build host. */
+  compareNumbers(recorded: Iterable<RecordedAttributes>, warn: (what: string) => void): void;
   /** @throws ZferryError `merge-conflict`, `not-configured` for what was collected */
   finish(): void;
 }
@@ -57,6 +72,18 @@ export async function attributeMerger(
     permissions: parseInt(permissions, 8),
     xattrs,
   });
+
+  /** What the release has, to be compared: who is not on the site is nobody there. */
+  const released = (after: RecordedAttributes): FileAttributes => {
+    const idOf = ({ name, id }: Account, { merged }: { readonly merged: Accounts }): number =>
+      name === null ? id : (merged.idOf.get(name) ?? NOBODY);
+    return {
+      uid: idOf(after.owner, users),
+      gid: idOf(after.group, groups),
+      permissions: parseInt(after.permissions, 8),
+      xattrs: after.xattrs,
+    };
+  };
 
   const merge: AttributeMerger["merge"] = (path, live, before, after) => {
     /** `after` is asked for only where it counts: a name that the site lacks does not matter elsewhere. */
@@ -124,6 +151,46 @@ export async function attributeMerger(
     return { ...found, permissions: withMode(whose, mode) };
   };
 
+  const contain: AttributeMerger["contain"] = (path, mode, merged, live, before, after) => {
+    if (mode !== null && isSymlink(mode)) return merged;
+    // It is settled first; then this is looked at anew.
+    if (conflicts.has(path)) return merged;
+    const theirs = released(after);
+    if (!grantsMore(mode === null ? "directory" : "file", merged, [live, theirs])) return merged;
+    const side = settling.attributes({ path, base: before, ours: live, theirs: after });
+    if (side === undefined) {
+      for (const field of differingAccess(live, theirs)) conflict(path, field);
+      return merged;
+    }
+    const chosen = withAccessOf(merged, side === "theirs" ? resolve(after) : live);
+    if (mode === null || isExecutable(chosen.permissions) === (mode === "100755")) return chosen;
+    return { ...chosen, permissions: chosen.permissions ^ OWNER_EXECUTES };
+  };
+
+  const compareNumbers: AttributeMerger["compareNumbers"] = (recorded, warn) => {
+    const told = new Map<string, string>();
+    const compare = (kind: "user" | "group", { name, id }: Account): void => {
+      const { idOf, nameOf } = (kind === "user" ? users : groups).merged;
+      const here = name === null ? undefined : idOf.get(name);
+      if (name === null || here === undefined || here === id) return;
+      const other = nameOf.get(id);
+      const whose = other === undefined ? `no ${kind}` : `${kind} ${other}`;
+      told.set(
+        `${kind} ${name}`,
+        `${kind} ${name} is ${here} on this site and ${id} at the build host: what is of ${name} in /usr, which has only ` +
+          `numbers, belongs to ${whose} on this site`,
+      );
+    };
+    for (const { owner, group } of recorded) {
+      compare("user", owner);
+      compare("group", group);
+    }
+    const sorted = [...told].sort(([a], [b]) => (a < b ? -1 : 1));
+    for (const [, text] of sorted.slice(0, SHOWN_ACCOUNTS)) warn(text);
+    const more = sorted.length - SHOWN_ACCOUNTS;
+    if (more > 0) warn(`${more} more users and groups have other numbers here than at the build host`);
+  };
+
   const finish = (): void => {
     if (conflicts.size > 0) {
       throw mergeConflict(new Map([...conflicts].map(([path, fields]) => [path, [...fields].join(", ")])));
@@ -135,12 +202,17 @@ export async function attributeMerger(
       hint: "the release has files of theirs: add them to the site's /etc/passwd and /etc/group, and commit",
     });
   };
-  return { resolve, merge, agree, finish };
+  return { resolve, merge, agree, contain, compareNumbers, finish };
 }
 
 /** Permissions with which git has this mode: who may read an executable file may execute it. */
 const withMode = (permissions: number, mode: GitMode): number =>
   mode === "100755" ? permissions | 0o100 | ((permissions & 0o444) >> 2) : permissions & ~0o111;
+
+/** No number of a user or group. */
+const NOBODY = -1;
+const OWNER_EXECUTES = 0o100;
+const SHOWN_ACCOUNTS = 20;
 
 const sameAccount = (a: Account | undefined, b: Account): boolean =>
   a !== undefined && a.name === b.name && (a.name !== null || a.id === b.id);

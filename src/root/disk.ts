@@ -70,16 +70,12 @@ export async function planDisk(options: DiskOptions): Promise<Disk> {
     const head = await listTree(options.scratch, options.head);
     const merged = await listTree(options.scratch, options.merged);
     const attributes = await attributeMerger(tree, options.scratch, merged, options.settling);
-    const removed = options.metadata.directories.filter(({ after }) => after === null);
+    const { metadata, warn } = options;
+    if (warn !== undefined) attributes.compareNumbers(recordedAfter(metadata), warn);
+    const removed = metadata.directories.filter(({ after }) => after === null);
     const gone = new Set(removed.map(({ path }) => pathOf(path)));
     const { changes, replaced } = await planFiles(tree, options, gone, head, merged, attributes);
-    const directories = await planDirectories(
-      tree,
-      options.metadata.directories,
-      changes,
-      merged,
-      attributes,
-    );
+    const directories = await planDirectories(tree, metadata.directories, changes, merged, attributes);
     attributes.finish();
     await requireChangeable(tree, { changes, directories });
     const space = await spaceFor(tree, options.scratch, changes, directories);
@@ -91,6 +87,9 @@ export async function planDisk(options: DiskOptions): Promise<Disk> {
     closeTree(tree);
   }
 }
+
+const recordedAfter = ({ changes, directories }: RootMetadata) =>
+  [...changes, ...directories].flatMap(({ after }) => (after === null ? [] : [after]));
 
 interface DirectoryChange {
   readonly path: RawPath;
@@ -140,14 +139,18 @@ async function planFiles(
     }
     if (after === null) continue;
     const isNew = origin === null || (from === path && was === undefined && !sameGit(origin, becomes));
+    // The site made a link of a file, or the reverse: what the release has belongs to another kind.
+    const isOther = isSymlink(becomes.mode) !== isSymlink(after.mode);
     const merge = (): FileAttributes => {
       if (isNew) return attributes.resolve(after);
-      // The site made a link of a file, or the reverse: what the release has belongs to another kind.
-      if (isSymlink(becomes.mode) !== isSymlink(after.mode)) return origin.attributes;
-      return attributes.merge(path, origin.attributes, before, after);
+      return isOther ? origin.attributes : attributes.merge(path, origin.attributes, before, after);
     };
     const agreed = attributes.agree(path, becomes.mode, merge(), origin, before, after);
-    const state = { ...becomes, attributes: possible(becomes.mode, agreed) };
+    const contained =
+      isNew || isOther
+        ? agreed
+        : attributes.contain(path, becomes.mode, agreed, origin.attributes, before, after);
+    const state = { ...becomes, attributes: possible(becomes.mode, contained) };
     if (current !== null && sameState(current, state)) {
       present.set(path, current);
       continue;
@@ -276,7 +279,10 @@ async function planDirectories(
     } else if (before !== null) {
       // What the release adds as an empty directory, the site has for something that it mounts there.
       if (directory.before === null && isMountPoint(path)) continue;
-      const after = withAgreeingList(attributes.merge(path, before, directory.before, directory.after));
+      const found = attributes.merge(path, before, directory.before, directory.after);
+      const after = withAgreeingList(
+        attributes.contain(path, null, found, before, directory.before, directory.after),
+      );
       if (differingFields(before, after).length > 0) planned.push({ path, before, after });
     } else if (needed.has(path)) {
       const at = live.kind === "blocked" ? live.at : path;

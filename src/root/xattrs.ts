@@ -2,9 +2,9 @@ import type { FileAttributes } from "../system/tree.js";
 
 // Extended attributes whose values the kernel reads: what it would refuse, or keep in another form, cannot be installed.
 
-const ACCESS_LIST = "system.posix_acl_access";
-const DEFAULT_LIST = "system.posix_acl_default";
-const CAPABILITY = "security.capability";
+export const ACCESS_LIST = "system.posix_acl_access";
+export const DEFAULT_LIST = "system.posix_acl_default";
+export const CAPABILITY = "security.capability";
 
 /** An access list: the version in 4 bytes, then entries of tag, permissions and id in 8, all little-endian. */
 const LIST_VERSION = 2;
@@ -50,6 +50,31 @@ export function withAgreeingList(attributes: FileAttributes): FileAttributes {
     if (bits !== undefined) list.writeUInt16LE(bits, at);
   }
   return { ...attributes, xattrs: { ...attributes.xattrs, [ACCESS_LIST]: list.toString("base64") } };
+}
+
+/** What a file gives to its group, and to users and groups by their numbers, with the mask applied: `rwx` in octal. */
+export interface AccessList {
+  readonly owningGroup: number;
+  readonly users: ReadonlyMap<number, number>;
+  readonly groups: ReadonlyMap<number, number>;
+}
+
+export function readAccessList({ permissions, xattrs }: FileAttributes): AccessList {
+  const mask = (permissions >> 3) & 7;
+  const list = Buffer.from(xattrs[ACCESS_LIST] ?? "", "base64");
+  const entries = entriesOf(list);
+  const users = new Map<number, number>();
+  const groups = new Map<number, number>();
+  // Without a list, the bits of the mask are those of the group.
+  let owningGroup = 7;
+  for (const { tag, at } of entries) {
+    const bits = list.readUInt16LE(at) & mask;
+    const id = list.readUInt32LE(at + 2);
+    if (tag === TAG.owningGroup) owningGroup = bits;
+    if (tag === TAG.user && !users.has(id)) users.set(id, bits);
+    if (tag === TAG.group) groups.set(id, (groups.get(id) ?? 0) | bits);
+  }
+  return { owningGroup: owningGroup & mask, users, groups };
 }
 
 /** Why the kernel would not keep an extended attribute as it is, as words to follow a path; undefined when it would. */

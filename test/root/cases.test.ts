@@ -286,6 +286,39 @@ const FIELDS: Record<
   ],
 };
 
+/** Of a file `f`: what decides, together, who may do what with it. */
+const ofAccess = (): Change[] => {
+  const isMine = <T>(mine: string, site: T, release: T): T => (mine === "site" ? site : release);
+  return [
+    NOTHING,
+    change("gives it to the owner that is its own", "f", (entry, mine) => owner(isMine(mine, 80, 0))(entry)),
+    change("gives it to the group that is its own", "f", (entry, mine) => ({
+      ...entry,
+      gid: isMine(mine, 80, 0),
+    })),
+    ...[0o755, 0o640, 0o660, 0o4755, 0o2755, 0o4750].map((permissions) =>
+      change(`sets its permissions to ${permissions.toString(8)}`, "f", mode(permissions)),
+    ),
+    change(
+      "sets a capability",
+      "f",
+      attribute("security.capability", () => CAPABLE(1)),
+    ),
+    change("sets an access list without a mask for it", "f", (entry) => ({
+      ...entry,
+      permissions: entry.permissions & ~0o70,
+      xattrs: { [ACCESS_LIST]: aclOf(80, entry.permissions & ~0o70, 0, 6) },
+    })),
+    change(
+      "sets an access list",
+      "f",
+      attribute(ACCESS_LIST, () => aclOf(80)),
+    ),
+  ];
+};
+
+const ACCESS_LIST = "system.posix_acl_access";
+
 function makeCase(kind: string, index: number, start: Model, release: Change, site: Change): Case {
   const side = ({ make, move }: Change, mine: string): Side => {
     const model = new Map(start);
@@ -352,6 +385,13 @@ const CASES: readonly Case[] = [
       ]),
   ),
   ...fieldCases(),
+  ...[0o755, 0o600].flatMap((permissions) =>
+    cross(
+      `access to ${permissions.toString(8)}`,
+      ofAccess,
+      (id) => new Map([["f", fileOf(text(`${id} ${permissions}`), { uid: 5, gid: 5, permissions })]]),
+    ),
+  ),
 ];
 
 /** All cases in one tree. */

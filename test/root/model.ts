@@ -233,18 +233,27 @@ export function expectKept(base: Model, site: Side, release: Side, files: GitMer
     conflicts.set(path, [...(conflicts.get(path) ?? []), field]);
     return here;
   };
-  const merge = (path: string, was: Entry | undefined, here: Entry, there: Entry): Kept => {
+  const merge = (
+    path: string,
+    was: Entry | undefined,
+    here: Entry,
+    there: Entry,
+    kind: Entry["kind"],
+  ): Kept => {
     const names = new Set([was, here, there].flatMap((entry) => Object.keys(entry?.xattrs ?? {})));
     const xattrs = [...names].flatMap((name): [string, string][] => {
       const value = choose(path, name, was?.xattrs[name], here.xattrs[name], there.xattrs[name]);
       return value === undefined ? [] : [[name, value]];
     });
-    return {
+    const merged: Kept = {
       uid: choose(path, "owner", was?.uid, here.uid, there.uid) ?? 0,
       gid: choose(path, "group", was?.gid, here.gid, there.gid) ?? 0,
       permissions: choose(path, "permissions", was?.permissions, here.permissions, there.permissions) ?? 0,
       xattrs: Object.fromEntries(xattrs),
     };
+    if (kind !== "link" && !conflicts.has(path) && isMixture(kind, merged, here, there))
+      conflicts.set(path, accessDifference(here, there));
+    return merged;
   };
 
   for (const [path, { mode, content }] of files) {
@@ -261,7 +270,7 @@ export function expectKept(base: Model, site: Side, release: Side, files: GitMer
     else if (hereFile === undefined) kept = thereFile;
     // What the release has of a file does not fit the site's link, and the reverse.
     else if (thereFile.kind !== kind) kept = hereFile;
-    else kept = merge(path, wasFile, hereFile, thereFile);
+    else kept = merge(path, wasFile, hereFile, thereFile, kind);
     if (kind === "link") kept = { ...kept, xattrs: {} };
     else kept = { ...kept, xattrs: withMode(kept) };
     const { uid, gid, permissions, xattrs } = kept;
@@ -277,7 +286,7 @@ export function expectKept(base: Model, site: Side, release: Side, files: GitMer
     });
     if (here === undefined && there === undefined) continue;
     let kept: Kept = here ?? there ?? FOLDER;
-    if (here !== undefined && there !== undefined) kept = merge(path, was, here, there);
+    if (here !== undefined && there !== undefined) kept = merge(path, was, here, there, "directory");
     const { uid, gid, permissions, xattrs } = kept;
     model.set(path, { uid, gid, permissions, xattrs, kind: "directory" });
   }
@@ -343,6 +352,66 @@ export function expectLinks(base: Model, site: Side, release: Side, merged: Mode
 }
 
 const ACL = "system.posix_acl_access";
+const DEFAULT_ACL = "system.posix_acl_default";
+const CAPABILITY = "security.capability";
+
+/** One letter for each right, and a word for whom or what a program runs as. */
+function rightsOf(kind: Entry["kind"], kept: Kept, who: string): Set<string> {
+  const { uid, gid, permissions, xattrs } = kept;
+  const triple = (shift: number): string[] =>
+    [..."xwr"].filter((_, bit) => ((permissions >> shift) & (1 << bit)) !== 0);
+  const listed = (xattrs[ACL]?.slice(8).match(/.{16}/g) ?? []).flatMap((entry) => {
+    const bytes = Buffer.from(entry, "hex");
+    const letters = [..."xwr"].filter((_, bit) => (bytes.readUInt16LE(2) & (1 << bit)) !== 0);
+    const masked = letters.filter((letter) => triple(3).includes(letter));
+    const [tag, id] = [bytes.readUInt16LE(0), bytes.readUInt32LE(4)];
+    if (tag === 4) return [{ means: `g${gid}`, masked }];
+    return tag === 2 || tag === 8 ? [{ means: `${tag === 2 ? "u" : "g"}${id}`, masked }] : [];
+  });
+  const entries = listed.length > 0 ? listed : [{ means: `g${gid}`, masked: triple(3) }];
+  const found = entries.filter(({ means }) => means === who);
+  let rights = new Set(found.length > 0 ? found.flatMap(({ masked }) => masked) : triple(0));
+  if (who === `u${uid}`) rights = new Set(triple(6));
+  if (who === "u0") rights = new Set(["r", "w", ...(permissions & 0o111 ? ["x"] : [])]);
+  if (kind === "file" && rights.has("x")) {
+    if (permissions & 0o4000) rights.add(`as user ${uid}`);
+    if (permissions & 0o2000) rights.add(`as group ${gid}`);
+    if (CAPABILITY in xattrs) rights.add(`with ${xattrs[CAPABILITY]}`);
+  }
+  if (who === `u${uid}`) for (const letter of "rwx") rights.add(letter);
+  return rights;
+}
+
+/** Whether a merge of two sides gives somebody what neither does. */
+function isMixture(kind: Entry["kind"], merged: Kept, ...sides: Kept[]): boolean {
+  const everybody = [merged, ...sides].flatMap(({ uid, gid, xattrs }) => [
+    ...[`u${uid}`, `g${gid}`],
+    ...(xattrs[ACL]?.slice(8).match(/.{16}/g) ?? []).flatMap((entry) => {
+      const id = Buffer.from(entry, "hex").readUInt32LE(4);
+      return [`u${id}`, `g${id}`];
+    }),
+  ]);
+  const passedOn = ({ gid, permissions, xattrs }: Kept): string =>
+    JSON.stringify([permissions & 0o2000 ? gid : null, xattrs[DEFAULT_ACL] ?? null]);
+  const isNewFolder =
+    kind === "directory" &&
+    passedOn(merged) !== "[null,null]" &&
+    !sides.map(passedOn).includes(passedOn(merged));
+  return (
+    isNewFolder ||
+    ["u0", "anybody", ...everybody].some((who) => {
+      const wanted = [...rightsOf(kind, merged, who)];
+      return !sides.some((side) => wanted.every((right) => rightsOf(kind, side, who).has(right)));
+    })
+  );
+}
+
+const accessDifference = (a: Kept, b: Kept): string[] => [
+  ...(a.uid === b.uid ? [] : ["owner"]),
+  ...(a.gid === b.gid ? [] : ["group"]),
+  ...(a.permissions === b.permissions ? [] : ["permissions"]),
+  ...[ACL, DEFAULT_ACL, CAPABILITY].filter((name) => a.xattrs[name] !== b.xattrs[name]),
+];
 
 /** An access list as the kernel keeps it: of owner, mask and others it has what the permissions are. */
 function withMode({ permissions, xattrs }: Kept): Record<string, string> {
@@ -357,8 +426,8 @@ function withMode({ permissions, xattrs }: Kept): Record<string, string> {
   return { ...xattrs, [ACL]: acl.slice(0, 8) + entries.join("") };
 }
 
-/** The hexadecimal digits of an access list in which one more user may read, on a file with these permissions. */
-export function aclOf(user: number, permissions = 0o644, mask = (permissions >> 3) & 7): string {
+/** The hexadecimal digits of an access list in which one more user may read (or `bits`), on a file with these permissions. */
+export function aclOf(user: number, permissions = 0o644, mask = (permissions >> 3) & 7, bits = 4): string {
   const entry = (tag: number, bits: number, id = 0xffffffff): Buffer => {
     const bytes = Buffer.alloc(8);
     bytes.writeUInt16LE(tag, 0);
@@ -368,7 +437,7 @@ export function aclOf(user: number, permissions = 0o644, mask = (permissions >> 
   };
   const entries = [
     entry(1, (permissions >> 6) & 7),
-    entry(2, 4, user),
+    entry(2, bits, user),
     entry(4, 4),
     entry(0x10, mask),
     entry(0x20, permissions & 7),
