@@ -77,6 +77,16 @@ const VERBS: readonly Verb[] = [
     load: () => import("./commands/status.js"),
   },
   {
+    name: "environments",
+    summary: "list the boot environments of this site",
+    load: () => import("./commands/environments.js"),
+  },
+  {
+    name: "activate",
+    summary: "have a boot environment boot next",
+    load: () => import("./commands/activate.js"),
+  },
+  {
     name: "drift",
     summary: "show how this site's / differs from its release",
     load: () => import("./commands/drift.js"),

@@ -20,6 +20,9 @@ const pathPattern = v.pipe(
     ({ input }) => patternFault(input) ?? "",
   ),
 );
+/** Of a command that has a program at all. */
+const isProgram = ([program = "/"]: readonly string[]): boolean =>
+  program.startsWith("/") && !program.includes("\0");
 const mergePolicy = v.pipe(
   table({
     path: v.pipe(pathPattern, v.description("A pattern of the paths that it is for.")),
@@ -36,12 +39,30 @@ const mergePolicy = v.pipe(
     ({ policy, command }) => (policy === "command") === command.length > 0,
     "needs command with policy command, and with no other",
   ),
-  v.check(
-    ({ command: [program = "/"] }) => program.startsWith("/") && !program.includes("\0"),
-    "has a command that is not an absolute path",
-  ),
+  v.check(({ command }) => isProgram(command), "has a command that is not an absolute path"),
 );
 const MAX_MERGE_POLICIES = 1000;
+const bootEnvironment = v.pipe(
+  table({
+    container: v.pipe(
+      v.optional(datasetName),
+      v.description("The dataset right above the environments; by default that above the running one."),
+    ),
+    loader: v.pipe(
+      v.optional(v.picklist(["bootfs", "zectl", "command"]), "bootfs"),
+      v.description("What makes an environment the one that boots next."),
+    ),
+    command: v.pipe(
+      v.optional(v.pipe(v.array(v.string()), v.maxLength(64)), []),
+      v.description("The program of loader command, by its absolute path, and its first arguments."),
+    ),
+  }),
+  v.check(
+    ({ loader, command }) => (loader === "command") === command.length > 0,
+    "needs command with loader command, and with no other",
+  ),
+  v.check(({ command }) => isProgram(command), "has a command that is not an absolute path"),
+);
 const streams = v.pipe(
   record(roleName, datasetName),
   v.check((datasets) => Object.keys(datasets).length > 0, "names no dataset"),
@@ -82,6 +103,10 @@ export const siteSchema = table({
       }),
     ),
     v.description("The git work tree that the root half changes."),
+  ),
+  "boot-environment": v.pipe(
+    v.optional(bootEnvironment, {}),
+    v.description("Where the boot environments are, and who boots them."),
   ),
   state: v.pipe(
     v.optional(absolutePath, STATE_PATH),

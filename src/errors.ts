@@ -49,6 +49,8 @@ export const EXIT_STATUS = {
   "dataset-unsuitable": 17,
   "install-pending": 17,
   "secret-found": 17,
+  "environment-missing": 17,
+  "environment-incomplete": 17,
   interrupted: 130,
 } as const;
 

@@ -21,6 +21,7 @@ describe("a site's configuration", () => {
       product: "gentoo",
       trust: { keys: "/etc/zferry/keys", threshold: 1 },
       streams: { usr: "rpool/SYSTEM/USR/gentoo" },
+      "boot-environment": { loader: "bootfs", command: [] },
       state: "/var/lib/zferry",
     });
   });
@@ -40,6 +41,26 @@ describe("a site's configuration", () => {
     ["x.toml: trust.threshold: is under 1", `${SITE}[trust]\nthreshold = 0\n`],
     ["x.toml: trust.keys: is not an absolute path", `${SITE}[trust]\nkeys = "keys"\n`],
     ["x.toml: root.merge.0.path: is empty", `${SITE}[[root.merge]]\npath = ""\npolicy = "ours"\n`],
+    [
+      'x.toml: boot-environment.loader: is not "bootfs" or "zectl" or "command"',
+      `${SITE}[boot-environment]\nloader = "grub"\n`,
+    ],
+    [
+      "x.toml: boot-environment: needs command with loader command, and with no other",
+      `${SITE}[boot-environment]\nloader = "command"\n`,
+    ],
+    [
+      "x.toml: boot-environment: needs command with loader command, and with no other",
+      `${SITE}[boot-environment]\ncommand = ["/bin/true"]\n`,
+    ],
+    [
+      "x.toml: boot-environment: has a command that is not an absolute path",
+      `${SITE}[boot-environment]\nloader = "command"\ncommand = ["true"]\n`,
+    ],
+    [
+      "x.toml: boot-environment.container: is not a dataset name",
+      `${SITE}[boot-environment]\ncontainer = "rpool//ROOT"\n`,
+    ],
     [
       'x.toml: root.merge.0.policy: is not "ours" or "theirs" or "union" or "command"',
       `${SITE}[[root.merge]]\npath = "x"\npolicy = "mine"\n`,

@@ -5,8 +5,10 @@ import { ZferryError } from "../errors.js";
 import { readKeyFolder, readPublicKey, writeNewFiles } from "../system/key-files.js";
 import { changeKeys, identityOf, requireEnough, trustedKeys } from "../trust/keys.js";
 import { encodePublicKey, parsePublicKey, publicKeyLine, type PublicKey } from "../trust/minisign.js";
-import { isRecorded, lockState } from "./state.js";
+import { requireNothingPending } from "./policy.js";
+import { lockState } from "./state.js";
 import { keySetOf, readSiteTrust, type SiteTrust } from "./trust.js";
+import { readUnderWay } from "./under-way.js";
 
 /**
  * Changes the site's keys by hand: a file of a public key is added to the key folder, or a key (its id or a file of it)
@@ -19,21 +21,9 @@ export async function changeTrust(
 ): Promise<void> {
   const folder = await lockState(site.state);
   try {
+    // The bundle of an install that is under way must be believed until its end, or the site would stay half-way.
+    requireNothingPending(await readUnderWay(site));
     const state = await folder.readState();
-    const journal = await folder.readJournal();
-    if (journal !== undefined && !isRecorded(state, journal)) {
-      // Its bundle must be believed until the end, or the site would stay half-way.
-      throw new ZferryError(
-        "install-pending",
-        `release ${journal.release.name} is being ${journal.undoing ? "given up" : "installed"}`,
-        {
-          details: { pending: journal.release.name },
-          hint: journal.undoing
-            ? "finish that first: bundle abort"
-            : "finish it first: bundle install; or give it up: bundle abort",
-        },
-      );
-    }
     if ("add" in change) {
       const key = await readPublicKey(change.add);
       requireNotRevoked(key, keySetOf(state).revoked);

@@ -13,6 +13,7 @@ import {
   listSnapshots,
   poolFeatures,
   poolHealth,
+  poolOf,
   resumeToken,
   type Snapshot,
 } from "../system/zfs.js";
@@ -259,8 +260,6 @@ async function checkDataset(
   }
   return { space, warnings };
 }
-
-const poolOf = (dataset: string): string => dataset.split("/", 1)[0] as string;
 
 /** Where an interrupted receive of a stream goes on; undefined without one, and for one of another stream. */
 export function pointOf(stream: ManifestStream, token: string | undefined): ResumeToken | undefined {

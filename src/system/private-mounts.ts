@@ -12,6 +12,15 @@ import { MOVED } from "./terminal.js";
 /** For mount points that nobody else sees. */
 const RUNTIME_FOLDER = "/run";
 
+/** A dataset, to be read. */
+export interface ReadFileSystem {
+  readonly dataset: string;
+  /** Within the first one's; that has "/". */
+  readonly path: string;
+  /** As zfs has it: it says how it can be mounted. */
+  readonly mountpoint: string;
+}
+
 /** A mount namespace of our own. It goes with the last process in it, and all that is mounted there with it. */
 export interface PrivateMounts {
   /**
@@ -20,6 +29,12 @@ export interface PrivateMounts {
    * @throws ZferryError `io-failed`
    */
   cover(snapshots: ReadonlyMap<string, string>): Promise<void>;
+  /**
+   * Runs `use` on a folder that has file systems read-only: the first one, and the others within it. Nobody else sees it.
+   * Who reads there must not follow links: they lead out of it.
+   * @throws ZferryError `io-failed` where one cannot be mounted, as without its key or when it is mounted for writing elsewhere
+   */
+  read<T>(fileSystems: readonly ReadFileSystem[], use: (folder: string) => T | Promise<T>): Promise<T>;
   /**
    * Starts this program again with its arguments, inside, in a session of its own. It lives on when we die.
    * @param output the descriptor for its standard output, `errors` for its standard error
@@ -50,6 +65,25 @@ export async function openPrivateMounts(): Promise<PrivateMounts> {
         const snapshot = snapshots.get(place?.source ?? "");
         if (place === undefined || snapshot === undefined) continue;
         await coverPlace(namespace, place, snapshot, await readMounts(pid));
+      }
+    },
+    read: async (fileSystems, use) => {
+      const folder = await mkdtemp(join(RUNTIME_FOLDER, "zferry-"));
+      let isMounted = false;
+      try {
+        for (const { dataset, path, mountpoint } of fileSystems) {
+          const place = join(folder, path);
+          const seen = (await visibleMounts(pid, [dataset])).find(({ root }) => root === "/");
+          const options = mountpoint === "legacy" ? "ro" : "ro,zfsutil";
+          // A file system is mounted either for writing or not, wherever that is.
+          const args = seen ? ["--bind", seen.point] : ["-t", "zfs", "-o", options, dataset];
+          await inside(namespace, "mount", [...args, place]);
+          isMounted = true;
+        }
+        return await use(join("/proc", pid, "root", folder));
+      } finally {
+        if (isMounted) await inside(namespace, "umount", ["--recursive", folder]);
+        await rmdir(folder);
       }
     },
     restart: (output, errors) => {

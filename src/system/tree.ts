@@ -31,6 +31,40 @@ export const openTree = (path: string): Tree => ({
 
 export const closeTree = (tree: Tree): void => fs.closeSync(tree.fd);
 
+const MAX_LINKS = 40;
+
+/**
+ * Where a path leads in another system, whose `/` is `folder`: links are followed as they would be there. For reading only,
+ * of what nobody changes meanwhile.
+ * @returns the path without links by which it is reached from here; undefined where it leads nowhere
+ */
+export function resolveWithin(folder: string, path: string): string | undefined {
+  const ahead = path.split("/");
+  const way: string[] = [];
+  for (let links = 0; ahead.length > 0;) {
+    const name = ahead.shift() ?? "";
+    if (name === "" || name === ".") continue;
+    if (name === "..") {
+      way.pop();
+      continue;
+    }
+    const place = join(folder, ...way, name);
+    const stat = guarded(place, () => fs.lstatSync(place, { throwIfNoEntry: false }));
+    if (stat === undefined) return undefined;
+    if (stat.isSymbolicLink()) {
+      links += 1;
+      if (links > MAX_LINKS) return undefined;
+      const target = guarded(place, () => fs.readlinkSync(place));
+      if (target.startsWith("/")) way.length = 0;
+      ahead.unshift(...target.split("/"));
+      continue;
+    }
+    if (!stat.isDirectory() && ahead.some((each) => each !== "")) return undefined;
+    way.push(name);
+  }
+  return join(folder, ...way);
+}
+
 export type FileKind = "file" | "symlink" | "directory" | SpecialKind;
 
 /** What has no content of its own. */

@@ -123,6 +123,85 @@ export async function getProperties<Name extends string>(
   return values as Record<Name, string>;
 }
 
+/** A property's value as `zfs get -p` prints it, "-" for none, and whether the dataset has it itself. */
+export interface Property {
+  readonly value: string;
+  /** Set on the dataset: neither inherited nor received nor a default. */
+  readonly local: boolean;
+}
+
+/** A dataset with properties of it. */
+export interface Described<Name extends string> {
+  readonly dataset: string;
+  readonly properties: Readonly<Record<Name, Property>>;
+}
+
+/** Properties of a file system and of all below it, in the order of their names. */
+export async function listProperties<Name extends string>(
+  dataset: string,
+  names: readonly Name[],
+): Promise<Described<Name>[]> {
+  const args = ["get", "-H", "-p", "-r", "-t", "filesystem", "-o", PROPERTY_FIELDS];
+  return parseProperties(await zfs([...args, names.join(","), dataset]));
+}
+
+// The value last: one that a user gave may have tabs in it.
+const PROPERTY_FIELDS = "name,property,source,value";
+
+/** What `zfs get` prints for these fields. */
+export function parseProperties<Name extends string>(output: string): Described<Name>[] {
+  const found = new Map<string, Record<string, Property>>();
+  for (const [dataset = "", name = "", source, ...value] of rows(output)) {
+    // The rest of a value with a line end.
+    if (source === undefined || value.length === 0) continue;
+    const properties = found.get(dataset) ?? {};
+    properties[name] = { value: value.join("\t"), local: source === "local" };
+    found.set(dataset, properties);
+  }
+  return [...found].map(([dataset, properties]) => ({
+    dataset,
+    properties: properties as Record<Name, Property>,
+  }));
+}
+
+/** Sets a property of a dataset. */
+export const setProperty = async (dataset: string, name: string, value: string): Promise<void> =>
+  void (await zfs(["set", `${name}=${value}`, dataset]));
+
+/** The tags that hold the snapshots of a dataset and of those right below it. */
+export async function listHolds(dataset: string): Promise<(Omit<Snapshot, "guid"> & { tag: string })[]> {
+  const args = ["list", "-H", "-p", "-t", "snapshot", "-d", "2", "-o", "userrefs,name"];
+  const held = rows(await zfs([...args, dataset])).flatMap(([holds = "", name = ""]) =>
+    holds === "0" || holds === "-" ? [] : [name],
+  );
+  if (held.length === 0) return [];
+  return rows(await zfs(["holds", "-H", ...held])).map(([name = "", tag = ""]) => {
+    const at = name.indexOf("@");
+    return { dataset: name.slice(0, at), name: name.slice(at + 1), tag };
+  });
+}
+
+/** The dataset that each imported pool says is to be booted; undefined where it says none. In the order of the pools' names. */
+export async function listBootfs(): Promise<
+  { readonly pool: string; readonly bootfs: string | undefined }[]
+> {
+  const result = await run("zpool", ["list", "-H", "-o", "name,bootfs"]);
+  if (result.status !== 0) throw zfsFailure("zpool list", result);
+  return rows(result.stdout.toString("utf8")).map(([pool = "", bootfs = "-"]) => ({
+    pool,
+    bootfs: bootfs === "-" ? undefined : bootfs,
+  }));
+}
+
+/** Has the dataset's pool say that it is the one to be booted. */
+export async function setBootfs(dataset: string): Promise<void> {
+  const args = ["set", `bootfs=${dataset}`, poolOf(dataset)];
+  const result = await run("zpool", args);
+  if (result.status !== 0) throw zfsFailure(`zpool ${args.join(" ")}`, result);
+}
+
+export const poolOf = (dataset: string): string => dataset.split("/", 1)[0] ?? dataset;
+
 /** Pool features that are enabled or active, without `feature@`. */
 export async function poolFeatures(pool: string): Promise<Set<string>> {
   const result = await run("zpool", ["get", "-H", "-p", "-o", "property,value", "all", pool]);

@@ -19,6 +19,7 @@ const runHere = (...args: string[]) => run(args, { cwd: folder.path });
 const VERBS = [
   ...["keygen", "snapshot", "create", "sign", "sums", "verify", "inspect"],
   ...["plan", "install", "resolve", "trust", "setup", "status", "send"],
+  ...["environments", "activate"],
 ];
 
 describe("help", () => {
@@ -122,6 +123,7 @@ describe("wrong usage", () => {
       '"../R2" is not a release name',
       "1 to 64 of A-Z a-z 0-9 . _ -, starting with a letter or digit, without .. and not ending in .lock",
     ],
+    ["activate", "missing required argument 'name'", "bundle activate --help shows how"],
     ["create", "--target is missing", "bundle create --help shows how"],
   ])("%s", async (words, message, hint) => {
     expect(told(await runHere(...words.split(" ")))).toEqual({ status: 2, message, hint });
@@ -145,13 +147,16 @@ describe("--json", () => {
 });
 
 describe("a site without configuration", () => {
-  test.each([["status"], ["install", EXAMPLE]])("%s says how to get one", async (...args) => {
-    expect(told(await runHere(...args, "--config", "none.toml"))).toEqual({
-      status: 17,
-      message: "site configuration none.toml: there is no such file",
-      hint: "write one (formats/configuration.md has an example), or name another with --config",
-    });
-  });
+  test.each([["status"], ["install", EXAMPLE], ["environments"], ["activate", "R2"]])(
+    "%s says how to get one",
+    async (...args) => {
+      expect(told(await runHere(...args, "--config", "none.toml"))).toEqual({
+        status: 17,
+        message: "site configuration none.toml: there is no such file",
+        hint: "write one (formats/configuration.md has an example), or name another with --config",
+      });
+    },
+  );
 
   test.skipIf(existsSync(SITE_CONFIG_PATH))("looks for it in /etc", async () => {
     expect(told(await runHere("status")).message).toBe(

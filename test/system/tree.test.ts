@@ -21,6 +21,7 @@ import {
   readFileIn,
   removeIfEmpty,
   removeTree,
+  resolveWithin,
   setAttributes,
   type Tree,
 } from "../../src/system/tree.js";
@@ -147,5 +148,49 @@ describe("attributes", () => {
     fds.forEach(closeSync);
     const found = await inspect(tree, names.map(raw), all);
     expect(found).toEqual(names.map((name) => ({ kind: "file", size: 0, attributes: attributesOf(name) })));
+  });
+});
+
+describe("resolveWithin", () => {
+  const link = (target: string, ...path: string[]): void => symlinkSync(target, join(root, ...path));
+
+  beforeEach(() => {
+    mkdirSync(join(root, "usr/sbin"), { recursive: true });
+    writeFileSync(join(root, "usr/sbin/init"), "");
+  });
+
+  it("follows links as the other system would", () => {
+    link("usr/sbin", "sbin");
+    link("/sbin/init", "usr/init");
+    link("../../../../usr/./init", "usr/up");
+    for (const path of [
+      "/usr/sbin/init",
+      "usr//sbin/init",
+      "/sbin/init",
+      "/usr/init",
+      "/usr/up",
+      "/../usr/up",
+    ]) {
+      expect(resolveWithin(root, path)).toBe(join(root, "usr/sbin/init"));
+    }
+    expect(resolveWithin(root, "/sbin/..")).toBe(join(root, "usr"));
+    expect(resolveWithin(root, "/")).toBe(root);
+  });
+
+  it("leads nowhere where a part is missing, no folder, or a ring of links", () => {
+    link("/etc", "etc");
+    link("/proc/version", "version");
+    link("b", "a");
+    link("a", "b");
+    for (const path of [
+      "/nothing",
+      "/etc/passwd",
+      "/version",
+      "/usr/sbin/init/x",
+      "/usr/sbin/init/..",
+      "/a",
+    ]) {
+      expect(resolveWithin(root, path)).toBeUndefined();
+    }
   });
 });

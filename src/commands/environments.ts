@@ -1,0 +1,53 @@
+import type { Command } from "commander";
+import { listEnvironments, type BootEnvironment, type BootEnvironments } from "../install/environments.js";
+import { formatBytes, formatTime, printable, type Environment } from "../report.js";
+import { readSiteConfig } from "../system/settings.js";
+
+interface EnvironmentsOptions {
+  readonly config?: string;
+}
+
+export function define(command: Command, environment: () => Environment): void {
+  command
+    .option("--config <file>", "the site's configuration (default: /etc/zferry/site.toml)")
+    .addHelpText("after", "\nExample:\n  bundle environments")
+    .action((options: EnvironmentsOptions) => runEnvironments(options, environment()));
+}
+
+/** Lists the boot environments of the site. */
+export async function runEnvironments(options: EnvironmentsOptions, env: Environment): Promise<void> {
+  const found = await listEnvironments(await readSiteConfig(options.config));
+  if (env.json) return env.write(`${JSON.stringify(found)}\n`);
+  await env.write(asText(found));
+  for (const line of remarksOn(found)) env.note(printable(line));
+}
+
+const HEADER = ["name", "state", "release", "created", "used", "refers", "held", "datasets"];
+
+function asText({ container, environments }: BootEnvironments): string {
+  if (environments.length === 0) return `${printable(container)} has no boot environments\n`;
+  const rows = [HEADER, ...environments.map(asRow)].map((row) => row.map(printable));
+  const widths = HEADER.map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0)));
+  const lines = rows.map((row) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  "));
+  return `${lines.map((line) => line.trimEnd()).join("\n")}\n`;
+}
+
+const asRow = (each: BootEnvironment): string[] => [
+  each.name,
+  each.states.join(", ") || "-",
+  each.release?.name ?? "-",
+  formatTime(each.created),
+  formatBytes(each.used),
+  formatBytes(each.refers),
+  String(each.holds.length),
+  each.datasets?.map(({ path, dataset }) => `${path} ${dataset}`).join(", ") ?? "?",
+];
+
+/** What the table has no place for. */
+function remarksOn({ container, next, environments }: BootEnvironments): string[] {
+  const isElsewhere = next !== null && !environments.some(({ dataset }) => dataset === next);
+  return [
+    ...environments.flatMap(({ name, fault }) => (fault === null ? [] : [`${name}: ${fault}`])),
+    ...(isElsewhere ? [`what boots next is ${next}, which is no boot environment in ${container}`] : []),
+  ];
+}

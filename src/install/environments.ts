@@ -1,0 +1,465 @@
+import { accessSync, constants, existsSync, readdirSync, statSync } from "node:fs";
+import { join } from "node:path";
+import * as v from "valibot";
+import { datasetName, releaseName } from "../bundle/manifest.js";
+import type { SiteConfig } from "../config.js";
+import { ZferryError } from "../errors.js";
+import { guarded } from "../system/files.js";
+import { readSmallFile } from "../system/key-files.js";
+import { ownMounts } from "../system/mounts.js";
+import { openPrivateMounts, type PrivateMounts, type ReadFileSystem } from "../system/private-mounts.js";
+import { run } from "../system/process.js";
+import { resolveWithin } from "../system/tree.js";
+import {
+  datasetExists,
+  getProperties,
+  listBootfs,
+  listHolds,
+  listProperties,
+  poolOf,
+  setBootfs,
+  setProperty,
+  type Described,
+  type Property,
+} from "../system/zfs.js";
+import {
+  deviceOfEntry,
+  findKernels,
+  isEarly,
+  isEnvironment,
+  isOptional,
+  judgeDataset,
+  judgeProperties,
+  parseFstab,
+  type EnvironmentFault,
+  type FstabEntry,
+  type Loader,
+  type LoaderProperties,
+} from "./environment-rules.js";
+import { requireNothingPending } from "./policy.js";
+import { lockState } from "./state.js";
+import { readUnderWay } from "./under-way.js";
+
+// formats/environments.md
+
+const PROPERTIES = [
+  ...["guid", "creation", "used", "referenced", "mountpoint", "canmount", "org.zfsbootmenu:active"],
+  ...["org.zectl:bootloader", "org.zectl.systemdboot:efi"],
+  ...["zferry:release", "zferry:identity", "zferry:previous", "zferry:activated"],
+] as const;
+type Properties = Described<(typeof PROPERTIES)[number]>["properties"];
+
+const MAX_FSTAB_BYTES = 1 << 20;
+
+/** `running`: what / is now; `next`: what boots next; `previous`: what ran when the running one was activated. */
+export type EnvironmentState = "running" | "next" | "previous";
+
+/** A file system that an environment has beside its root. */
+export interface EnvironmentDataset {
+  readonly path: string;
+  readonly dataset: string;
+}
+
+export interface BootEnvironment {
+  readonly name: string;
+  readonly dataset: string;
+  /** Decimal; it stays when the dataset is renamed. */
+  readonly guid: string;
+  readonly states: readonly EnvironmentState[];
+  /** That zferry made it for; null for one made otherwise. */
+  readonly release: { readonly name: string; readonly identity: string } | null;
+  /** Seconds since 1970. */
+  readonly created: number;
+  /** Bytes that would be free without it. */
+  readonly used: number;
+  /** Bytes that it has, shared ones too. */
+  readonly refers: number;
+  /** As its own /etc/fstab mounts them, then its children; null where its files cannot be read. */
+  readonly datasets: readonly EnvironmentDataset[] | null;
+  /** Why `datasets` is null. */
+  readonly fault: string | null;
+  readonly holds: readonly { readonly snapshot: string; readonly tag: string }[];
+}
+
+export interface BootEnvironments {
+  readonly container: string;
+  readonly loader: Loader;
+  /** The dataset that boots next, also one that is no environment of the container; null where that cannot be told. */
+  readonly next: string | null;
+  readonly environments: readonly BootEnvironment[];
+}
+
+/** A dataset below the container. */
+interface Candidate extends LoaderProperties {
+  readonly name: string;
+  readonly properties: Properties;
+}
+
+interface Survey {
+  readonly site: SiteConfig;
+  readonly container: string;
+  readonly ofContainer: Properties;
+  /** The dataset of /; undefined where that is another file system. */
+  readonly running: string | undefined;
+  readonly next: string | null;
+  /** Right below the container. */
+  readonly candidates: readonly Candidate[];
+  /** And all that is below them. */
+  readonly below: readonly Candidate[];
+}
+
+/**
+ * The boot environments of a site. Nothing is changed: each is mounted read-only, where nobody else sees it.
+ * @throws ZferryError `not-configured` where / is not on ZFS and no container is configured, `zfs-failed`, `not-permitted`
+ */
+export async function listEnvironments(site: SiteConfig): Promise<BootEnvironments> {
+  const survey = await look(site);
+  const holds = await listHolds(survey.container);
+  const environments: BootEnvironment[] = [];
+  const mounts = await openPrivateMounts();
+  try {
+    for (const candidate of survey.candidates.filter(isEnvironment)) {
+      const own = holds.filter(({ dataset }) => dataset === candidate.dataset);
+      environments.push({
+        ...describe(candidate, survey),
+        ...(await readDatasets(candidate, survey, mounts)),
+        holds: own.map(({ name, tag }) => ({ snapshot: name, tag })),
+      });
+    }
+  } finally {
+    mounts.close();
+  }
+  const { container, next } = survey;
+  return { container, loader: site["boot-environment"].loader, next, environments };
+}
+
+async function look(site: SiteConfig): Promise<Survey> {
+  const running = runningRoot();
+  const configured = site["boot-environment"].container;
+  const above = running?.slice(0, Math.max(0, running.lastIndexOf("/")));
+  const container = configured ?? above;
+  if (container === undefined || container === "") {
+    throw new ZferryError(
+      "not-configured",
+      running === undefined
+        ? "/ is not on ZFS: this system has no boot environments"
+        : `/ is ${running}, the dataset of the pool itself: there is none above it that could have environments`,
+      { hint: "where they lie elsewhere, as seen from a rescue system: container under [boot-environment]" },
+    );
+  }
+  const listed = await listProperties(container, PROPERTIES);
+  const ofContainer = listed.find(({ dataset }) => dataset === container)?.properties;
+  if (ofContainer === undefined) throw new ZferryError("zfs-failed", `zfs get tells nothing of ${container}`);
+  const below = listed
+    .filter(({ dataset }) => dataset !== container)
+    .map(({ dataset, properties }) => ({
+      name: dataset.slice(container.length + 1),
+      dataset,
+      mountpoint: properties.mountpoint.value,
+      canmount: properties.canmount.value,
+      active: properties["org.zfsbootmenu:active"].value,
+      properties,
+    }));
+  const candidates = below.filter(({ name }) => !name.includes("/"));
+  const next = await findNext(site, container, ofContainer, candidates);
+  return { site, container, ofContainer, running, next, candidates, below };
+}
+
+function runningRoot(): string | undefined {
+  const root = ownMounts().get("/");
+  return root?.type === "zfs" && !root.source.includes("@") ? root.source : undefined;
+}
+
+async function findNext(
+  site: SiteConfig,
+  container: string,
+  ofContainer: Properties,
+  candidates: readonly Candidate[],
+): Promise<string | null> {
+  if (site["boot-environment"].loader !== "command") return readBootfs(container);
+  const activated = ofContainer["zferry:activated"];
+  return candidates.find((each) => isOwnGuid(activated, each))?.dataset ?? null;
+}
+
+async function readBootfs(dataset: string): Promise<string | null> {
+  const pool = poolOf(dataset);
+  return (await listBootfs()).find((each) => each.pool === pool)?.bootfs ?? null;
+}
+
+/** Whether a property, which counts only where it is set itself, names this dataset. */
+const isOwnGuid = ({ value, local }: Property, { properties }: Candidate): boolean =>
+  local && value === properties.guid.value;
+
+const isWithin = ({ dataset }: Candidate, environment: Candidate): boolean =>
+  dataset.startsWith(`${environment.dataset}/`);
+
+/** What an initramfs or `zfs mount -a` mounts where its properties say. */
+const childrenOf = (environment: Candidate, { below }: Survey): ReadFileSystem[] =>
+  below
+    .filter(
+      (each) => isWithin(each, environment) && each.canmount === "on" && each.mountpoint.startsWith("/"),
+    )
+    .map(({ dataset, mountpoint }) => ({ dataset, path: mountpoint, mountpoint }));
+
+const identity = v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/));
+
+function describe(candidate: Candidate, survey: Survey) {
+  const { name, dataset, properties } = candidate;
+  const release = ownValue(properties["zferry:release"]);
+  const hash = ownValue(properties["zferry:identity"]);
+  const isMade = v.is(releaseName, release) && v.is(identity, hash);
+  return {
+    name,
+    dataset,
+    guid: properties.guid.value,
+    states: statesOf(candidate, survey),
+    release: isMade ? { name: release, identity: hash } : null,
+    created: Number(properties.creation.value),
+    used: Number(properties.used.value),
+    refers: Number(properties.referenced.value),
+  };
+}
+
+/** A value that the container has is not its children's. */
+const ownValue = ({ value, local }: Property): string => (local ? value : "");
+
+function statesOf(candidate: Candidate, { running, next, candidates }: Survey): EnvironmentState[] {
+  const now = candidates.find(({ dataset }) => dataset === running);
+  const isPrevious = now !== undefined && isOwnGuid(now.properties["zferry:previous"], candidate);
+  return [
+    ...(candidate === now ? ["running" as const] : []),
+    ...(candidate.dataset === next ? ["next" as const] : []),
+    ...(isPrevious && candidate !== now ? ["previous" as const] : []),
+  ];
+}
+
+const asRoot = ({ dataset, mountpoint }: Candidate): ReadFileSystem => ({ dataset, path: "/", mountpoint });
+
+async function readDatasets(
+  candidate: Candidate,
+  survey: Survey,
+  mounts: PrivateMounts,
+): Promise<Pick<BootEnvironment, "datasets" | "fault">> {
+  try {
+    const entries = await mounts.read([asRoot(candidate)], readFstab);
+    const named = entries.filter(({ type }) => type === "zfs");
+    const datasets = [
+      ...named.map(({ source, path }) => ({ path, dataset: source })),
+      ...childrenOf(candidate, survey).map(({ path, dataset }) => ({ path, dataset })),
+    ];
+    return { datasets, fault: null };
+  } catch (error) {
+    // One that cannot be mounted, as without its key, is an environment all the same.
+    if (!(error instanceof ZferryError) || error.code === "not-permitted") throw error;
+    return { datasets: null, fault: error.message };
+  }
+}
+
+/** The entries of the system's own /etc/fstab; none where it has no such file. */
+async function readFstab(folder: string): Promise<FstabEntry[]> {
+  const path = resolveWithin(folder, "/etc/fstab");
+  if (path === undefined) return [];
+  return parseFstab((await readSmallFile(path, "fstab", MAX_FSTAB_BYTES)).toString("utf8"));
+}
+
+export interface Activation {
+  /** Also without a kernel or an initramfs where the loader looks for them. */
+  readonly force: boolean;
+}
+
+export interface Activated {
+  /** `present`: it was what boots next before, and nothing was changed. */
+  readonly outcome: "activated" | "present";
+  readonly name: string;
+  readonly dataset: string;
+  /** Sentences. */
+  readonly warnings: readonly string[];
+}
+
+/**
+ * Has an environment boot next, after a look whether it would come up; what makes it so is done last.
+ * @throws ZferryError `environment-missing`; `environment-incomplete` with all that is missing; `install-pending`,
+ * `site-busy`; `not-configured` when the loader's program fails
+ */
+export async function activateEnvironment(
+  site: SiteConfig,
+  name: string,
+  { force }: Activation,
+): Promise<Activated> {
+  const folder = await lockState(site.state);
+  try {
+    requireNothingPending(await readUnderWay(site));
+    const survey = await look(site);
+    const candidate = findCandidate(name, survey);
+    const { loader } = site["boot-environment"];
+    const told = { name: candidate.name, dataset: candidate.dataset };
+    // What a command did is not known after somebody else did something.
+    if (candidate.dataset === survey.next && loader !== "command") {
+      return { outcome: "present", ...told, warnings: [] };
+    }
+    requireComplete(candidate, await findFaults(candidate, survey, force));
+    const running = survey.candidates.find(({ dataset }) => dataset === survey.running);
+    if (running !== undefined && running !== candidate) {
+      await setProperty(candidate.dataset, "zferry:previous", running.properties.guid.value);
+    }
+    await activate(candidate, survey);
+    return { outcome: "activated", ...told, warnings: await warnOfPools(candidate, loader) };
+  } finally {
+    await folder.release();
+  }
+}
+
+function findCandidate(name: string, { candidates, container }: Survey): Candidate {
+  const found = candidates.find((each) => each.name === name || each.dataset === name);
+  if (found !== undefined) return found;
+  const names = candidates.filter(isEnvironment).map((each) => each.name);
+  throw new ZferryError("environment-missing", `${container} has no environment ${JSON.stringify(name)}`, {
+    details: { name, environments: names },
+    hint: names.length === 0 ? `it has none at all` : `it has ${names.join(", ")}`,
+  });
+}
+
+function requireComplete({ name, dataset }: Candidate, faults: readonly EnvironmentFault[]): void {
+  const [first, ...also] = faults.map(
+    ({ message, hint }) =>
+      new ZferryError("environment-incomplete", message, { details: { name, dataset }, hint }),
+  );
+  if (first === undefined) return;
+  const { code, message, details, hint } = first;
+  throw new ZferryError(code, message, { details, hint, also });
+}
+
+async function findFaults(candidate: Candidate, survey: Survey, force: boolean): Promise<EnvironmentFault[]> {
+  const { loader } = survey.site["boot-environment"];
+  const others = survey.below.filter((each) => each !== candidate && !isWithin(each, candidate));
+  const faults = judgeProperties(loader, candidate, others);
+  if (!isEnvironment(candidate)) return faults;
+  const mounts = await openPrivateMounts();
+  try {
+    const { entries, bootFaults } = await mounts.read([asRoot(candidate)], async (folder) => ({
+      entries: await readFstab(folder),
+      bootFaults: force ? [] : judgeBootFiles(candidate, survey, folder),
+    }));
+    const needed = entries.filter((entry) => !isOptional(entry));
+    const { found, faults: missing } = await lookUp(needed);
+    faults.push(...missing, ...bootFaults);
+    const early = [...found, ...childrenOf(candidate, survey)].filter(({ path }) => isEarly(path));
+    early.sort((one, other) => one.path.length - other.path.length);
+    const init = await mounts.read([asRoot(candidate), ...early], judgeInit);
+    if (init !== undefined) faults.push(init);
+    return faults;
+  } catch (error) {
+    if (!(error instanceof ZferryError) || error.code !== "io-failed") throw error;
+    return [
+      ...faults,
+      { message: error.message, hint: `${candidate.dataset} must be readable to be checked` },
+    ];
+  } finally {
+    mounts.close();
+  }
+}
+
+/** Whether what the entries of an fstab name is there; `found` are the datasets that are as they must be. */
+async function lookUp(
+  entries: readonly FstabEntry[],
+): Promise<{ found: ReadFileSystem[]; faults: EnvironmentFault[] }> {
+  const found: ReadFileSystem[] = [];
+  const faults: EnvironmentFault[] = [];
+  for (const entry of entries) {
+    const { source, path, type } = entry;
+    if (type === "zfs") {
+      const mountpoint = await mountpointOf(source);
+      const fault = judgeDataset(entry, mountpoint);
+      if (fault !== undefined) faults.push(fault);
+      else if (mountpoint !== undefined) found.push({ dataset: source, path, mountpoint });
+      continue;
+    }
+    const device = deviceOfEntry(entry);
+    if (device === undefined || existsSync(device)) continue;
+    faults.push({
+      message: `/etc/fstab mounts ${source} on ${path}: there is no ${device}`,
+      hint: "correct /etc/fstab, or give it the option nofail",
+    });
+  }
+  return { found, faults };
+}
+
+/** Undefined where there is no such dataset. */
+async function mountpointOf(dataset: string): Promise<string | undefined> {
+  if (!v.is(datasetName, dataset) || !(await datasetExists(dataset))) return undefined;
+  return (await getProperties(dataset, ["mountpoint"])).mountpoint;
+}
+
+/** Whether a kernel with an initramfs lies where the loader looks. Where a command of the site's looks is not known. */
+function judgeBootFiles(candidate: Candidate, survey: Survey, folder: string): EnvironmentFault[] {
+  const { loader } = survey.site["boot-environment"];
+  if (loader === "command") return [];
+  const { "org.zectl:bootloader": plugin, "org.zectl.systemdboot:efi": efi } = survey.ofContainer;
+  const isOnEfi = loader === "zectl" && plugin.value === "systemdboot";
+  // zectl keeps the kernels of each environment on the EFI file system, which they all share.
+  const [system, boot] = isOnEfi
+    ? ["/", join(efi.value === "-" ? "/efi" : efi.value, "env", `org.zectl-${candidate.name}`)]
+    : [folder, "/boot"];
+  const where = isOnEfi ? boot : `/boot of ${candidate.dataset}`;
+  const { found, alone } = findKernels(namesIn(system, boot));
+  if (found.length > 0) return [];
+  const what = alone.length === 0 ? "no kernel" : `no initramfs for ${alone.join(", ")}`;
+  return [{ message: `${where} has ${what}`, hint: "where the loader takes it from elsewhere: --force" }];
+}
+
+/** The names in a folder of a system that lead somewhere. */
+function namesIn(system: string, path: string): string[] {
+  const folder = resolveWithin(system, path);
+  if (folder === undefined || !statSync(folder).isDirectory()) return [];
+  return guarded(folder, () => readdirSync(folder)).filter(
+    (name) => resolveWithin(system, join(path, name)) !== undefined,
+  );
+}
+
+function judgeInit(folder: string): EnvironmentFault | undefined {
+  const init = resolveWithin(folder, "/sbin/init");
+  const missing = (what: string): EnvironmentFault => ({
+    message: `/sbin/init ${what}`,
+    hint: "see whether /etc/fstab mounts the dataset of its /usr",
+  });
+  if (init === undefined) return missing("leads to nothing in it");
+  if (!statSync(init).isFile()) return missing("is no file");
+  try {
+    accessSync(init, constants.X_OK);
+  } catch {
+    return missing("cannot be executed");
+  }
+  return undefined;
+}
+
+async function activate({ name, dataset, properties }: Candidate, survey: Survey): Promise<void> {
+  const { loader, command } = survey.site["boot-environment"];
+  if (loader === "bootfs") {
+    await setBootfs(dataset);
+  } else {
+    const [program = "", ...args] = loader === "zectl" ? ["zectl", "activate", name] : [...command, dataset];
+    const { status, signal, stderr } = await run(program, args);
+    if (status !== 0) {
+      const ended = status === null ? `ended by ${signal}` : `exit status ${status}`;
+      throw new ZferryError("not-configured", `${[program, ...args].join(" ")}: ${stderr || ended}`, {
+        details: { program, stderr, ended },
+      });
+    }
+  }
+  if (loader === "command") {
+    await setProperty(survey.container, "zferry:activated", properties.guid.value);
+    return;
+  }
+  const bootfs = await readBootfs(dataset);
+  if (bootfs === dataset) return;
+  throw new ZferryError("zfs-failed", `${poolOf(dataset)} has bootfs=${bootfs ?? "-"} now, not ${dataset}`, {
+    details: { expected: dataset, found: bootfs ?? "-" },
+  });
+}
+
+async function warnOfPools({ dataset }: Candidate, loader: BootEnvironments["loader"]): Promise<string[]> {
+  if (loader === "command") return [];
+  return (await listBootfs())
+    .filter(({ pool, bootfs }) => bootfs !== undefined && pool !== poolOf(dataset))
+    .map(({ pool, bootfs }) => `pool ${pool} has bootfs=${bootfs}, too: a loader may take that one`);
+}

@@ -1,0 +1,72 @@
+import { closeSync, mkdirSync, openSync, readdirSync, writeFileSync } from "node:fs";
+import { describe, expect, test } from "vitest";
+import { openState } from "../../src/install/state.js";
+import { ownMounts } from "../../src/system/mounts.js";
+import { lockDescriptor } from "../../src/system/lock.js";
+import { errorOf, inFolder, run, told } from "./support.js";
+
+// What ZFS does is in test/lab/environments.test.ts.
+if (ownMounts().get("/")?.type === "zfs")
+  throw new Error("these tests are for a machine whose / is not on ZFS");
+
+const folder = inFolder();
+const configure = (more = ""): string => {
+  const state = folder.file("state");
+  writeFileSync(
+    folder.file("site.toml"),
+    `product = "gentoo"\nstate = "${state}"\n[streams]\nusr = "p/usr"\n${more}`,
+  );
+  return state;
+};
+const runHere = (...args: string[]) => run([...args, "--config", "site.toml"], { cwd: folder.path });
+
+describe("a system that is not on ZFS", () => {
+  test.each([["environments"], ["activate", "one"]])("%s says so", async (...args) => {
+    configure();
+    expect(told(await runHere(...args))).toEqual({
+      status: 17,
+      message: "/ is not on ZFS: this system has no boot environments",
+      hint: "where they lie elsewhere, as seen from a rescue system: container under [boot-environment]",
+    });
+    expect(errorOf(await runHere(...args, "--json")).code).toBe("not-configured");
+  });
+
+  test("environments leaves no state folder", async () => {
+    configure();
+    await runHere("environments");
+    expect(readdirSync(folder.path)).toEqual(["site.toml"]);
+  });
+});
+
+describe("while an install is under way", () => {
+  test("nothing is activated", async () => {
+    const state = configure();
+    mkdirSync(state);
+    await openState(state).writeJournal({
+      release: { name: "R5", sequence: 5, identity: "b".repeat(64) },
+      startedAt: 1_800_000_000,
+      phase: "receiving",
+      undoing: false,
+      streams: [],
+      present: [],
+      site: { product: "gentoo", root: null },
+      origin: null,
+      root: null,
+    });
+    const result = await runHere("activate", "one", "--json");
+    expect([result.status, errorOf(result).code]).toEqual([17, "install-pending"]);
+    expect(readdirSync(state)).toContain("journal.json");
+    expect(errorOf(await runHere("environments", "--json")).code).toBe("not-configured");
+  });
+
+  test("nor while it runs", async () => {
+    const state = configure();
+    mkdirSync(state);
+    const lock = openSync(`${state}/lock`, "w");
+    lockDescriptor(lock, "lock", { message: "", hint: "" });
+    const result = await runHere("activate", "one", "--json");
+    expect([result.status, errorOf(result).code]).toEqual([17, "site-busy"]);
+    closeSync(lock);
+    expect(errorOf(await runHere("environments", "--json")).code).toBe("not-configured");
+  });
+});
