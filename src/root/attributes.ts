@@ -156,7 +156,13 @@ export async function attributeMerger(
     // It is settled first; then this is looked at anew.
     if (conflicts.has(path)) return merged;
     const theirs = released(after);
-    if (!grantsMore(mode === null ? "directory" : "file", merged, [live, theirs])) return merged;
+    /** The executable bit that a person gave it is each side's, too. */
+    const asMade = <T extends { readonly permissions: number }>(attributes: T): T =>
+      mode !== null && settling.isMade(path)
+        ? { ...attributes, permissions: withMode(attributes.permissions, mode) }
+        : attributes;
+    const sides = [asMade(live), asMade(theirs)] as const;
+    if (!grantsMore(mode === null ? "directory" : "file", merged, sides)) return merged;
     const side = settling.attributes({ path, base: before, ours: live, theirs: after });
     if (side === undefined) {
       for (const field of differingAccess(live, theirs)) conflict(path, field);
