@@ -4,13 +4,12 @@ import {
   constants,
   copyFileSync,
   existsSync,
-  lchownSync,
+  fstatSync,
   mkdirSync,
   openSync,
   renameSync,
   rmSync,
   statSync,
-  symlinkSync,
   unlinkSync,
   writeSync,
 } from "node:fs";
@@ -26,12 +25,17 @@ import {
   closeTree,
   folderOf,
   inPlace,
+  holdFolder,
   inspect,
   kindAt,
   listFolder,
+  makeFolder,
+  makeLink,
+  openFolderAt,
   openTree,
   removeIfEmpty,
-  removeTree,
+  removePrepared,
+  renameBeside,
   setAttributes,
   syncFolder,
   type Attributed,
@@ -55,6 +59,7 @@ import { groupedAlike, linkOf } from "./names.js";
 import { requireChangeable } from "./obstacles.js";
 import { pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
+import { preparedFolders, recordPrepared } from "./prepared.js";
 
 export interface ApplyOptions {
   /** The site's repository. */
@@ -166,7 +171,7 @@ export async function prepareRoot(
   try {
     await prepareUnits(tree, git, workOf(plan).units, options);
   } catch (error) {
-    removePrepared(tree, plan);
+    clearPrepared(tree, git, plan);
     throw error;
   } finally {
     closeTree(tree);
@@ -178,7 +183,7 @@ export async function prepareRoot(
  * @throws ZferryError `io-failed`, `git-failed`
  */
 export async function discardRoot(plan: RootPlan, { git, rootDir }: ApplyOptions): Promise<void> {
-  discardPrepared(plan, rootDir);
+  discardPrepared(plan, git, rootDir);
   await deleteRef(git, PENDING);
   syncReferences(git, [PENDING]);
   await restoreReplaced(plan, git);
@@ -192,17 +197,18 @@ async function restoreReplaced({ replaced, mergeCommit }: RootPlan, git: Git): P
   syncReferences(git, [ref]);
 }
 
-function discardPrepared(plan: RootPlan, rootDir: string): void {
+function discardPrepared(plan: RootPlan, git: Git, rootDir: string): void {
   const tree = openTree(rootDir);
   try {
-    removePrepared(tree, plan);
+    clearPrepared(tree, git, plan);
   } finally {
     closeTree(tree);
   }
 }
 
 /** Removes what was prepared of a plan in any run, whichever of its folders were there. */
-function removePrepared(tree: Tree, plan: RootPlan): void {
+function clearPrepared(tree: Tree, git: Git, plan: RootPlan): void {
+  const made = preparedFolders(git);
   const prepared = new Map<RawPath | "", Set<RawPath>>();
   for (const { path, after } of [...plan.changes, ...plan.directories]) {
     if (after === null) continue;
@@ -214,10 +220,15 @@ function removePrepared(tree: Tree, plan: RootPlan): void {
   for (const [folder, temporaries] of prepared) {
     for (const { name } of listFolder(tree, folder)?.entries ?? []) {
       const path = (folder === "" ? name : `${folder}/${name}`) as RawPath;
-      if (temporaries.has(path)) removeTree(tree, path);
+      if (temporaries.has(path)) removePrepared(tree, path, made.get(name));
     }
   }
+  for (const temporary of [...prepared.values()].flatMap((paths) => [...paths]))
+    made.delete(nameOf(temporary));
+  recordPrepared(git, made);
 }
+
+const nameOf = (path: RawPath): RawPath => path.slice(path.lastIndexOf("/") + 1) as RawPath;
 
 interface PrepareOptions {
   readonly progress?: ProgressReport | undefined;
@@ -230,9 +241,17 @@ async function prepareUnits(
   units: readonly Unit[],
   options: PrepareOptions,
 ): Promise<void> {
+  const made = preparedFolders(git);
   for (const { temporary, folders } of units) {
-    removeTree(tree, temporary);
-    for (const { place } of folders) inPlace(tree, place, (at) => mkdirSync(at, { mode: 0o700 }));
+    removePrepared(tree, temporary, made.get(nameOf(temporary)));
+    if (folders.length > 0) made.set(nameOf(temporary), makeFolder(tree, temporary));
+  }
+  // On the disk before anything is in one of them.
+  recordPrepared(git, made);
+  for (const { temporary, folders } of units) {
+    for (const { place } of folders) {
+      if (place !== temporary) inPlace(tree, place, (at) => mkdirSync(at, { mode: 0o700 }));
+    }
   }
   await writeFiles(
     tree,
@@ -240,7 +259,8 @@ async function prepareUnits(
     units.flatMap(({ files }) => files),
     options,
   );
-  const folders = units.flatMap((unit) => unit.folders);
+  // Those within first: as long as a folder is root's alone, nobody else reaches what is below it.
+  const folders = units.flatMap((unit) => unit.folders).toReversed();
   for (let start = 0; start < folders.length; start += BATCH) {
     const opened: Attributed[] = [];
     try {
@@ -254,11 +274,6 @@ async function prepareUnits(
   }
   for (const folder of new Set(units.map(({ temporary }) => folderOf(temporary)))) syncFolder(tree, folder);
 }
-
-const openFolderAt = (tree: Tree, path: RawPath): number =>
-  inPlace(tree, path, (at) =>
-    openSync(at, constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW),
-  );
 
 /** Of a file with several names all are among `all`: it is written under the first, and gets the others. */
 async function writeFiles(
@@ -298,7 +313,9 @@ async function writeFiles(
       if (next.done) break;
       const { pieces } = next.value;
       if (isSymlink(state.mode)) {
-        await makeLink(tree, place, state.attributes, pieces);
+        const target: Uint8Array[] = [];
+        for await (const piece of pieces) target.push(piece);
+        makeLink(tree, place, Buffer.concat(target), state.attributes);
         continue;
       }
       // Readable by nobody else until it has its owner.
@@ -333,20 +350,6 @@ function writeAll(fd: number, bytes: Uint8Array, place: RawPath): void {
   } catch (error) {
     throw mapSystemError(error, showPath(place));
   }
-}
-
-async function makeLink(
-  tree: Tree,
-  place: RawPath,
-  { uid, gid }: FileAttributes,
-  pieces: AsyncIterable<Uint8Array> | Iterable<Uint8Array>,
-): Promise<void> {
-  const target: Uint8Array[] = [];
-  for await (const piece of pieces) target.push(piece);
-  inPlace(tree, place, (at) => {
-    symlinkSync(Buffer.concat(target), at);
-    lchownSync(at, uid, gid);
-  });
 }
 
 /**
@@ -417,7 +420,7 @@ export async function revertRoot(
   plan: RootPlan,
   options: ApplyOptions & { scratchDir: string },
 ): Promise<void> {
-  discardPrepared(plan, options.rootDir);
+  discardPrepared(plan, options.git, options.rootDir);
   // The pending commit goes last: until then it keeps what the site had not committed itself.
   await carryOut(reversed(plan), options, plan.drift);
   await restoreReplaced(plan, options.git);
@@ -504,7 +507,10 @@ async function commitFiles(
     ({ folders, files }) => folders.length > 0 || !files.every(({ path }) => done.has(path)),
   );
   await commitAttributes(tree, directories);
-  const unprepared = await findUnprepared(tree, waiting, (done, total) =>
+  const made = preparedFolders(git);
+  const isHeld = ({ folders, temporary }: Unit): boolean =>
+    folders.length === 0 || holdFolder(tree, temporary, made.get(nameOf(temporary)) ?? "");
+  const unprepared = await findUnprepared(tree, waiting, isHeld, (done, total) =>
     tell("checking what is prepared of /", done, total),
   );
   await prepareUnits(tree, git, unprepared, { progress });
@@ -528,7 +534,7 @@ async function commitFiles(
     }
   }
 
-  removePrepared(tree, plan);
+  clearPrepared(tree, git, plan);
   const folders = [...changes, ...directories].map(({ path }) => folderOf(path));
   for (const folder of new Set(folders)) syncFolder(tree, folder);
   progress?.end();
@@ -622,22 +628,27 @@ async function commitAttributes(tree: Tree, directories: Work["directories"]): P
     isCarriedXattr,
   );
   const strange: string[] = [];
-  const behind = wanted.filter(({ path, before, after }, index) => {
+  const behind = wanted.flatMap(({ path, before, after }, index) => {
     const live = found[index];
     if (live?.kind !== "directory") {
       strange.push(showPath(path));
-      return false;
+      return [];
     }
     const unlikeAfter = differingFields(live.attributes, after);
     const unlikeBefore = new Set(differingFields(live.attributes, before));
     const fields = unlikeAfter.filter((field) => unlikeBefore.has(field));
     if (fields.length > 0) strange.push(`${showPath(path)} (${fields.join(", ")})`);
-    return unlikeAfter.length > 0;
+    return unlikeAfter.length > 0 ? [{ path, after, seen: live.attributes }] : [];
   });
   if (strange.length > 0) throw neither(strange);
-  for (const { path, after } of behind) {
+  for (const { path, after, seen } of behind) {
     const fd = openFolderAt(tree, path);
     try {
+      // Another one may have come there since.
+      const { uid, gid, mode } = fstatSync(fd);
+      if (uid !== seen.uid || gid !== seen.gid || (mode & 0o7777) !== seen.permissions) {
+        throw neither([showPath(path)]);
+      }
       await setAttributes([{ fd, attributes: after }], isCarriedXattr);
     } finally {
       closeSync(fd);
@@ -647,17 +658,21 @@ async function commitAttributes(tree: Tree, directories: Work["directories"]): P
 
 /**
  * Those that are not complete beside their places. A file's names are prepared all together, or it would become two.
+ * @param isHeld whether what lies there is of zferry's making
  * @param told how many places are looked at, of how many
  */
 async function findUnprepared(
   tree: Tree,
   units: readonly Unit[],
+  isHeld: (unit: Unit) => boolean,
   told: (done: number, total: number) => void,
 ): Promise<Unit[]> {
-  const places = units.flatMap(({ folders, files }) => [...folders, ...files].map(({ place }) => place));
+  const held = new Set(units.filter(isHeld));
+  const places = [...held].flatMap(({ folders, files }) => [...folders, ...files].map(({ place }) => place));
   const read = await readLive(tree, places, (done) => told(done, places.length));
   const lives = new Map(read.map((live, index) => [places[index] as RawPath, live]));
-  const isComplete = ({ folders, files }: Unit): boolean =>
+  const isComplete = (unit: Unit): boolean => held.has(unit) && isAsPlanned(unit);
+  const isAsPlanned = ({ folders, files }: Unit): boolean =>
     folders.every(({ place, attributes }) => {
       const live = lives.get(place);
       return live?.kind === "directory" && differingFields(live.attributes, attributes).length === 0;
@@ -687,10 +702,7 @@ function install(tree: Tree, { path, temporary, folders }: Unit): boolean {
   const kind = kindAt(tree, path);
   if (kind === "blocked" || kind === "directory") return false;
   if (kind !== "absent" && folders.length > 0) return false;
-  inPlace(tree, temporary, (from, folder) => {
-    const name = rawBytes(path.slice(path.lastIndexOf("/") + 1) as RawPath);
-    renameSync(from, Buffer.concat([Buffer.from(`/proc/self/fd/${folder}/`), name]));
-  });
+  renameBeside(tree, temporary, path);
   return true;
 }
 

@@ -18,6 +18,8 @@ export interface Tree {
   readonly fd: number;
   /** For messages. */
   readonly path: string;
+  /** Folders by path, with what `identityOf` says: no way leads through another folder in the place of one. */
+  readonly held: Map<RawPath, string>;
 }
 
 /**
@@ -27,6 +29,7 @@ export interface Tree {
 export const openTree = (path: string): Tree => ({
   fd: guarded(path, () => fs.openSync(path, O_RDONLY | O_DIRECTORY)),
   path: resolve(path),
+  held: new Map(),
 });
 
 export const closeTree = (tree: Tree): void => fs.closeSync(tree.fd);
@@ -126,6 +129,7 @@ function openFolder(tree: Tree, path: string): Opened<unknown> {
       fs.closeSync(fd);
       fd = inner;
       depth += 1;
+      if (tree.held.size > 0) requireHeld(tree, path.split("/").slice(0, depth).join("/") as RawPath, fd);
     }
     return { kind: "open", fd };
   } catch (error) {
@@ -142,6 +146,27 @@ function openFolder(tree: Tree, path: string): Opened<unknown> {
     }
   }
 }
+
+/**
+ * What tells a folder from all others of its file system, also after a reboot: a number is used again, but the time of birth
+ * is not. Where a file system keeps no such time it is the number alone.
+ */
+function identityOf(fd: number): string {
+  const { ino, birthtimeNs } = fs.fstatSync(fd, { bigint: true });
+  return `${ino}:${birthtimeNs}`;
+}
+
+function requireHeld(tree: Tree, path: RawPath, fd: number): void {
+  const held = tree.held.get(path);
+  if (held !== undefined && held !== identityOf(fd)) throw replacedFolder(tree, path);
+}
+
+/** Somebody who may write to the folder above put something else there. */
+const replacedFolder = (tree: Tree, path: RawPath): ZferryError =>
+  new ZferryError("worktree-dirty", `${display(tree, path)} is not the folder that was made there`, {
+    details: { path: display(tree, path) },
+    hint: "see who put it there, move it to where it belongs, and run the same command again",
+  });
 
 const split = (path: RawPath): { folder: string; name: RawPath } => {
   const slash = path.lastIndexOf("/");
@@ -374,10 +399,13 @@ export function addName(tree: Tree, fd: number, from: RawPath, to: RawPath): voi
       fs.closeSync(leaf.fd);
     }
   }
-  throw new ZferryError("io-failed", `${display(tree, from)} was replaced in this moment`, {
-    details: { path: display(tree, from) },
-  });
+  throw replacedNow(tree, from);
 }
+
+const replacedNow = (tree: Tree, path: RawPath): ZferryError =>
+  new ZferryError("io-failed", `${display(tree, path)} was replaced in this moment`, {
+    details: { path: display(tree, path) },
+  });
 
 /**
  * Reads a whole file that is small; undefined when there is none.
@@ -415,6 +443,123 @@ export function removeTree(tree: Tree, path: RawPath): void {
 }
 
 /**
+ * Makes a folder that its owner alone may enter, and holds it: whoever may rename it cannot have another one filled instead.
+ * @returns what `holdFolder` and `removePrepared` know it by
+ * @throws ZferryError `worktree-dirty` when another folder is in its place at once; `io-failed`, `no-space`
+ */
+export function makeFolder(tree: Tree, path: RawPath): string {
+  return inPlace(tree, path, (place) => {
+    fs.mkdirSync(place, { mode: 0o700 });
+    const fd = fs.openSync(place, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+    try {
+      const { uid, mode } = fs.fstatSync(fd);
+      const isNew = uid === process.geteuid?.() && (mode & 0o777) === 0o700;
+      if (!isNew || fs.readdirSync(`/proc/self/fd/${fd}`).length > 0) throw replacedFolder(tree, path);
+      const identity = identityOf(fd);
+      tree.held.set(path, identity);
+      return identity;
+    } finally {
+      fs.closeSync(fd);
+    }
+  });
+}
+
+/** Holds the folder at `path` if it is the one that `makeFolder` made; false when it is not. */
+export function holdFolder(tree: Tree, path: RawPath, identity: string): boolean {
+  const opened = openFolder(tree, path);
+  if (opened.kind !== "open") return false;
+  try {
+    if (identityOf(opened.fd) !== identity) return false;
+    tree.held.set(path, identity);
+    return true;
+  } finally {
+    fs.closeSync(opened.fd);
+  }
+}
+
+/**
+ * Opens the folder at `path`, which the caller closes.
+ * @throws ZferryError `io-failed`; `worktree-dirty` when it is not the one that is held
+ */
+export function openFolderAt(tree: Tree, path: RawPath): number {
+  return inPlace(tree, path, (place) => {
+    const fd = fs.openSync(place, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+    try {
+      requireHeld(tree, path, fd);
+      return fd;
+    } catch (error) {
+      fs.closeSync(fd);
+      throw error;
+    }
+  });
+}
+
+/**
+ * Renames what is at `from` to `to`, in the same folder.
+ * @throws ZferryError `io-failed`; `worktree-dirty` when it was not the folder that is held at `from`: its name is all that changed
+ */
+export function renameBeside(tree: Tree, from: RawPath, to: RawPath): void {
+  const held = tree.held.get(from);
+  if (held !== undefined) fs.closeSync(openFolderAt(tree, from));
+  inPlace(tree, from, (place, folder) => fs.renameSync(place, at(folder, split(to).name)));
+  if (held === undefined) return;
+  tree.held.delete(from);
+  if (!holdFolder(tree, to, held)) throw replacedFolder(tree, to);
+}
+
+/**
+ * Makes a symbolic link with an owner. Whoever may rename it cannot have another file given away.
+ * @throws ZferryError `io-failed`, `no-space`
+ */
+export function makeLink(
+  tree: Tree,
+  path: RawPath,
+  target: Uint8Array,
+  { uid, gid }: Pick<FileAttributes, "uid" | "gid">,
+): void {
+  inPlace(tree, path, (place) => fs.symlinkSync(Buffer.from(target), place));
+  const leaf = openLeaf(tree, path);
+  if (leaf.kind !== "open") throw replacedNow(tree, path);
+  try {
+    if (!leaf.stat.isSymbolicLink()) throw replacedNow(tree, path);
+    guarded(display(tree, path), () => fs.chownSync(`/proc/self/fd/${leaf.fd}`, uid, gid));
+  } finally {
+    fs.closeSync(leaf.fd);
+  }
+}
+
+/**
+ * Removes what was prepared at `path`: a file or link, and a folder with everything below it if it is the one that `makeFolder`
+ * made. Nothing when nothing is there.
+ * @param identity undefined where no folder is known to have been made; one that is empty goes all the same
+ * @throws ZferryError `worktree-dirty` when another folder is there, which stays; `io-failed`
+ */
+export function removePrepared(tree: Tree, path: RawPath, identity: string | undefined): void {
+  tree.held.delete(path);
+  const { folder, name } = split(path);
+  const opened = openFolder(tree, folder);
+  if (opened.kind !== "open") return;
+  try {
+    guarded(display(tree, path), () => {
+      const place = at(opened.fd, name);
+      const stat = fs.lstatSync(place, { throwIfNoEntry: false });
+      if (stat === undefined) return;
+      if (!stat.isDirectory()) return fs.unlinkSync(place);
+      const fd = fs.openSync(place, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+      try {
+        if (identityOf(fd) === identity) removeBelow(fd);
+        else if (fs.readdirSync(`/proc/self/fd/${fd}`).length > 0) throw replacedFolder(tree, path);
+      } finally {
+        fs.closeSync(fd);
+      }
+      fs.rmdirSync(place);
+    });
+  } finally {
+    fs.closeSync(opened.fd);
+  }
+}
+
+/**
  * Removes the folder at `path` if there is one, nothing is in it and nothing is mounted on it.
  * @throws ZferryError `io-failed`
  */
@@ -439,12 +584,17 @@ function removeAt(place: Buffer): void {
   if (!stat.isDirectory()) return fs.unlinkSync(place);
   const fd = fs.openSync(place, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
   try {
-    for (const name of fs.readdirSync(`/proc/self/fd/${fd}`, { encoding: "buffer" }))
-      removeAt(at(fd, rawPath(name)));
+    removeBelow(fd);
   } finally {
     fs.closeSync(fd);
   }
   fs.rmdirSync(place);
+}
+
+function removeBelow(fd: number): void {
+  for (const name of fs.readdirSync(`/proc/self/fd/${fd}`, { encoding: "buffer" })) {
+    removeAt(at(fd, rawPath(name)));
+  }
 }
 
 /** The paths of everything below a folder, folders before what is in them. */

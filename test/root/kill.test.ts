@@ -237,9 +237,8 @@ describe("with files of several names", () => {
     expect(untouched(whole)).toBe(before);
 
     for (let steps = 1; steps <= total; steps += Math.min(SAMPLE, 3)) {
-      const site = planned.copy();
-      await stopAfter(steps, () => site.apply(plan));
-      const stopped = site.copy();
+      const [site, stopped] = [planned.copy(), planned.copy()];
+      for (const each of [site, stopped]) await stopAfter(steps, () => each.apply(plan));
       await stopAfter((steps * 7) % total, () => site.apply(plan));
       await site.apply(plan);
       expect(outcome(site, plan), `stopped after ${steps} of ${total} steps`).toBe(expected);
