@@ -23,7 +23,7 @@ describe.skipIf(!hasFlags)("what chattr locks is told by the plan", () => {
     site = host.site("r1", "cloned");
     sh(
       site.root,
-      "chattr +a etc/secret; chattr +i etc/gone etc/modes etc/private etc/unchanged etc/dir-to-file/b",
+      "chattr +a etc/secret; chattr +i etc/gone etc/modes etc/private etc/kept.d/stays etc/dir-to-file/b",
     );
     const before = site.state();
     const paths = [

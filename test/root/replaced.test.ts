@@ -110,7 +110,7 @@ describe("untracked files where the release puts its own", () => {
       { "etc/foo": command('rm "$1"; mkdir "$1"; touch "$1/x"') },
       "etc/foo (a directory with etc/foo/x)",
     ],
-    ["a pipe", { "etc/foo": command('rm "$1"; mkfifo "$1"') }, "etc/foo (an untracked other)"],
+    ["a pipe", { "etc/foo": command('rm "$1"; mkfifo "$1"') }, "etc/foo (an untracked named pipe)"],
     ["a file where a folder goes", { "etc/sub": "mine\n" }, "etc/sub/inner (etc/sub is no directory)"],
     ["a link where a folder goes", { "etc/sub": link("dir") }, "etc/sub/inner (etc/sub is a symbolic link)"],
   ])("are refused all the same: %s", async (_, edits, path) => {
