@@ -15,7 +15,7 @@
 import { type ChildProcess, type StdioOptions } from "node:child_process";
 import { execFile, execFileSync, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync } from "node:fs";
+import { closeSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, openSync } from "node:fs";
 import { readFileSync, readSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { constants, tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
@@ -23,6 +23,7 @@ import { createInterface } from "node:readline";
 import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
+import { buildSync } from "esbuild";
 
 /** A release line of OpenZFS that an image can be built for. */
 export type ZfsLine = "2.1" | "2.3";
@@ -404,7 +405,7 @@ export class Guest extends JobMachine {
       // `zpool create` on a whole disk would wait for udev to find the partitions that it makes.
       execFileSync("sfdisk", ["--quiet", file], { input: "type=83" });
     }
-    packApplication(join(this.folder, "application.sqfs"));
+    packApplication(this.folder, join(this.folder, "application.sqfs"));
   }
 
   /** Boots the guest; resolves when it can run scripts. */
@@ -560,6 +561,8 @@ export const drive = (name: string, path: string, mode: string): string[] => [
   ...["-device", `virtio-blk-pci,drive=drive-${name},serial=${name}`],
 ];
 
+const EXECA = "node_modules/execa";
+
 /** Milliseconds until a guest that does not answer is given up. */
 const BOOT_TIMEOUT = 180_000;
 
@@ -592,20 +595,33 @@ async function kvmWorks(image: string): Promise<boolean> {
 
 /**
  * Packs node, and of the checkout what an installation of zferry has, as a squashfs: loading hundreds of small modules
- * over 9p would take seconds.
+ * over 9p would take seconds. Of what it needs, execa comes as one file: where all is emulated, its 130 modules take as long
+ * as the rest of the program.
  */
-function packApplication(file: string): void {
+function packApplication(folder: string, file: string): void {
   const lock = JSON.parse(readFileSync(join(CHECKOUT, "package-lock.json"), "utf8")) as {
     packages: Record<string, { dev?: boolean }>;
   };
   const modules = Object.entries(lock.packages).flatMap(([path, { dev }]) => (dev ? [] : [path]));
   const outermost = modules.filter((path) => path.split("node_modules/").length === 2);
   const paths = ["package.json", "dist", "formats", ...outermost];
-  const present = paths.filter((path) => existsSync(join(CHECKOUT, path)));
+  const present = paths.filter((path) => path !== EXECA && existsSync(join(CHECKOUT, path)));
+  buildSync({
+    entryPoints: [join(CHECKOUT, EXECA, "index.js")],
+    outfile: join(folder, EXECA, "index.js"),
+    bundle: true,
+    platform: "node",
+    format: "esm",
+    // Some of its own dependencies are CommonJS.
+    banner: {
+      js: 'import { createRequire } from "node:module"; const require = createRequire(import.meta.url);',
+    },
+  });
+  copyFileSync(join(CHECKOUT, EXECA, "package.json"), join(folder, EXECA, "package.json"));
   const pack = `
-    tar -c --transform "s,^$(basename "$2")\$,bin/node," -C "$(dirname "$2")" "$(basename "$2")" -C "$3" "\${@:4}" |
+    tar -c --transform "s,^$(basename "$2")\$,bin/node," -C "$(dirname "$2")" "$(basename "$2")" -C "$3" "$4" -C "$5" "\${@:6}" |
       sqfstar -comp lz4 -quiet -no-progress "$1"`;
-  const args = [file, process.execPath, CHECKOUT, ...present];
+  const args = [file, process.execPath, folder, EXECA, CHECKOUT, ...present];
   execFileSync("bash", ["-euo", "pipefail", "-c", pack, "pack", ...args], {
     stdio: ["ignore", "pipe", "pipe"],
   });

@@ -1,16 +1,13 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { defaultZfs, MNT, usesLocalZfs, type Machine } from "./guest.js";
+import { MNT, type Machine } from "./guest.js";
+import { shareOf } from "./rounds.js";
 import { BUILD_USR, makeRelease, openSystem, RPOOL, script, SITE_USR } from "./system.js";
 
 /*
  * An install that is stopped before each of its steps, by kill -9 and by Ctrl-C, and what comes after it. The steps are those of
- * stop-at.mjs. Every round begins with the same site at R1, and ends with one that is compared with what a smooth install makes
- * of it, or with what it was.
+ * stop-at.mjs; the two versions of ZFS together stop each in one way at least. Every round begins with the same site at R1, and
+ * ends with one that is compared with what a smooth install makes of it, or with what it was.
  */
-
-/** Rounds are shared between the versions of ZFS: each has every other step of this, and the rest of that. */
-const isMine = (index: number): boolean => usesLocalZfs() || index % 2 === (defaultZfs() === "2.3" ? 1 : 0);
-const isOthers = (index: number): boolean => usesLocalZfs() || !isMine(index);
 
 const FILE = "/tmp/R2.bundle";
 const ROOT = `${RPOOL}/ROOT/site`;
@@ -95,8 +92,7 @@ describe("an install that is killed before any step", () => {
   it(
     "is brought to its end by bundle install, without the file where that is under way",
     async () => {
-      for (const [index, step] of steps.entries()) {
-        if (!isMine(index)) continue;
+      for (const [index, step] of shareOf(steps, 0)) {
         const output = await lines(`${RESET}
         ${killed(`install ${FILE}`, index + 1)}
         bundle status | sed -n 's/^under way: //p'
@@ -114,8 +110,7 @@ describe("an install that is killed before any step", () => {
   it(
     "is given up by bundle abort, and the site is as it was",
     async () => {
-      for (const [index, step] of steps.entries()) {
-        if (!isOthers(index) || index % 4 > 1) continue;
+      for (const [index, step] of shareOf(steps, 1)) {
         const where = `killed before ${index + 1}, ${step}`;
         await lines(`${RESET}
         ${killed(`install ${FILE}`, index + 1)}
@@ -133,8 +128,7 @@ describe("an install that is interrupted by Ctrl-C before any step", () => {
   it(
     "leaves the site as it was, or can be gone on with",
     async () => {
-      for (const [index, step] of steps.entries()) {
-        if (!isOthers(index)) continue;
+      for (const [index, step] of shareOf(steps, 3)) {
         const where = `interrupted before ${index + 1}, ${step}`;
         const status = await lines(`${RESET}
         status=0; ${stopped(`install ${FILE}`, index + 1, "INT")} >/dev/null 2>/tmp/err || status=$?; echo $status`);
@@ -162,12 +156,11 @@ it(
     const undoing = await stepsOf("abort");
     expect(undoing).toContain("zfs rollback");
     expect(await siteState()).toBe(before);
-    for (const [index, step] of undoing.entries()) {
-      if (!isMine(index)) continue;
+    for (const [index, step] of shareOf(undoing, 0)) {
       const where = `giving up, killed before ${index + 1}, ${step}`;
       await lines(`${half}
       ${killed("abort", index + 1)}
-      bundle ${index % 4 < 2 ? "abort" : "install"}`);
+      bundle ${index % 8 < 4 ? "abort" : "install"}`);
       const once = await siteState();
       expect(`${where}\n${once}`).toBe(`${where}\n${before}`);
     }

@@ -1,0 +1,13 @@
+import { defaultZfs, usesLocalZfs } from "./guest.js";
+
+/** Whether nothing is left to the other version of ZFS, nor left out. */
+const ALL = usesLocalZfs() || process.env["ZFERRY_TEST_ALL"] === "1";
+
+/**
+ * Those rounds of a long test that are this machine's, with their numbers from 0. Of every four each version of ZFS has one, and
+ * not the same; with the four values of `first` all are somebody's. ZFERRY_TEST_ALL=1 gives all.
+ */
+export function shareOf<Round>(rounds: readonly Round[], first: 0 | 1 | 2 | 3): [number, Round][] {
+  const mine = (first + (defaultZfs() === "2.3" ? 2 : 0)) % 4;
+  return [...rounds.entries()].filter(([index]) => ALL || index % 4 === mine);
+}
