@@ -58,8 +58,23 @@ const VERBS: readonly Verb[] = [
   },
   {
     name: "abort",
-    summary: "give up the install that is under way",
+    summary: "give up what is under way",
     load: () => import("./commands/abort.js"),
+  },
+  {
+    name: "rollback",
+    summary: "take the newest install back",
+    load: () => import("./commands/rollback.js"),
+  },
+  {
+    name: "confirm",
+    summary: "keep the newest install: it cannot be rolled back any more",
+    load: () => import("./commands/confirm.js"),
+  },
+  {
+    name: "history",
+    summary: "list the releases of this site",
+    load: () => import("./commands/history.js"),
   },
   {
     name: "trust",

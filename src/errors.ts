@@ -48,6 +48,8 @@ export const EXIT_STATUS = {
   "dataset-in-use": 17,
   "dataset-unsuitable": 17,
   "install-pending": 17,
+  "rollback-impossible": 17,
+  "loss-not-agreed": 17,
   "secret-found": 17,
   "environment-missing": 17,
   "environment-incomplete": 17,

@@ -26,6 +26,8 @@ export interface Environment {
   askPassphrase(prompt: string, otherwise?: string): Promise<string>;
   /** Asks on the terminal, and waits for Enter; false where there is no terminal. */
   askToGoOn(question: string): Promise<boolean>;
+  /** Asks on the terminal; false where there is none, and for every answer but `yes`. */
+  askToAgree(question: string): Promise<boolean>;
   readonly progress: ProgressReport;
 }
 

@@ -12,7 +12,7 @@ import {
   type Plan,
 } from "../install/install.js";
 import { dangerOf, faceDanger, runMoved } from "../install/live.js";
-import type { Journal } from "../install/state.js";
+import type { InstallJournal, Journal } from "../install/state.js";
 import { readUnderWay } from "../install/under-way.js";
 import { showPath } from "../raw-path.js";
 import { pathOf, type PathName } from "../root/paths.js";
@@ -143,7 +143,11 @@ async function runGoOn(options: CommandOptions, env: Environment): Promise<void>
   const site = await readSiteConfig(options.config);
   if (options.live && (await runMoved(site, env))) return;
   const journal = await readUnderWay(site);
-  if (journal !== undefined && (await needsBundle(journal, site))) {
+  if (journal?.operation === "rollback" && !journal.undoing) {
+    const { runRollback } = await import("./rollback.js");
+    return runRollback(options, env);
+  }
+  if (journal?.operation === "install" && (await needsBundle(journal, site))) {
     return runInstall(await locateBundle(journal, site, env), options, env);
   }
   const done = await finishInstall(workOf(site, env, options));
@@ -166,7 +170,8 @@ export async function tellEnd(
   if (journal === undefined) return env.write("no install is under way; nothing to do\n");
   const { name, sequence } = journal.release;
   const what = `${product} release ${name} (${sequence})`;
-  const text = outcome === "aborted" ? `gave up ${what}; the site is as it was before` : `installed ${what}`;
+  const given = journal.operation === "rollback" ? `the rollback of ${what}` : what;
+  const text = outcome === "aborted" ? `gave up ${given}; the site is as it was before` : `installed ${what}`;
   await env.write(`${printable(text)}\n`);
 }
 
@@ -200,7 +205,7 @@ export const workOf = (
 
 /** Where the bundle of an install that is under way is; whoever is at a terminal is asked for it. */
 async function locateBundle(
-  { release, origin }: Journal,
+  { release, origin }: InstallJournal,
   site: SiteConfig,
   env: Environment,
 ): Promise<string> {

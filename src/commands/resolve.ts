@@ -4,6 +4,7 @@ import { VerifiedBundle } from "../bundle/reader.js";
 import { ZferryError } from "../errors.js";
 import { resolveBundle } from "../install/install.js";
 import { requireMergeTool } from "../install/merge-tool.js";
+import type { Resolved } from "../install/resolve.js";
 import { readSiteTrust } from "../install/trust.js";
 import { readUnderWay } from "../install/under-way.js";
 import { rawPath } from "../raw-path.js";
@@ -19,6 +20,7 @@ interface ResolveCommandOptions extends CommandOptions {
   readonly ours?: readonly string[];
   readonly theirs?: readonly string[];
   readonly tool?: string | true;
+  readonly rollback?: boolean;
 }
 
 export function define(command: Command, environment: () => Environment): void {
@@ -26,6 +28,7 @@ export function define(command: Command, environment: () => Environment): void {
     command
       .usage("[options] <file>")
       .argument("[file]", "the bundle")
+      .option("--rollback", "instead of a bundle's conflicts those of bundle rollback")
       .option("--to <folder>", "where the conflicts are put (default: resolve in the state folder)")
       .option("--ours <path>", "keep what the site has of this path; can be repeated", repeatable)
       .option("--theirs <path>", "take what the release has of this path; can be repeated", repeatable)
@@ -42,7 +45,9 @@ export function define(command: Command, environment: () => Environment): void {
         "The site's / is not changed.",
     )
     .action((file: string | undefined, options: ResolveCommandOptions) =>
-      runResolve(...fileAndTool(file, options), environment()),
+      options.rollback
+        ? runResolveRollback(file, options, environment())
+        : runResolve(...fileAndTool(file, options), environment()),
     );
 }
 
@@ -58,23 +63,60 @@ function fileAndTool(
   });
 }
 
+/** Lets a person settle the conflicts of a rollback. */
+async function runResolveRollback(
+  file: string | undefined,
+  options: ResolveCommandOptions,
+  env: Environment,
+): Promise<void> {
+  if (file !== undefined) throw new ZferryError("usage", `${file}: with --rollback no bundle is named`);
+  const { allowDowngrade, allowExpired, acceptTime, replaceUntracked, commitDrift = false } = options;
+  if ([allowDowngrade, allowExpired, acceptTime, replaceUntracked].some((value) => value !== undefined)) {
+    throw new ZferryError("usage", "with --rollback no release is judged, and no file is replaced");
+  }
+  threadsOf(options);
+  const tool = await toolOf(options, env);
+  const site = await readSiteConfig(options.config);
+  const { resolveRollback } = await import("../install/rollback.js");
+  const found = await resolveRollback({
+    ...workOf(site, env, {}),
+    warn: warnIn(env),
+    commitDrift,
+    chosen: chosenOf(options),
+    tool,
+    folder: folderOf(options),
+  });
+  const { release } = found.installation;
+  const name = `the rollback of ${site.product} release ${release.name} (${release.sequence})`;
+  await tellResolved(found, { product: site.product, release }, name, "bundle rollback", env);
+}
+
+const chosenOf = ({ ours, theirs }: ResolveCommandOptions) => ({
+  ours: pathsOf(ours),
+  theirs: pathsOf(theirs),
+});
+
+/** @throws ZferryError `usage` without a terminal; `not-configured` where git has no such tool */
+async function toolOf({ tool: named }: ResolveCommandOptions, env: Environment) {
+  if (named === undefined) return undefined;
+  const tool = { name: named === true ? undefined : named, signal: env.signal, warn: warnIn(env) };
+  if (!env.interactive)
+    throw new ZferryError("usage", "--tool needs a terminal", {
+      hint: "without it, bundle resolve puts the conflicts into a folder, for any editor",
+    });
+  await requireMergeTool(tool);
+  return tool;
+}
+
+const folderOf = ({ to }: ResolveCommandOptions): string | undefined =>
+  to === undefined ? undefined : resolve(to);
+
 /** Verifies a bundle whole, then lets a person settle its conflicts apart from the live system. */
 async function runResolve(path: string, options: ResolveCommandOptions, env: Environment): Promise<void> {
   const site = await readSiteConfig(options.config);
   const exceptions = exceptionsOf(options);
   const { commitDrift = false, replaceUntracked = false } = options;
-  const chosen = { ours: pathsOf(options.ours), theirs: pathsOf(options.theirs) };
-  const tool =
-    options.tool === undefined
-      ? undefined
-      : { name: options.tool === true ? undefined : options.tool, signal: env.signal, warn: warnIn(env) };
-  if (tool !== undefined) {
-    if (!env.interactive)
-      throw new ZferryError("usage", "--tool needs a terminal", {
-        hint: "without it, bundle resolve puts the conflicts into a folder, for any editor",
-      });
-    await requireMergeTool(tool);
-  }
+  const tool = await toolOf(options, env);
   const trust = await readSiteTrust(site);
   const file = await openBundleFile(path, threadsOf(options));
   try {
@@ -90,37 +132,40 @@ async function runResolve(path: string, options: ResolveCommandOptions, env: Env
       exceptions,
       commitDrift,
       replaceUntracked,
-      chosen,
+      chosen: chosenOf(options),
       tool,
-      folder: options.to === undefined ? undefined : resolve(options.to),
+      folder: folderOf(options),
     });
-    const { settled, left, folder } = found;
-    const outcome = left.length === 0 ? "settled" : "open";
-    if (env.json) {
-      const result = {
-        outcome,
-        product,
-        release: { ...release, identity: bundle.identity },
-        settled,
-        left,
-        folder,
-      };
-      return await env.write(`${JSON.stringify(result)}\n`);
-    }
+    const told = { product, release: { ...release, identity: bundle.identity } };
     const name = `${product} release ${release.name} (${release.sequence})`;
-    const lines =
-      left.length === 0
-        ? [`no conflict of ${name} is left, ${settled} settled; bundle install ${path} goes on with it`]
-        : [
-            `${settled} of ${settled + left.length} conflicts of ${name} settled; those left are in ${folder}:`,
-            ...left.map(({ path: place, reason, how }) => `  ${place} (${reason}): ${how}`),
-            `then run the same command again; nothing of / was changed`,
-          ];
-    await env.write(`${lines.map(printable).join("\n")}\n`);
+    await tellResolved(found, told, name, `bundle install ${path}`, env);
   } finally {
     env.progress.end();
     await file.close();
   }
+}
+
+/** @param next the command that goes on when nothing is left */
+async function tellResolved(
+  { settled, left, folder }: Resolved & { readonly folder: string },
+  { product, release }: { readonly product: string; readonly release: object },
+  name: string,
+  next: string,
+  env: Environment,
+): Promise<void> {
+  if (env.json) {
+    const outcome = left.length === 0 ? "settled" : "open";
+    return env.write(`${JSON.stringify({ outcome, product, release, settled, left, folder })}\n`);
+  }
+  const lines =
+    left.length === 0
+      ? [`no conflict of ${name} is left, ${settled} settled; ${next} goes on with it`]
+      : [
+          `${settled} of ${settled + left.length} conflicts of ${name} settled; those left are in ${folder}:`,
+          ...left.map(({ path: place, reason, how }) => `  ${place} (${reason}): ${how}`),
+          `then run the same command again; nothing of / was changed`,
+        ];
+  await env.write(`${lines.map(printable).join("\n")}\n`);
 }
 
 /** Paths of `/`, as they are shown or absolute. */

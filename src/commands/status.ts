@@ -2,7 +2,16 @@ import type { Command } from "commander";
 import { ZferryError } from "../errors.js";
 import type { SiteConfig } from "../config.js";
 import { needsBundle } from "../install/install.js";
-import { openState, type Installation, type Journal, type Phase, type SiteState } from "../install/state.js";
+import {
+  installed,
+  openState,
+  undoable,
+  type Installation,
+  type Journal,
+  type Phase,
+  type RollbackJournal,
+  type SiteState,
+} from "../install/state.js";
 import { progressOf, type StreamProgress } from "../install/steps.js";
 import { readUnderWay } from "../install/under-way.js";
 import { formatBytes, formatTime, printable, type Environment } from "../report.js";
@@ -20,7 +29,7 @@ export function define(command: Command, environment: () => Environment): void {
     .action((options: StatusOptions) => runStatus(options, environment()));
 }
 
-/** Shows the installed release and an install that is under way. */
+/** Shows the installed release and what is under way. */
 export async function runStatus(options: StatusOptions, env: Environment): Promise<void> {
   const site = await readSiteConfig(options.config);
   const state = await openState(site.state).readState();
@@ -67,22 +76,28 @@ async function askProgress(stream: Journal["streams"][number]): Promise<Progress
 function asJson(product: string, state: SiteState | undefined, underWay: UnderWay | undefined): string {
   return `${JSON.stringify({
     product,
-    installed: state?.installations.at(-1) ?? null,
+    installed: installed(state) ?? null,
     highestSequence: state?.highestSequence ?? 0,
     underWay: underWay === undefined ? null : describeUnderWay(underWay),
   })}\n`;
 }
 
 const describeUnderWay = ({ journal, needed, streams }: UnderWay): object => {
-  const { release, startedAt, phase, undoing, origin } = journal;
-  return { release, startedAt, phase, undoing, file: origin?.file ?? null, needed, streams };
+  const { operation, release, startedAt, phase, undoing } = journal;
+  const file = (operation === "install" && journal.origin?.file) || null;
+  return { operation, release, startedAt, phase, undoing, file, needed, streams };
 };
 
 function asText(product: string, state: SiteState | undefined, underWay: UnderWay | undefined): string {
-  const installed = state?.installations.at(-1);
+  const installation = installed(state);
   const lines = [
     `product: ${product}`,
-    ...(installed === undefined ? ["installed: no release by zferry yet"] : describe(installed)),
+    ...(installation === undefined
+      ? [`installed: no release by zferry${state?.installations.length ? " any more" : " yet"}`]
+      : describe(installation)),
+    ...(undoable(state) === undefined || underWay !== undefined
+      ? []
+      : ["  can be rolled back: bundle rollback; bundle confirm gives that up"]),
     ...(underWay === undefined ? ["under way: nothing"] : describeWay(underWay)),
   ];
   return `${lines.map(printable).join("\n")}\n`;
@@ -92,11 +107,13 @@ const DOING: Record<Phase, string> = {
   holding: "holding the base snapshots",
   preparing: "preparing the files of /",
   receiving: "receiving",
+  "rolling-back": "rolling back the datasets",
   writing: "writing the files of /",
   recording: "recording it as installed",
 };
 
 function describeWay({ journal, needed, streams }: UnderWay): string[] {
+  if (journal.operation === "rollback") return describeRollback(journal);
   const { release, startedAt, phase, undoing, origin } = journal;
   const what = `release ${release.name} (${release.sequence}), begun at ${formatTime(startedAt)}`;
   const from = origin === null ? `, and the bundle of ${release.name}` : ` (from ${origin.file})`;
@@ -106,6 +123,17 @@ function describeWay({ journal, needed, streams }: UnderWay): string[] {
     undoing
       ? "  goes on with: bundle abort"
       : `  goes on with: bundle install${needed ? from : ""}; gives it up: bundle abort`,
+  ];
+}
+
+function describeRollback({ release, startedAt, phase, undoing }: RollbackJournal): string[] {
+  const what = `rollback of release ${release.name} (${release.sequence}), begun at ${formatTime(startedAt)}`;
+  const doing = phase === "recording" ? "recording it as rolled back" : DOING[phase];
+  return [
+    `under way: ${what}, ${undoing ? `being given up (${phase})` : doing}`,
+    undoing
+      ? "  goes on with: bundle abort"
+      : `  goes on with: bundle rollback${phase === "preparing" ? "; gives it up: bundle abort" : ""}`,
   ];
 }
 

@@ -5,8 +5,8 @@ import { ZferryError } from "../errors.js";
 import { readKeyFolder, readPublicKey, writeNewFiles } from "../system/key-files.js";
 import { changeKeys, identityOf, requireEnough, trustedKeys } from "../trust/keys.js";
 import { encodePublicKey, parsePublicKey, publicKeyLine, type PublicKey } from "../trust/minisign.js";
-import { requireNothingPending } from "./policy.js";
-import { lockState } from "./state.js";
+import { requireNothingPending } from "./pending.js";
+import { emptyState, lockState } from "./state.js";
 import { keySetOf, readSiteTrust, type SiteTrust } from "./trust.js";
 import { readUnderWay } from "./under-way.js";
 
@@ -22,7 +22,7 @@ export async function changeTrust(
   const folder = await lockState(site.state);
   try {
     // The bundle of an install that is under way must be believed until its end, or the site would stay half-way.
-    requireNothingPending(await readUnderWay(site));
+    requireNothingPending(await readUnderWay(site), "and the keys stay until that is done");
     const state = await folder.readState();
     if ("add" in change) {
       const key = await readPublicKey(change.add);
@@ -40,7 +40,7 @@ export async function changeTrust(
     const keys = changeKeys(trust.set, { counter, add: [], revoke: [publicKeyLine(key)] });
     requireEnough(trust.folder, keys, site.trust.threshold);
     await folder.writeState({
-      ...(state ?? { version: 1, product: site.product, highestSequence: 0, installations: [] }),
+      ...(state ?? emptyState(site.product)),
       keys,
     });
   } finally {

@@ -36,7 +36,7 @@ import {
   type Loader,
   type LoaderProperties,
 } from "./environment-rules.js";
-import { requireNothingPending } from "./policy.js";
+import { requireNothingPending } from "./pending.js";
 import { lockState } from "./state.js";
 import { readUnderWay } from "./under-way.js";
 
@@ -288,7 +288,7 @@ export async function activateEnvironment(
 ): Promise<Activated> {
   const folder = await lockState(site.state);
   try {
-    requireNothingPending(await readUnderWay(site));
+    requireNothingPending(await readUnderWay(site), "and what boots next stays until that is done");
     const survey = await look(site);
     const candidate = findCandidate(name, survey);
     const { loader } = site["boot-environment"];

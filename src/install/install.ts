@@ -1,17 +1,14 @@
-import { mkdirSync, rmSync } from "node:fs";
-import { rm } from "node:fs/promises";
+import { rmSync } from "node:fs";
 import { join, resolve } from "node:path";
 import type { VerifiedBundle } from "../bundle/reader.js";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import type { ProgressReport } from "../report.js";
-import { requireAsPlanned } from "../root/apply.js";
 import type { RootSpace } from "../root/disk.js";
 import { planRoot, type PlanOptions } from "../root/merge.js";
 import { parsePattern } from "../root/path-pattern.js";
 import type { RootPlan } from "../root/plan.js";
 import type { Resolutions, SettledConflict } from "../root/settle.js";
-import { guarded } from "../system/files.js";
 import { keepAt, withScratch, writeScratchFile } from "../system/scratch.js";
 import { changeKeys, requireEnough, type KeyChange } from "../trust/keys.js";
 import {
@@ -20,6 +17,7 @@ import {
   requireStateUntracked,
   requireStateWritable,
 } from "./apart.js";
+import { isAsPlanned, pending, placeOf, requireSameSite, withLock, withState } from "./pending.js";
 import {
   estimateTime,
   Obstacles,
@@ -34,16 +32,17 @@ import { describeStream, isReceived } from "./receive.js";
 import { openResolutions } from "./resolutions.js";
 import { resolveConflicts, type Resolved, type ResolveOptions } from "./resolve.js";
 import {
+  installed,
   isRecorded,
-  lockState,
   openState,
   PHASES,
+  type InstallJournal,
   type Journal,
   type Phase,
   type SiteState,
   type StateFolder,
 } from "./state.js";
-import { carryOut, finishRecorded, requireUndoable, siteRoot, undo, type Work } from "./steps.js";
+import { carryOut, requireUndoable, siteRoot, undo, type Work } from "./steps.js";
 import { keySetOf, type SiteTrust } from "./trust.js";
 
 export interface InstallOptions {
@@ -75,7 +74,7 @@ export interface Plan {
   /** What lies in the state folder. */
   readonly state: SiteState | undefined;
   /** Of an install of this bundle that is under way. */
-  readonly journal: Journal | undefined;
+  readonly journal: InstallJournal | undefined;
   readonly streams: readonly StreamPlan[];
   readonly root: RootPlan | undefined;
   /** Of `/`: what each of its file systems needs and has; empty where the plan of `/` is that of the journal. */
@@ -141,75 +140,43 @@ export async function installBundle(bundle: VerifiedBundle, options: InstallOpti
 }
 
 /**
- * Goes on with an install whose streams are all received, without its bundle; with one that is being given up, too.
+ * Goes on with an install whose streams are all received, without its bundle; with what is being given up, too.
  * @returns the journal of what was brought to its end; undefined when nothing is under way
- * @throws ZferryError `install-pending` when the bundle is needed
+ * @throws ZferryError `install-pending` when the bundle is needed, or a rollback is under way
  */
 export const finishInstall = (options: GoOnOptions): Promise<Journal | undefined> =>
   withUnderWay(options, async (journal, work) => {
     if (journal.undoing) await giveUp(journal, work, options);
+    else if (journal.operation === "rollback") throw pending(journal, "which no install goes on with");
     else if (await needsBundle(journal, options.site)) throw pending(journal, "and its bundle is needed");
     else await carryOut(journal, null, work);
   });
 
 /** A stream that was received may have been taken back since, by hand. */
-function phaseToGoOnFrom({ phase, origin }: Journal, streams: readonly StreamPlan[]): Phase {
+function phaseToGoOnFrom(
+  { phase, origin }: InstallJournal,
+  streams: readonly StreamPlan[],
+): Phase<"install"> {
   // What version 1 of the journal called receiving began with the holds.
   if (origin === null && phase === "receiving") return "holding";
-  const isBehind = PHASES.indexOf(phase) > PHASES.indexOf("receiving");
+  const isBehind = PHASES.install.indexOf(phase) > PHASES.install.indexOf("receiving");
   return isBehind && streams.some(({ received }) => !received) ? "receiving" : phase;
 }
 
 /** Whether only its bundle leads an install on: to receive what is missing, or to plan `/` again, which has changed. */
 export async function needsBundle(journal: Journal, site: SiteConfig): Promise<boolean> {
-  const { undoing, origin, phase, streams, root } = journal;
-  if (undoing) return false;
+  if (journal.undoing || journal.operation === "rollback") return false;
+  const { origin, phase, streams, root } = journal;
   if (origin === null || phase === "holding" || phase === "preparing") return true;
   for (const stream of streams) if (!(await isReceived(stream))) return true;
   return phase === "receiving" && root !== null && !(await isAsPlanned(root, site));
 }
 
-async function isAsPlanned(root: RootPlan, site: SiteConfig): Promise<boolean> {
-  try {
-    await requireAsPlanned(root, await siteRoot(site));
-    return true;
-  } catch (error) {
-    if (error instanceof ZferryError && error.code === "worktree-dirty") return false;
-    throw error;
-  }
-}
-
-const placeOf = ({ product, root }: SiteConfig): Journal["site"] => ({ product, root: root?.path ?? null });
-
 /**
- * What is under way is finished, or given up, where it was begun.
- * @throws ZferryError `install-pending` when the configuration names another place since
- */
-function requireSameSite({ release, streams, site: begun }: Journal, site: SiteConfig): void {
-  const differences = streams.flatMap(({ role, dataset }) =>
-    site.streams[role] === dataset ? [] : [`${role} is ${site.streams[role] ?? "missing"}, not ${dataset}`],
-  );
-  if (begun !== null) {
-    if (site.product !== begun.product) differences.push(`product is ${site.product}, not ${begun.product}`);
-    const path = site.root?.path ?? null;
-    if (path !== begun.root) differences.push(`root is ${path ?? "missing"}, not ${begun.root ?? "missing"}`);
-  }
-  if (differences.length === 0) return;
-  throw new ZferryError(
-    "install-pending",
-    `release ${release.name} (${release.sequence}) is under way, and the site's configuration has changed: ${differences.join("; ")}`,
-    {
-      details: { pending: release.name, differences },
-      hint: "bring the configuration back until that is finished or given up",
-    },
-  );
-}
-
-/**
- * Gives up the install that is under way: the site becomes what it was.
+ * Gives up what is under way: the site becomes what it was.
  * @returns its journal; undefined when nothing is under way
  * @throws ZferryError `dataset-in-use`, `base-modified` before anything is changed, when a stream that is received cannot
- * be taken back
+ * be taken back; `install-pending` for a rollback that only its end is left of
  */
 export const abortInstall = (options: GoOnOptions): Promise<Journal | undefined> =>
   withUnderWay(options, async (journal, work) => {
@@ -235,41 +202,13 @@ const withUnderWay = (
     return journal;
   });
 
-/** Runs `use` with the site's lock, and with what an install that is recorded left behind removed. */
-async function withState<Result>(
-  site: SiteConfig,
-  use: (folder: StateFolder, scratch: string) => Promise<Result>,
-): Promise<Result> {
-  for (const dataset of Object.values(site.streams)) await requireAnswer(dataset);
-  return withLock(site, async (folder, scratch) => {
-    await finishRecorded(folder);
-    return use(folder, scratch);
-  });
-}
-
-/** Runs `use` with the site's lock, and a scratch folder that goes with it. No dataset is asked anything. */
-async function withLock<Result>(
-  site: SiteConfig,
-  use: (folder: StateFolder, scratch: string) => Promise<Result>,
-): Promise<Result> {
-  const folder = await lockState(site.state);
-  const scratch = join(folder.path, "scratch");
-  try {
-    await rm(scratch, { recursive: true, force: true });
-    guarded(scratch, () => mkdirSync(scratch, { mode: 0o700 }));
-    return await use(folder, scratch);
-  } finally {
-    await rm(scratch, { recursive: true, force: true });
-    await folder.release();
-  }
-}
-
 const beginning = (
   bundle: VerifiedBundle,
   site: SiteConfig,
   streams: readonly StreamPlan[],
   now: Date,
-): Journal => ({
+): InstallJournal => ({
+  operation: "install",
   release: { ...bundle.manifest.release, identity: bundle.identity },
   startedAt: Math.floor(now.getTime() / 1000),
   phase: "holding",
@@ -284,7 +223,7 @@ const beginning = (
 const originOf = (
   { name, manifest: { created }, signers }: VerifiedBundle,
   keys: KeyChange | undefined,
-): Journal["origin"] => ({
+): InstallJournal["origin"] => ({
   file: resolve(name),
   created,
   signers: signers.map(({ keyId }) => keyId),
@@ -295,8 +234,13 @@ const originOf = (
  * @param journal of what is under way
  * @throws ZferryError `install-pending` when a bundle is not the one that leads it on
  */
-export function requireNoOther(bundle: VerifiedBundle, journal: Journal | undefined): void {
+export function requireNoOther(
+  bundle: VerifiedBundle,
+  journal: Journal | undefined,
+): asserts journal is InstallJournal | undefined {
   const { release } = bundle.manifest;
+  if (journal?.operation === "rollback")
+    throw pending(journal, "and nothing is installed before that is done");
   if (journal !== undefined && journal.release.identity !== bundle.identity) {
     throw pending(
       journal,
@@ -304,21 +248,6 @@ export function requireNoOther(bundle: VerifiedBundle, journal: Journal | undefi
     );
   }
   if (journal?.undoing) throw pending(journal, "and cannot be installed before that is done");
-}
-
-/** That another command must come first. */
-function pending({ release, undoing }: Journal, why: string): ZferryError {
-  const what = undoing ? "being given up" : "being installed";
-  return new ZferryError(
-    "install-pending",
-    `release ${release.name} (${release.sequence}) is ${what}, ${why}`,
-    {
-      details: { pending: release.name },
-      hint: undoing
-        ? "finish that first: bundle abort"
-        : `finish it first, with the bundle of ${release.name}: bundle install FILE; or give it up: bundle abort`,
-    },
-  );
 }
 
 async function makePlan(
@@ -364,7 +293,7 @@ async function makePlan(
     obstacles.throwAny();
     return { ...known, root: journal.root ?? undefined, present: false };
   }
-  const last = state?.installations.at(-1)?.release;
+  const last = installed(state)?.release;
   const present =
     journal === undefined &&
     last?.identity === bundle.identity &&
@@ -403,7 +332,8 @@ export async function resolveBundle(
       state: site.state,
       folder,
       scratchDir: scratch,
-      release: bundle.manifest.release.name,
+      with: `release ${bundle.manifest.release.name}`,
+      theirs: bundle.manifest.release.name,
       chosen,
       tool,
       plan: (how) => {
@@ -451,7 +381,7 @@ async function planRootHalf(
     /** Instead of those that are recorded. */
     readonly resolutions?: Resolutions;
   },
-  journal: Journal | undefined,
+  journal: InstallJournal | undefined,
 ): Promise<RootPlan | undefined> {
   const { root, release } = bundle.manifest;
   if (root === undefined) return undefined;

@@ -8,7 +8,7 @@ import { openPrivateMounts } from "../system/private-mounts.js";
 import { followProcess, openOutputs } from "../system/relay.js";
 import { fullName, getProperties, listSnapshots } from "../system/zfs.js";
 import { requireStateOffStreams } from "./apart.js";
-import { lockState } from "./state.js";
+import { lockState, type InstalledStream } from "./state.js";
 import { readUnderWay } from "./under-way.js";
 
 // A receive takes the files from under what runs from the dataset. formats/state.md, In place under a running system
@@ -19,11 +19,16 @@ const MOST_NAMES = 12;
 /**
  * Runs this command once more in a session of its own, where snapshots are in the place of the site's datasets, and
  * follows it to its end.
+ * @param goingBack streams that the command takes back: their targets are not there to the end
  * @returns false where there is nothing to move away from: the command is to do its work itself
  * @throws ToldElsewhere, ZferryError `site-busy`, `interrupted`
  */
-export async function runMoved(site: SiteConfig, env: Environment): Promise<boolean> {
-  const snapshots = env.moved ? undefined : await presentSnapshots(site);
+export async function runMoved(
+  site: SiteConfig,
+  env: Environment,
+  goingBack: readonly InstalledStream[] = [],
+): Promise<boolean> {
+  const snapshots = env.moved ? undefined : await presentSnapshots(site, goingBack);
   if (snapshots === undefined || snapshots.size === 0) return false;
   await requireStateOffStreams(site);
   // The log of an install that is running must not be lost.
@@ -60,16 +65,19 @@ export async function runMoved(site: SiteConfig, env: Environment): Promise<bool
 }
 
 /**
- * For each dataset that we see, the full name of the snapshot that takes its place: the base of what is under way, which giving
- * up goes back to, or else the newest. A dataset that was modified since is left out: an install refuses it.
+ * For each dataset that we see, the full name of the snapshot that takes its place: the base of what is under way, or of what is to
+ * be rolled back, or else the newest. A dataset that was modified since is left out: an install refuses it.
  */
-async function presentSnapshots(site: SiteConfig): Promise<Map<string, string>> {
-  const journal = await readUnderWay(site);
+async function presentSnapshots(
+  site: SiteConfig,
+  goingBack: readonly InstalledStream[],
+): Promise<Map<string, string>> {
+  const streams = (await readUnderWay(site))?.streams ?? goingBack;
   const present = new Map<string, string>();
   for (const dataset of Object.values(site.streams)) {
     if ((await visibleMounts("self", [dataset])).length === 0) continue;
     const snapshots = await listSnapshots(dataset);
-    const under = journal?.streams.find((stream) => stream.dataset === dataset)?.base?.guid;
+    const under = streams.find((stream) => stream.dataset === dataset)?.base?.guid;
     const base = snapshots.find(({ guid }) => guid === under);
     const newest = snapshots.at(-1);
     if (base !== undefined) present.set(dataset, fullName(base));

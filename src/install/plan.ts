@@ -39,6 +39,10 @@ export class Obstacles {
     this.#found.push(error, ...error.also);
   }
 
+  get isEmpty(): boolean {
+    return this.#found.length === 0;
+  }
+
   /** @throws ZferryError the first that was found, with all the others */
   throwAny(): void {
     const [first, ...also] = this.#found;

@@ -1,7 +1,7 @@
 import type { Manifest } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
 import { formatTime } from "../report.js";
-import type { Journal, SiteState } from "./state.js";
+import type { SiteState } from "./state.js";
 
 /** What somebody at the site allowed by name, against what the site would decide. */
 export interface Exceptions {
@@ -89,24 +89,5 @@ export function requireProduct(state: SiteState, siteProduct: string): void {
     "product-mismatch",
     `this site had product ${state.product}, its configuration says ${siteProduct}`,
     { details: { expected: state.product, found: siteProduct } },
-  );
-}
-
-/**
- * @param journal that of the install that is under way
- * @throws ZferryError `install-pending`
- */
-export function requireNothingPending(journal: Journal | undefined): void {
-  if (journal === undefined) return;
-  const { release, undoing } = journal;
-  throw new ZferryError(
-    "install-pending",
-    `release ${release.name} is being ${undoing ? "given up" : "installed"}`,
-    {
-      details: { pending: release.name },
-      hint: undoing
-        ? "finish that first: bundle abort"
-        : "finish it first: bundle install; or give it up: bundle abort",
-    },
   );
 }

@@ -50,8 +50,10 @@ export interface ResolveOptions {
   /** Where the conflicts are put. */
   readonly folder: string;
   readonly scratchDir: string;
-  /** The release's name. */
-  readonly release: string;
+  /** What the conflicts are with, for a person: `release R2`. */
+  readonly with: string;
+  /** Of that, a name that follows `release`, for the markers in texts. */
+  readonly theirs: string;
   /** Paths whose conflicts are settled with one side. */
   readonly chosen: Readonly<Record<Side, readonly RawPath[]>>;
   /** Opened once, on the texts that are left. */
@@ -319,7 +321,7 @@ async function fill(
       left.push({ path: showPath(conflict.path), reason: conflict.reason, how });
     }
     writeInto(tree, LIST as RawPath, encodeCanonical({ version: 1, conflicts: keys }), 0o600);
-    writeInto(tree, README as RawPath, readme(left, options.release), 0o600);
+    writeInto(tree, README as RawPath, readme(left, options.with), 0o600);
   } finally {
     closeTree(tree);
   }
@@ -372,8 +374,8 @@ async function show(
   };
 }
 
-const markersOf = (conflict: Conflict, git: Git, { scratchDir, release }: ResolveOptions) =>
-  showMarkers(git, scratchDir, conflict, { ...NAMES, theirs: `${NAMES.theirs} ${release}` });
+const markersOf = (conflict: Conflict, git: Git, { scratchDir, theirs }: ResolveOptions) =>
+  showMarkers(git, scratchDir, conflict, { ...NAMES, theirs: `${NAMES.theirs} ${theirs}` });
 
 const memoryOf = (git: Git, { scratchDir, state }: ResolveOptions): Memory =>
   openMemory(git, scratchDir, join(state, "rr-cache"));
@@ -411,9 +413,9 @@ function writeInto(tree: Tree, path: RawPath, content: Uint8Array | string, mode
   });
 }
 
-const readme = (left: readonly LeftConflict[], release: string): string =>
+const readme = (left: readonly LeftConflict[], other: string): string =>
   [
-    `Conflicts of this site's / with release ${release}. Nothing here is used before bundle resolve is run again.`,
+    `Conflicts of this site's / with ${other}. Nothing here is used before bundle resolve is run again.`,
     "",
     ...left.map(({ path, reason, how }) => `${path} (${reason}): ${how}`),
     "",

@@ -20,9 +20,10 @@ import { acquireLock } from "../system/lock.js";
 
 // formats/state.md: what a site keeps in its state folder.
 
-const STATE_VERSION = 1;
-/** Version 1 is of zferry before it could be given up, or finished without its bundle. */
-const JOURNAL_VERSION = 2;
+/** Version 1 is of zferry before an install could be rolled back. */
+const STATE_VERSION = 2;
+/** Version 2 too; version 1 is of zferry before an install could be given up, or finished without its bundle. */
+const JOURNAL_VERSION = 3;
 const identity = v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/));
 /** Seconds since 1970, up to what can be shown as a date: the year 9999. */
 const seconds = integer(0, 253_402_300_799);
@@ -45,7 +46,7 @@ const releaseSchema = table({
   identity,
 });
 
-const installationSchema = table({
+const installationFields = {
   release: releaseSchema,
   /** The manifest's. Seconds since 1970. */
   created: seconds,
@@ -56,16 +57,21 @@ const installationSchema = table({
   streams: v.array(installedStream),
   /** The site's commit of `/`; null for a bundle without a root half. */
   commit: v.nullable(v.string()),
+};
+const installationSchema = table({
+  ...installationFields,
+  /** SHA-256 of what `plan-….json` holds while it can be rolled back; null without a root half, absent where an older zferry installed it. */
+  plan: v.optional(v.nullable(identity)),
+  /** When its base was let go. */
+  confirmedAt: v.optional(seconds),
+  rolledBack: v.optional(table({ startedAt: seconds, finishedAt: seconds })),
 });
 export type Installation = v.InferOutput<typeof installationSchema>;
 
-export const stateSchema = table({
-  version: v.literal(STATE_VERSION),
+const stateFields = {
   product: v.string(),
   /** Never decreases. */
   highestSequence: integer(0),
-  /** Newest last. */
-  installations: v.array(installationSchema),
   /** What bundles and `bundle trust` made of the site's keys; absent while nothing. */
   keys: v.optional(
     table({
@@ -74,12 +80,46 @@ export const stateSchema = table({
       revoked: v.array(publicKeyText),
     }),
   ),
+};
+
+export const stateSchema = table({
+  version: v.literal(STATE_VERSION),
+  ...stateFields,
+  /** Newest last. */
+  installations: v.array(installationSchema),
+});
+const stateSchemaBefore = table({
+  version: v.literal(1),
+  ...stateFields,
+  installations: v.array(table(installationFields)),
 });
 export type SiteState = v.InferOutput<typeof stateSchema>;
 
-/** What an install does, in this order; each is journalled before it begins, and can be done again. */
-export const PHASES = ["holding", "preparing", "receiving", "writing", "recording"] as const;
-export type Phase = (typeof PHASES)[number];
+/** The state of a site on which nothing was installed yet. */
+export const emptyState = (product: string): SiteState => ({
+  version: STATE_VERSION,
+  product,
+  highestSequence: 0,
+  installations: [],
+});
+
+/** What a site has now: the newest installation that was not rolled back. */
+export const installed = (state: SiteState | undefined): Installation | undefined =>
+  state?.installations.findLast(({ rolledBack }) => rolledBack === undefined);
+
+/** The installation that can still be rolled back: only the newest, whose bases are held. */
+export function undoable(state: SiteState | undefined): Installation | undefined {
+  const last = state?.installations.at(-1);
+  return last?.confirmedAt === undefined && last?.rolledBack === undefined ? last : undefined;
+}
+
+/** What is done, in this order; each is journalled before it begins, and can be done again. */
+export const PHASES = {
+  install: ["holding", "preparing", "receiving", "writing", "recording"],
+  rollback: ["preparing", "rolling-back", "writing", "recording"],
+} as const;
+export type Operation = keyof typeof PHASES;
+export type Phase<Kind extends Operation = Operation> = (typeof PHASES)[Kind][number];
 
 const journalFields = {
   release: releaseSchema,
@@ -87,6 +127,8 @@ const journalFields = {
   startedAt: seconds,
   streams: v.array(installedStream),
 };
+
+const siteSchema = table({ product: v.string(), root: v.nullable(v.string()) });
 
 /** What of a bundle is needed after its last byte was used. */
 const originSchema = table({
@@ -101,42 +143,80 @@ const originSchema = table({
   ),
 });
 
-const journalSchema = table({
-  version: v.literal(JOURNAL_VERSION),
+const underWayFields = {
   ...journalFields,
-  phase: v.picklist(PHASES),
-  /** The install is being given up: the phases after `phase` are taken back, if they were ever done. */
+  /** It is being given up: the phases after `phase` are taken back, if they were ever done. */
   undoing: v.boolean(),
-  /** Roles whose target was there before the install began. */
+  /** Roles that were there before it began: at their target before an install, at their base before a rollback. */
   present: v.array(roleName),
-  /** The site as it was configured; null in a journal of version 1. */
-  site: v.nullable(table({ product: v.string(), root: v.nullable(v.string()) })),
-  /** Null in a journal of version 1: then only the bundle leads on. */
-  origin: v.nullable(originSchema),
   /** SHA-256 of what `plan-….json` holds; null without a root half. */
   plan: v.nullable(identity),
+};
+
+const installFields = {
+  ...underWayFields,
+  phase: v.picklist(PHASES.install),
+  /** The site as it was configured; null in a journal of version 1. */
+  site: v.nullable(siteSchema),
+  /** Null in a journal of version 1: then only the bundle leads on. */
+  origin: v.nullable(originSchema),
+};
+
+const installSchema = table({
+  version: v.literal(JOURNAL_VERSION),
+  operation: v.literal("install"),
+  ...installFields,
 });
 
-const journalSchemaBefore = table({
+/** What going back takes from a dataset for good. */
+const lossSchema = table({
+  dataset: datasetName,
+  snapshots: v.array(table({ snapshot: v.string(), guid })),
+  /** Bytes since what the release left. */
+  written: integer(0),
+});
+export type Loss = v.InferOutput<typeof lossSchema>;
+
+const rollbackSchema = table({
+  version: v.literal(JOURNAL_VERSION),
+  operation: v.literal("rollback"),
+  ...underWayFields,
+  phase: v.picklist(PHASES.rollback),
+  /** The site as it was configured. */
+  site: siteSchema,
+  /** What was agreed to be lost. */
+  lost: v.array(lossSchema),
+});
+
+const installSchemaBefore = table({ version: v.literal(JOURNAL_VERSION - 1), ...installFields });
+
+const journalSchemaFirst = table({
   version: v.literal(1),
   ...journalFields,
   phase: v.picklist(["receiving", "writing"]),
   root: v.nullable(rootPlanSchema),
 });
 
-/** An install that is under way. */
-export interface Journal extends Omit<v.InferOutput<typeof journalSchema>, "version" | "plan"> {
-  /** What changes in `/`; null for a bundle without a root half. */
+interface WithRoot {
+  /** What changes in `/`; null for a release without a root half. */
   readonly root: RootPlan | null;
 }
 
+/** An install that is under way. */
+export type InstallJournal = Omit<v.InferOutput<typeof installSchema>, "version" | "plan"> & WithRoot;
+/** A rollback that is under way; `release` and `streams` are those of the installation that is rolled back. */
+export type RollbackJournal = Omit<v.InferOutput<typeof rollbackSchema>, "version" | "plan"> & WithRoot;
+export type Journal = InstallJournal | RollbackJournal;
+
 const MAX_STATE_BYTES = 1 << 30;
 
-/** Whether the install was recorded already: then only its traces are left to be removed. */
-export function isRecorded(state: SiteState | undefined, { release, startedAt }: Journal): boolean {
+/** Whether what is under way was recorded already: then only its traces are left to be removed. */
+export function isRecorded(state: SiteState | undefined, journal: Journal): boolean {
   const last = state?.installations.at(-1);
+  if (last?.release.identity !== journal.release.identity) return false;
+  if (journal.operation === "rollback") return last.rolledBack?.startedAt === journal.startedAt;
   // The same release may be installed again, after a rollback.
-  return last?.release.identity === release.identity && last.startedAt === startedAt;
+  return last.rolledBack === undefined && last.startedAt === journal.startedAt;
 }
 
 /** A site's state folder, which one process at a time may change. */
@@ -147,25 +227,38 @@ export interface StateFolder {
   readJournal(): Promise<Journal | undefined>;
   writeJournal(journal: Journal): Promise<void>;
   removeJournal(): Promise<void>;
+  /** Writes a plan of `/` unless it is there, and gives its SHA-256; null for none. */
+  keepPlan(root: RootPlan | null): string | null;
+  /** The plan of an installation that can be rolled back. */
+  readPlan(hash: string): Promise<RootPlan>;
+  /** Removes every plan that is neither of an installation that can be rolled back nor of what is under way. */
+  removePlans(): Promise<void>;
 }
 
 /** Opens the folder for reading: nothing is made, nothing is locked. */
 export function openState(path: string): StateFolder {
   const statePath = join(path, "state.json");
   const journalPath = join(path, JOURNAL);
-  return {
+  const removePlans = async (kept: string | null): Promise<void> => {
+    const plans = readdirSync(path).filter(isPlanName);
+    if (plans.length === 0) return;
+    const needed = [kept, undoable(await folder.readState())?.plan].map((hash) => hash && planName(hash));
+    for (const name of plans) if (!needed.includes(name)) rmSync(join(path, name), { force: true });
+  };
+  const folder: StateFolder = {
     path,
     async readState() {
-      const value = await readVersioned(statePath, [STATE_VERSION]);
-      return value && checked(statePath, stateSchema, value);
+      const value = await readVersioned(statePath, [1, STATE_VERSION]);
+      if (value === undefined) return undefined;
+      if (value.version === STATE_VERSION) return checked(statePath, stateSchema, value);
+      return { ...checked(statePath, stateSchemaBefore, value), version: STATE_VERSION };
     },
     writeState: async (state) => writeFileDurably(statePath, `${JSON.stringify(state, null, 2)}\n`, 0o600),
     async readJournal() {
-      const value = await readVersioned(journalPath, [JOURNAL_VERSION - 1, JOURNAL_VERSION]);
+      const value = await readVersioned(journalPath, [1, JOURNAL_VERSION - 1, JOURNAL_VERSION]);
       if (value === undefined) return undefined;
-      if (value.version !== JOURNAL_VERSION)
-        return fromBefore(checked(journalPath, journalSchemaBefore, value));
-      const { plan, ...journal } = checked(journalPath, journalSchema, value);
+      if (value.version === 1) return fromFirst(checked(journalPath, journalSchemaFirst, value));
+      const { plan, ...journal } = checkedJournal(journalPath, value);
       if (plan === null) return { ...journal, root: null };
       const root = await readPlan(path, plan);
       if (root !== undefined) return { ...journal, root };
@@ -174,46 +267,62 @@ export function openState(path: string): StateFolder {
       if (again?.includes(plan)) {
         throw malformed(join(path, planName(plan)), "is not there, and the journal needs it");
       }
-      return this.readJournal();
+      return folder.readJournal();
     },
     async writeJournal({ root, ...journal }) {
-      const text = root === null ? null : `${JSON.stringify(root)}\n`;
-      const plan = text === null ? null : sha256(text);
-      // It can be large, and does not change from one phase to the next.
-      if (text !== null && plan !== null && !existsSync(join(path, planName(plan)))) {
-        writeFileDurably(join(path, planName(plan)), text, 0o600);
-      }
+      const plan = folder.keepPlan(root);
       writeFileDurably(
         journalPath,
         `${JSON.stringify({ ...journal, version: JOURNAL_VERSION, plan })}\n`,
         0o600,
       );
-      removePlans(path, plan);
+      await removePlans(plan);
     },
     async removeJournal() {
       guarded(journalPath, () => rmSync(journalPath, { force: true }));
       syncPath(path);
-      removePlans(path, null);
+      await removePlans(null);
+    },
+    keepPlan(root) {
+      if (root === null) return null;
+      const text = `${JSON.stringify(root)}\n`;
+      const hash = sha256(text);
+      // It can be large, and does not change from one phase to the next.
+      if (!existsSync(join(path, planName(hash)))) {
+        writeFileDurably(join(path, planName(hash)), text, 0o600);
+      }
+      return hash;
+    },
+    async readPlan(hash) {
+      const root = await readPlan(path, hash);
+      if (root !== undefined) return root;
+      throw malformed(join(path, planName(hash)), "is not there, and rolling back needs it");
+    },
+    removePlans: async () => {
+      if (!existsSync(journalPath)) await removePlans(null);
     },
   };
+  return folder;
 }
 
 const JOURNAL = "journal.json";
-/** By its hash, so that a journal's plan is there until another journal is. */
-const planName = (hash: string): string => `plan-${hash}.json`;
+/** By its hash, so that a journal's plan is there until another journal is, and an installation's while it can be rolled back. */
+export const planName = (hash: string): string => `plan-${hash}.json`;
 export const isPlanName = (name: string): boolean => /^plan-[0-9a-f]{64}\.json$/.test(name);
-
-function removePlans(folder: string, kept: string | null): void {
-  for (const name of readdirSync(folder)) {
-    if (isPlanName(name) && (kept === null || name !== planName(kept)))
-      rmSync(join(folder, name), { force: true });
-  }
-}
 
 const sha256 = (bytes: string | Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
 
-function fromBefore(journal: v.InferOutput<typeof journalSchemaBefore>): Journal {
-  return { ...journal, undoing: false, present: [], site: null, origin: null };
+/** An older version's journal becomes one of an install. */
+function checkedJournal(path: string, value: { readonly version?: unknown }) {
+  if (value.version !== JOURNAL_VERSION)
+    return { ...checked(path, installSchemaBefore, value), operation: "install" as const };
+  return "operation" in value && value.operation === "rollback"
+    ? checked(path, rollbackSchema, value)
+    : checked(path, installSchema, value);
+}
+
+function fromFirst(journal: v.InferOutput<typeof journalSchemaFirst>): InstallJournal {
+  return { ...journal, operation: "install", undoing: false, present: [], site: null, origin: null };
 }
 
 async function readPlan(folder: string, hash: string): Promise<RootPlan | undefined> {
@@ -236,8 +345,14 @@ export async function lockState(path: string): Promise<StateFolder & { release()
   for (const name of readdirSync(path)) {
     if (/^\.(state|journal|plan-[0-9a-f]{64})\.json\.[0-9a-f]{12}$/.test(name)) rmSync(join(path, name));
   }
-  if (!existsSync(join(path, JOURNAL))) removePlans(path, null);
-  return { ...openState(path), release };
+  const folder = openState(path);
+  try {
+    await folder.removePlans();
+  } catch (error) {
+    await release();
+    throw error;
+  }
+  return { ...folder, release };
 }
 
 const malformed = (path: string, fault: string): ZferryError =>
@@ -290,7 +405,7 @@ async function readVersioned(
   if (!versions.includes(version)) {
     throw new ZferryError(
       "format-unsupported",
-      `${path} has version ${version}, this zferry reads ${versions.length === 1 ? "version" : "versions"} ${versions.join(" and ")}`,
+      `${path} has version ${version}, this zferry reads versions ${versions.slice(0, -1).join(", ")} and ${versions.at(-1)}`,
       {
         hint: "use the zferry that wrote it",
       },

@@ -13,33 +13,29 @@ import {
 import type { RootPlan } from "../root/plan.js";
 import { parseResumeToken } from "../stream/resume-token.js";
 import { openRepository, type Git } from "../system/git.js";
-import {
-  datasetExists,
-  destroy,
-  fullName,
-  getProperties,
-  holdSnapshots,
-  listSnapshots,
-  releaseSnapshot,
-  rollback,
-  type Snapshot,
-} from "../system/zfs.js";
+import { datasetExists, holdSnapshots, releaseSnapshot } from "../system/zfs.js";
 import { changeKeys } from "../trust/keys.js";
 import { requireUnused, type Live, type StreamPlan } from "./plan.js";
 import { discardPartial, isReceived, receiveStream, tokenOf, type ReceiveOptions } from "./receive.js";
 import {
+  emptyState,
+  installed,
   isRecorded,
   PHASES,
+  undoable,
   type InstalledStream,
+  type InstallJournal,
   type Journal,
-  type Phase,
+  type Loss,
+  type RollbackJournal,
   type SiteState,
   type StateFolder,
 } from "./state.js";
+import { describeLoss, findWayBack, takeBack } from "./take-back.js";
 import { keySetOf } from "./trust.js";
 
-// The steps of an install, one a phase. Each is journalled before it begins, can be done again from its beginning, and can be
-// taken back. formats/state.md, journal.json
+// The steps of an install and of a rollback, one a phase. Each is journalled before it begins, can be done again from its
+// beginning, and can be taken back, if that is possible at all. formats/state.md, journal.json
 
 /** Keeps the base snapshots of the last install, for going back. */
 const HOLD_TAG = "zferry:base";
@@ -56,15 +52,48 @@ export interface Work extends ReceiveOptions {
   readonly state: SiteState | undefined;
 }
 
-interface Step {
+interface Step<Kind extends Journal = Journal> {
   /** What must hold before it is journalled as begun. */
-  check?(journal: Journal, work: Work): Promise<void>;
-  do(journal: Journal, work: Work): Promise<void>;
+  check?(journal: Kind, work: Work): Promise<void>;
+  do(journal: Kind, work: Work): Promise<void>;
   /** What was not done is no error. */
-  undo(journal: Journal, work: Work): Promise<void>;
+  undo(journal: Kind, work: Work): Promise<void>;
 }
 
-const STEPS: Record<Phase, Step> = {
+type Steps<Kind extends Journal> = Readonly<Record<Kind["phase"], Step<Kind>>>;
+
+const preparing: Step = {
+  async do({ root }, { site, scratchDir, step, progress, signal }) {
+    if (root === null) return;
+    const place = await siteRoot(site);
+    step(`preparing ${root.changes.length} changed files of /`);
+    await importObjects(root, { ...place, scratchDir });
+    await prepareRoot(root, { ...place, progress, signal });
+  },
+  async undo({ root }, { site }) {
+    if (root !== null) await discardRoot(root, await siteRoot(site));
+  },
+};
+
+const writing: Step = {
+  async check({ root }, { site }) {
+    if (root !== null) await requireAsPlanned(root, await siteRoot(site));
+  },
+  async do({ root }, { site, scratchDir, step, progress }) {
+    if (root === null) return;
+    step("writing the changed files of /");
+    await commitRoot(root, { ...(await siteRoot(site)), scratchDir, progress });
+  },
+  async undo({ root }, { site, scratchDir, step, progress }) {
+    if (root === null) return;
+    step("bringing back the files of /");
+    await revertRoot(root, { ...(await siteRoot(site)), scratchDir, progress });
+  },
+};
+
+const nothing = async (): Promise<void> => undefined;
+
+const INSTALL: Steps<InstallJournal> = {
   holding: {
     async do({ streams }) {
       for (const { dataset, base } of streams) {
@@ -72,8 +101,7 @@ const STEPS: Record<Phase, Step> = {
       }
     },
     async undo({ streams }, { state }) {
-      const last = state?.installations.at(-1)?.streams ?? [];
-      const kept = new Set(last.map(({ base }) => base?.guid));
+      const kept = new Set(undoable(state)?.streams.map(({ base }) => base?.guid));
       for (const { dataset, base } of streams) {
         if (base !== null && !kept.has(base.guid)) {
           await releaseSnapshot(HOLD_TAG, { dataset, name: base.snapshot });
@@ -82,18 +110,7 @@ const STEPS: Record<Phase, Step> = {
     },
   },
 
-  preparing: {
-    async do({ root }, { site, scratchDir, step, progress, signal }) {
-      if (root === null) return;
-      const place = await siteRoot(site);
-      step(`preparing ${root.changes.length} changed files of /`);
-      await importObjects(root, { ...place, scratchDir });
-      await prepareRoot(root, { ...place, progress, signal });
-    },
-    async undo({ root }, { site }) {
-      if (root !== null) await discardRoot(root, await siteRoot(site));
-    },
-  },
+  preparing,
 
   receiving: {
     async do(_, { bundle, streams, ...options }) {
@@ -105,7 +122,7 @@ const STEPS: Record<Phase, Step> = {
       for (const stream of ownStreams(journal).toReversed()) {
         if (await isReceived(stream)) {
           options.step(`taking ${stream.dataset} back to what it was`);
-          await takeBack(stream);
+          await takeBack(await findWayBack(stream));
         } else {
           await discardPartial(stream.dataset, options);
         }
@@ -113,87 +130,153 @@ const STEPS: Record<Phase, Step> = {
     },
   },
 
-  writing: {
-    async check({ root }, { site }) {
-      if (root !== null) await requireAsPlanned(root, await siteRoot(site));
-    },
-    async do({ root }, { site, scratchDir, step, progress }) {
-      if (root === null) return;
-      step("writing the changed files of /");
-      await commitRoot(root, { ...(await siteRoot(site)), scratchDir, progress });
-    },
-    async undo({ root }, { site, scratchDir, step, progress }) {
-      if (root === null) return;
-      step("bringing back the files of /");
-      await revertRoot(root, { ...(await siteRoot(site)), scratchDir, progress });
-    },
-  },
+  writing,
 
   recording: {
     do: record,
     // Once it is recorded, the install is done.
-    undo: async () => undefined,
+    undo: nothing,
+  },
+};
+
+const ROLLBACK: Steps<RollbackJournal> = {
+  preparing,
+
+  "rolling-back": {
+    async do({ streams, lost }, { step }) {
+      for (const stream of streams) {
+        const way = await findWayBack(stream);
+        if (way.done) continue;
+        requireAgreed(way.loss, lost);
+        step(`rolling ${stream.dataset} back to ${stream.base?.snapshot ?? ""}`);
+        await takeBack(way);
+      }
+    },
+    // Only while nothing is rolled back.
+    undo: nothing,
+  },
+
+  writing,
+
+  recording: {
+    async do({ startedAt }, { folder, now, state }) {
+      const last = undoable(state);
+      if (state === undefined || last === undefined)
+        throw new RangeError("nothing to be rolled back is recorded");
+      const rolledBack = { startedAt, finishedAt: Math.floor(now().getTime() / 1000) };
+      await folder.writeState({
+        ...state,
+        installations: [...state.installations.slice(0, -1), { ...last, rolledBack }],
+      });
+    },
+    undo: nothing,
   },
 };
 
 /**
- * Brings an install from the journal's phase to its end.
+ * Whether somebody agreed to lose this.
+ * @throws ZferryError `loss-not-agreed`
+ */
+export function requireAgreed(loss: Loss, agreed: readonly Loss[]): void {
+  const known = agreed.find(({ dataset }) => dataset === loss.dataset);
+  const left = {
+    ...loss,
+    snapshots: loss.snapshots.filter(
+      ({ guid }) => known?.snapshots.some((each) => each.guid === guid) !== true,
+    ),
+    written: (known?.written ?? 0) > 0 ? 0 : loss.written,
+  };
+  const lost = describeLoss(left);
+  if (lost.length === 0) return;
+  throw new ZferryError("loss-not-agreed", `rolling back would lose of ${loss.dataset}: ${lost.join(", ")}`, {
+    details: { dataset: loss.dataset, lost },
+    hint: "save what is needed of it; to lose it: bundle rollback --discard",
+  });
+}
+
+/**
+ * Brings what is under way from the journal's phase to its end.
  * @param outdated a plan of `/` for which an earlier run prepared files
- * @throws ZferryError; before anything was received, the site is as it was
+ * @throws ZferryError; before anything was received or rolled back, the site is as it was
  */
 export async function carryOut(journal: Journal, outdated: RootPlan | null, work: Work): Promise<void> {
-  const { folder, site } = work;
-  if (outdated !== null) await discardRoot(outdated, await siteRoot(site));
+  if (outdated !== null) await discardRoot(outdated, await siteRoot(work.site));
+  if (journal.operation === "install") await advance(journal, INSTALL, PHASES.install, work);
+  else await advance(journal, ROLLBACK, PHASES.rollback, work);
+  await finishRecorded(work.folder);
+}
+
+async function advance<Kind extends Journal>(
+  journal: Kind,
+  steps: Steps<Kind>,
+  phases: readonly Kind["phase"][],
+  work: Work,
+): Promise<void> {
   let reached = journal;
-  for (const phase of PHASES.slice(PHASES.indexOf(journal.phase))) {
+  for (const phase of phases.slice(phases.indexOf(journal.phase))) {
     try {
-      await STEPS[phase].check?.(reached, work);
-      await folder.writeJournal({ ...journal, phase });
-      reached = { ...journal, phase };
-      await STEPS[phase].do(reached, work);
+      await steps[phase].check?.(reached, work);
+      const next = { ...journal, phase };
+      await work.folder.writeJournal(next);
+      reached = next;
+      await steps[phase].do(reached, work);
     } catch (error) {
       throw await afterFailure(error, reached, work);
     }
   }
-  await finishRecorded(folder);
 }
 
 /**
- * Gives up an install: takes back each step, the last one first.
+ * Gives up what is under way: takes back each step, the last one first.
  * @throws ZferryError; the next call goes on where this one was
  */
 export async function undo(journal: Journal, work: Work): Promise<void> {
-  for (const phase of PHASES.slice(0, PHASES.indexOf(journal.phase) + 1).toReversed()) {
-    const reached = { ...journal, phase, undoing: true };
-    await work.folder.writeJournal(reached);
-    await STEPS[phase].undo(reached, work);
-  }
+  if (journal.operation === "install") await retreat(journal, INSTALL, PHASES.install, work);
+  else await retreat(journal, ROLLBACK, PHASES.rollback, work);
   await work.folder.removeJournal();
 }
 
-/** What fails before anything is received leaves the site as it was. After that, only going on leads to both halves. */
-async function afterFailure(cause: unknown, journal: Journal, work: Work): Promise<ZferryError> {
-  const error = asZferryError(cause);
-  // A pool that does not answer must not be asked.
-  const isSilent = "health" in error.details;
-  const kept = isSilent ? STAYS : await describeReceived(journal).catch(() => STAYS);
-  if (kept !== undefined) return withWays(error, kept);
-  try {
-    // Also after an interruption, to its end.
-    if (await isBegun(work)) await undo(journal, { ...work, signal: new AbortController().signal });
-    return withHint(error, "nothing was received; the site is as it was before");
-  } catch (failure) {
-    const why = failure instanceof Error ? failure.message : String(failure);
-    return withWays(error, `what was prepared is not taken back: ${why}`);
+async function retreat<Kind extends Journal>(
+  journal: Kind,
+  steps: Steps<Kind>,
+  phases: readonly Kind["phase"][],
+  work: Work,
+): Promise<void> {
+  for (const phase of phases.slice(0, phases.indexOf(journal.phase) + 1).toReversed()) {
+    const reached = { ...journal, phase, undoing: true };
+    await work.folder.writeJournal(reached);
+    await steps[phase].undo(reached, work);
   }
 }
 
-const STAYS = "what is received stays";
+/** What fails before anything is received or rolled back leaves the site as it was. After that, only going on leads to both halves. */
+async function afterFailure(cause: unknown, journal: Journal, work: Work): Promise<ZferryError> {
+  const error = asZferryError(cause);
+  const { stays, none } = WORDS[journal.operation];
+  // A pool that does not answer must not be asked.
+  const isSilent = "health" in error.details;
+  const kept = isSilent ? stays : await describeDone(journal).catch(() => stays);
+  if (kept !== undefined) return withWays(error, kept, journal);
+  try {
+    // Also after an interruption, to its end.
+    if (await isBegun(work)) await undo(journal, { ...work, signal: new AbortController().signal });
+    return withHint(error, `${none}; the site is as it was before`);
+  } catch (failure) {
+    const why = failure instanceof Error ? failure.message : String(failure);
+    return withWays(error, `what was prepared is not taken back: ${why}`, journal);
+  }
+}
+
+const WORDS = {
+  install: { stays: "what is received stays", none: "nothing was received" },
+  rollback: { stays: "what is rolled back stays so", none: "nothing was rolled back" },
+} as const;
 
 const isBegun = async ({ folder }: Work): Promise<boolean> => (await folder.readJournal()) !== undefined;
 
 /** The error, with what became of the site and how to go on. */
-function withWays(error: ZferryError, kept: string): ZferryError {
+function withWays(error: ZferryError, kept: string, journal: Journal): ZferryError {
+  if (journal.operation === "rollback") return withHint(error, `${kept}; to go on: bundle rollback`);
   const copy = "member" in error.details ? ", or from another copy: bundle install FILE" : "";
   return withHint(error, `${kept}; to go on: bundle install${copy}; to give it up: bundle abort`);
 }
@@ -207,9 +290,13 @@ function withHint(error: ZferryError, more: string): ZferryError {
   });
 }
 
+const isWritten = ({ phase }: Journal): boolean => phase === "writing" || phase === "recording";
+
+const describeDone = (journal: Journal): Promise<string | undefined> =>
+  journal.operation === "install" ? describeReceived(journal) : describeRolledBack(journal);
+
 /** "usr is received", "43 MiB of usr are received"; undefined when nothing is. */
-async function describeReceived(journal: Journal): Promise<string | undefined> {
-  const { phase } = journal;
+async function describeReceived(journal: InstallJournal): Promise<string | undefined> {
   const found: string[] = [];
   for (const stream of ownStreams(journal)) {
     const { role, rawBytes, taken, received } = await progressOf(stream);
@@ -218,11 +305,21 @@ async function describeReceived(journal: Journal): Promise<string | undefined> {
     else if (taken > 0) found.push(`${formatBytes(taken)}${of} of ${role} are received`);
   }
   // A bundle may have no stream that was left to be received.
-  if (found.length === 0 && (phase === "writing" || phase === "recording")) return "/ may be written in part";
+  if (found.length === 0 && isWritten(journal)) return "/ may be written in part";
   return found.length === 0 ? undefined : found.join(", ");
 }
 
-/** Those that were not there before the install began. */
+/** "usr is rolled back"; undefined when nothing is. */
+async function describeRolledBack(journal: RollbackJournal): Promise<string | undefined> {
+  const found: string[] = [];
+  for (const stream of ownStreams(journal)) {
+    if (!(await isReceived(stream))) found.push(`${stream.role} is rolled back`);
+  }
+  if (found.length === 0 && isWritten(journal)) return "/ may be written in part";
+  return found.length === 0 ? undefined : found.join(", ");
+}
+
+/** Those that were not there before it began. */
 const ownStreams = ({ streams, present }: Journal): InstalledStream[] =>
   streams.filter(({ role }) => !present.includes(role));
 
@@ -247,13 +344,15 @@ export async function progressOf(stream: InstalledStream): Promise<StreamProgres
 
 /**
  * Whether the site can be brought back to what it was, without anything else being lost.
- * @throws ZferryError `base-modified`, `base-missing`, `dataset-in-use`, `worktree-dirty`
+ * @throws ZferryError `base-modified`, `base-missing`, `dataset-in-use`, `worktree-dirty`; `install-pending` for a rollback that
+ * only its end is left of
  */
 export async function requireUndoable(
   journal: Journal,
   site: SiteConfig,
   live: Live | undefined,
 ): Promise<void> {
+  if (journal.operation === "rollback") return requireNotRolledBack(journal);
   for (const stream of ownStreams(journal)) {
     const { dataset, base } = stream;
     if (await isReceived(stream)) await requireRollback(stream, live);
@@ -265,27 +364,27 @@ export async function requireUndoable(
     }
   }
   const { root, phase } = journal;
-  if (root !== null && PHASES.indexOf(phase) >= PHASES.indexOf("writing")) {
+  if (root !== null && (phase === "writing" || phase === "recording")) {
     await requireAsPlanned(root, await siteRoot(site));
   }
 }
 
+/** What a rollback took is lost, so that only its end leads to both halves. */
+async function requireNotRolledBack(journal: RollbackJournal): Promise<void> {
+  const done = await describeRolledBack(journal);
+  if (done === undefined) return;
+  const { name, sequence } = journal.release;
+  throw new ZferryError(
+    "install-pending",
+    `release ${name} (${sequence}) is being rolled back, and that cannot be given up any more: ${done}`,
+    { details: { pending: name }, hint: "finish it: bundle rollback" },
+  );
+}
+
 async function requireRollback(stream: InstalledStream, live: Live | undefined): Promise<void> {
-  const { dataset, base, target } = stream;
-  const snapshots = await listSnapshots(dataset);
-  if (base !== null && !snapshots.some(({ guid }) => guid === base.guid)) {
-    throw new ZferryError("base-missing", `${dataset} has no snapshot with guid ${base.guid} to go back to`, {
-      details: { dataset, expected: base.guid },
-    });
-  }
-  const position = snapshots.findIndex(({ guid }) => guid === target.guid);
-  const received = snapshots[position] as Snapshot;
-  const { written } = await getProperties(dataset, ["written"]);
-  const lost = snapshots.slice(position + 1).map(fullName);
-  if (written !== "0") lost.push(`${formatBytes(Number(written))} written since`);
-  const { clones, userrefs } = await getProperties(fullName(received), ["clones", "userrefs"]);
-  if (!["", "-"].includes(clones)) lost.push(`clones of ${fullName(received)}: ${clones}`);
-  if (!["0", "-"].includes(userrefs)) lost.push(`holds on ${fullName(received)}: zfs holds shows them`);
+  const { dataset } = stream;
+  const { loss, blocked } = await findWayBack(stream);
+  const lost = [...describeLoss(loss), ...blocked];
   if (lost.length > 0) {
     throw new ZferryError("base-modified", `giving it up would lose of ${dataset}: ${lost.join(", ")}`, {
       details: { dataset, lost },
@@ -295,26 +394,16 @@ async function requireRollback(stream: InstalledStream, live: Live | undefined):
   await requireUnused(dataset, live);
 }
 
-/** Only after {@link requireUndoable}. What was there before the target stays, also snapshots of others. */
-async function takeBack({ dataset, base, target }: InstalledStream): Promise<void> {
-  const snapshots = await listSnapshots(dataset);
-  const position = snapshots.findIndex(({ guid }) => guid === target.guid);
-  const [before, received] = [snapshots[position - 1], snapshots[position]];
-  if (base !== null && before !== undefined) return rollback(before);
-  if (received !== undefined) await destroy(fullName(received));
-  await destroy(dataset);
-}
-
 /** The release counts as installed from here on. The key change is a part of it: both are written at once. */
-async function record({ release, startedAt, streams, origin, root }: Journal, work: Work): Promise<void> {
+async function record(journal: InstallJournal, work: Work): Promise<void> {
+  const { release, startedAt, streams, origin, root } = journal;
   const { folder, site, now, state } = work;
   if (origin === null) throw new RangeError("an install is recorded whose bundle is not known");
   const set = keySetOf(state);
   const keys =
     origin.keys === null || origin.keys.counter <= set.counter ? state?.keys : changeKeys(set, origin.keys);
   await folder.writeState({
-    version: 1,
-    product: site.product,
+    ...emptyState(site.product),
     highestSequence: Math.max(state?.highestSequence ?? 0, release.sequence),
     installations: [
       ...(state?.installations ?? []),
@@ -326,6 +415,7 @@ async function record({ release, startedAt, streams, origin, root }: Journal, wo
         signers: origin.signers,
         streams,
         commit: root?.mergeCommit ?? null,
+        plan: folder.keepPlan(root),
       },
     ],
     ...(keys === undefined ? {} : { keys }),
@@ -333,19 +423,33 @@ async function record({ release, startedAt, streams, origin, root }: Journal, wo
 }
 
 /**
- * What is left to be done for an install that is recorded: the bases of the one before it are let go, and the journal
- * goes. It needs no bundle, whose signers may be revoked by now.
+ * What is left to be done for what is recorded: bases that nothing goes back to any more are let go, and the journal goes. It
+ * needs no bundle, whose signers may be revoked by now.
+ * @returns the journal; undefined where there was nothing to be done
  */
-export async function finishRecorded(folder: StateFolder): Promise<void> {
+export async function finishRecorded(folder: StateFolder): Promise<Journal | undefined> {
   const [state, journal] = [await folder.readState(), await folder.readJournal()];
-  if (journal === undefined || !isRecorded(state, journal)) return;
-  const kept = new Set(journal.streams.map(({ base }) => base?.guid));
-  for (const { dataset, base } of state?.installations.at(-2)?.streams ?? []) {
-    if (base !== null && !kept.has(base.guid)) {
+  if (journal === undefined || !isRecorded(state, journal)) return undefined;
+  if (journal.operation === "rollback") await releaseBases(journal.streams);
+  else {
+    const before = state && { ...state, installations: state.installations.slice(0, -1) };
+    await releaseBases(installed(before)?.streams ?? [], journal.streams);
+  }
+  await folder.removeJournal();
+  return journal;
+}
+
+/** @param kept has the bases that stay held */
+export async function releaseBases(
+  streams: readonly InstalledStream[],
+  kept: readonly InstalledStream[] = [],
+): Promise<void> {
+  const guids = new Set(kept.map(({ base }) => base?.guid));
+  for (const { dataset, base } of streams) {
+    if (base !== null && !guids.has(base.guid)) {
       await releaseSnapshot(HOLD_TAG, { dataset, name: base.snapshot });
     }
   }
-  await folder.removeJournal();
 }
 
 /** @throws ZferryError `not-configured` where the site has no repository of `/` */

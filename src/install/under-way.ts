@@ -7,10 +7,10 @@ import { formatBytes } from "../report.js";
 import { rootPlanSchema } from "../root/plan.js";
 import { parseResumeToken } from "../stream/resume-token.js";
 import { tokenOf } from "./receive.js";
-import { isPlanName, isRecorded, openState, type Journal } from "./state.js";
+import { isPlanName, isRecorded, openState, planName, undoable, type Journal } from "./state.js";
 
 /**
- * The install that is under way; what is only left to be cleaned up is not.
+ * What is under way; what is only left to be cleaned up is not.
  * @throws ZferryError `journal-malformed`, which tells what else shows that something was under way
  */
 export async function readUnderWay(
@@ -20,7 +20,7 @@ export async function readUnderWay(
   const state = await folder.readState();
   const journal = await folder.readJournal().catch(async (error: unknown) => {
     const isMalformed = error instanceof ZferryError && error.code === "journal-malformed";
-    throw isMalformed ? withTraces(error, await findTraces(site)) : error;
+    throw isMalformed ? withTraces(error, await findTraces(site, undoable(state)?.plan)) : error;
   });
   return journal === undefined || isRecorded(state, journal) ? undefined : journal;
 }
@@ -34,13 +34,13 @@ function withTraces(error: ZferryError, traces: readonly string[]): ZferryError 
   });
 }
 
-/** What an install left that is not in its journal. What cannot be read is no trace: the journal's own error counts. */
-async function findTraces({
-  state,
-  streams,
-}: Pick<SiteConfig, "state" | "streams">): Promise<readonly string[]> {
+/** What an install, or a rollback, left that is not in its journal; `kept` is the plan of what was installed before. What cannot be read is no trace: the journal's own error counts. */
+async function findTraces(
+  { state, streams }: Pick<SiteConfig, "state" | "streams">,
+  kept: string | null | undefined,
+): Promise<readonly string[]> {
   const plans = readdirSync(state)
-    .filter(isPlanName)
+    .filter((name) => isPlanName(name) && name !== planName(kept ?? ""))
     .sort()
     .flatMap((name) => describePlan(join(state, name)));
   const received = await Promise.all(

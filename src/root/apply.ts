@@ -186,14 +186,14 @@ export async function discardRoot(plan: RootPlan, { git, rootDir }: ApplyOptions
   discardPrepared(plan, git, rootDir);
   await deleteRef(git, PENDING);
   syncReferences(git, [PENDING]);
-  await restoreReplaced(plan, git);
+  await restoreReference(plan.replaced, git);
 }
 
-/** The files are where they were, so their copy is of no use. */
-async function restoreReplaced({ replaced, mergeCommit }: RootPlan, git: Git): Promise<void> {
+/** Where files that were replaced are where they were, their copy is of no use. */
+async function restoreReference(replaced: RootPlan["replaced"], git: Git): Promise<void> {
   if (replaced === undefined || (await readRef(git, replaced.ref)) !== replaced.commit) return;
   const { ref, commit, previous } = replaced;
-  await moveRef(git, ref, commit, previous, `zferry: take back ${mergeCommit}`);
+  await moveRef(git, ref, commit, previous, `zferry: take back ${commit}`);
   syncReferences(git, [ref]);
 }
 
@@ -358,8 +358,13 @@ function writeAll(fd: number, bytes: Uint8Array, place: RawPath): void {
  * @throws ZferryError `worktree-dirty`, before anything is touched, when a path is as neither before nor after or HEAD
  * moved; `site-busy` when git runs there; `io-failed`, `no-space`, `git-failed`
  */
-export const commitRoot = (plan: RootPlan, options: ApplyOptions & { scratchDir: string }): Promise<void> =>
-  carryOut(plan, options, undefined);
+export async function commitRoot(
+  plan: RootPlan,
+  options: ApplyOptions & { scratchDir: string },
+): Promise<void> {
+  await carryOut(plan, options, undefined);
+  await restoreReference(plan.returning, options.git);
+}
 
 /** @param staged what git's index is to have besides what HEAD has */
 async function carryOut(
@@ -374,7 +379,7 @@ async function carryOut(
   } finally {
     closeTree(tree);
   }
-  const message = `zferry: install ${plan.mergeCommit}`;
+  const message = `zferry: ${plan.mergeCommit}`;
   await moveRef(git, RELEASE, plan.previousRelease, plan.releaseCommit, message);
   await moveRef(git, plan.branch ?? "HEAD", plan.head, plan.mergeCommit, message);
   await replaceIndex(plan, git, rootDir, scratchDir, staged);
@@ -423,7 +428,7 @@ export async function revertRoot(
   discardPrepared(plan, options.git, options.rootDir);
   // The pending commit goes last: until then it keeps what the site had not committed itself.
   await carryOut(reversed(plan), options, plan.drift);
-  await restoreReplaced(plan, options.git);
+  await restoreReference(plan.replaced, options.git);
 }
 
 /** The plan that leads back. The blobs that it needs are those of the site's own commits, and of what was replaced. */
@@ -465,7 +470,7 @@ async function checkHead(plan: RootPlan, git: Git): Promise<void> {
   const planned = `${plan.branch ?? "no branch"} at ${plan.head}`;
   throw new ZferryError(
     "worktree-dirty",
-    `the site's HEAD is ${branch ?? "no branch"} at ${head ?? "nothing"}, the install was planned for ${planned}`,
+    `the site's HEAD is ${branch ?? "no branch"} at ${head ?? "nothing"}, what is under way was planned for ${planned}`,
     {
       details: { found: head ?? "", expected: plan.head },
       hint: "take the commits since then back, and run the same command again",

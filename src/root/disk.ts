@@ -22,6 +22,7 @@ import {
   sameState,
   stateOf,
   type FileState,
+  type GitFile,
   type Live,
 } from "./live.js";
 import { planLinks, type FileChange } from "./links.js";
@@ -42,16 +43,21 @@ export interface RootSpace {
   readonly free: number;
 }
 
-interface DiskOptions {
+export interface DiskOptions {
   readonly rootDir: string;
   readonly scratch: Git;
-  readonly metadata: RootMetadata;
+  readonly directories: RootMetadata["directories"];
   readonly changes: readonly PlacedChange[];
   /** Trees: the site's, and what it becomes. */
   readonly head: string;
   readonly merged: string;
   /** Whether files that git does not track may be replaced; otherwise they are in the way. */
   readonly replaceUntracked: boolean;
+  /**
+   * Where an install is rolled back: the files that git did not track before it. Folders are then removed only if the
+   * install made them.
+   */
+  readonly back: { readonly untracked: ReadonlySet<RawPath> } | undefined;
   readonly settling: Settler;
   readonly space: ((found: readonly RootSpace[]) => void) | undefined;
   readonly progress: ProgressReport | undefined;
@@ -70,12 +76,12 @@ export async function planDisk(options: DiskOptions): Promise<Disk> {
     const head = await listTree(options.scratch, options.head);
     const merged = await listTree(options.scratch, options.merged);
     const attributes = await attributeMerger(tree, options.scratch, merged, options.settling);
-    const { metadata, warn } = options;
-    if (warn !== undefined) attributes.compareNumbers(recordedAfter(metadata), warn);
-    const removed = metadata.directories.filter(({ after }) => after === null);
+    const { directories: recorded, warn } = options;
+    if (warn !== undefined) attributes.compareNumbers(recordedAfter(options), warn);
+    const removed = recorded.filter(({ after }) => after === null);
     const gone = new Set(removed.map(({ path }) => pathOf(path)));
     const { changes, replaced } = await planFiles(tree, options, gone, head, merged, attributes);
-    const directories = await planDirectories(tree, metadata.directories, changes, merged, attributes);
+    const directories = await planDirectories(tree, options, changes, merged, attributes);
     attributes.finish();
     await requireChangeable(tree, { changes, directories });
     const space = await spaceFor(tree, options.scratch, changes, directories);
@@ -88,7 +94,7 @@ export async function planDisk(options: DiskOptions): Promise<Disk> {
   }
 }
 
-const recordedAfter = ({ changes, directories }: RootMetadata) =>
+const recordedAfter = ({ changes, directories }: Pick<DiskOptions, "changes" | "directories">) =>
   [...changes, ...directories].flatMap(({ after }) => (after === null ? [] : [after]));
 
 interface DirectoryChange {
@@ -102,9 +108,10 @@ async function planFiles(
   {
     changes,
     replaceUntracked,
+    back,
     progress,
     warn,
-  }: Pick<DiskOptions, "changes" | "replaceUntracked" | "progress" | "warn">,
+  }: Pick<DiskOptions, "changes" | "replaceUntracked" | "back" | "progress" | "warn">,
   removedFolders: ReadonlySet<RawPath>,
   head: ReadonlyMap<RawPath, TreeFile>,
   merged: ReadonlyMap<RawPath, TreeFile>,
@@ -112,8 +119,9 @@ async function planFiles(
 ): Promise<{ readonly changes: readonly FileChange[]; readonly replaced: readonly Replaced[] }> {
   const concerned = changes.filter(({ path }) => head.has(path) || merged.has(path));
   const lives = await liveFiles(tree, concerned, progress);
+  const untracked = back?.untracked ?? new Set();
   const leaving = new Set([
-    ...concerned.filter(({ path }) => !merged.has(path)).map(({ path }) => path),
+    ...concerned.map(({ path }) => path).filter((path) => !merged.has(path) && !untracked.has(path)),
     ...removedFolders,
   ]);
   const planned: FileChange[] = [];
@@ -125,7 +133,9 @@ async function planFiles(
   for (const { path, from, before, after } of concerned) {
     const live = lives.get(path) ?? { kind: "absent" };
     const was = head.get(path);
-    const becomes = gitFile(merged.get(path));
+    const inGit = gitFile(merged.get(path));
+    // What was untracked before the install is so again.
+    const becomes = inGit ?? (after !== null && untracked.has(path) ? gitPart(after) : null);
     const current = stateOf(live);
     /** What has the site's attributes of the file: the file itself, or the one that is renamed to it. */
     const origin = from === path ? current : stateOf(lives.get(from));
@@ -175,13 +185,21 @@ async function planFiles(
     throw dirty(
       "something lies where the release puts a file",
       inTheWay,
-      isSavable
-        ? "move it away, or commit it; --replace-untracked saves files and links in git, and replaces them"
-        : "move it away, or remove it",
+      adviceFor(isSavable, back !== undefined),
     );
   }
-  requireAllPlanned(head, merged, new Set([...present.keys(), ...planned.map(({ path }) => path)]));
+  const covered = new Set([...untracked, ...present.keys(), ...planned.map(({ path }) => path)]);
+  requireAllPlanned(head, merged, covered);
   return { changes: planLinks(tree, { changes, lives, planned, present, warn }), replaced };
+}
+
+const gitPart = ({ mode, blob }: GitFile): GitFile => ({ mode, blob });
+
+/** @param isSavable whether something in the way is what git can keep */
+function adviceFor(isSavable: boolean, isRollback: boolean): string {
+  if (!isSavable) return "move it away, or remove it";
+  if (isRollback) return "move it away, or commit it";
+  return "move it away, or commit it; --replace-untracked saves files and links in git, and replaces them";
 }
 
 /** What a file system can keep of merged attributes: a link has no extended ones. */
@@ -249,7 +267,7 @@ const describeBlocked = (path: RawPath, at: RawPath, kind: Live["kind"]): string
 
 async function planDirectories(
   tree: Tree,
-  recorded: RootMetadata["directories"],
+  { directories: recorded, back }: Pick<DiskOptions, "directories" | "back">,
   changes: readonly FileChange[],
   merged: ReadonlyMap<RawPath, TreeFile>,
   attributes: AttributeMerger,
@@ -262,10 +280,11 @@ async function planDirectories(
   ]);
   const kept = new Set([...merged.keys()].flatMap(ancestors));
   const emptied = changes
-    .flatMap(({ path, after }) => (after === null ? ancestors(path) : []))
+    .flatMap(({ path, after }) => (after === null && back === undefined ? ancestors(path) : []))
     .filter((path) => !kept.has(path) && !byPath.has(path));
   const paths = [...new Set([...byPath.keys(), ...emptied])].sort();
   const lives = await readLive(tree, paths);
+  const unknown = [...needed].filter((path) => !byPath.has(path)).sort();
   const leaving = new Set(changes.flatMap(({ path, after }) => (after === null ? [path] : [])));
   const isMountPoint = mountPointsIn(tree);
   const planned: DirectoryChange[] = [];
@@ -296,7 +315,20 @@ async function planDirectories(
   if (inTheWay.length > 0) {
     throw dirty("something lies where the release puts a folder", inTheWay, "move it away, or commit it");
   }
+  await requireFolders(tree, unknown);
   return planned;
+}
+
+/** What comes back to a folder that the site removed since: whose it was, and who could look into it, nobody knows any more. */
+async function requireFolders(tree: Tree, folders: readonly RawPath[]): Promise<void> {
+  const lives = await readLive(tree, folders);
+  const gone = folders.filter((_, index) => lives[index]?.kind !== "directory");
+  if (gone.length === 0) return;
+  throw dirty(
+    "there are no such folders, which files come back to",
+    gone.map(showPath),
+    "make them, with the owner and permissions that they are to have",
+  );
 }
 
 const BLOCK_BYTES = 4096;

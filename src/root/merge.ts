@@ -15,7 +15,7 @@ import type { ScratchFile } from "../system/scratch.js";
 import { writeUncommitted, type UncommittedDrift } from "./commit-drift.js";
 import { applyPatch, changedInGit, importBlobs, patchMalformed, writeTree, type Change } from "./content.js";
 import { EMPTY_TREE, type RootSummary } from "./diff.js";
-import { planDisk, type Disk, type RootSpace } from "./disk.js";
+import { planDisk, type Disk, type DiskOptions, type RootSpace } from "./disk.js";
 import { checkCounts, parseMetadata } from "./metadata.js";
 import { pathName, pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
@@ -97,36 +97,11 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
   const theirs = pristine
     ? await rebuildTarget(scratch, pristine, changes, summary)
     : await writeTree(scratch, changedInGit(changes, "after"));
-  const commit: Commit = (tree, parents, message) =>
-    writeCommit(scratch, tree, parents, message, options.date);
-  const trees = { base, ours: site.tree, theirs };
+  const commit = committer(scratch, options.date);
   if (pristine === null) await warnOfRenames(scratch, site, changes, options.warn);
-  const followed = await followRenames(scratch, trees, changes, pristine !== null);
-  const { scratchDir, policies = [], resolutions } = options;
-  const settling = settler({ scratch, scratchDir, policies, resolutions });
-  const decide = async () => {
-    const merged = await mergeTrees(scratch, followed.trees, followed.conflicts, settling.contents, commit);
-    const disk = await planDisk({
-      rootDir,
-      scratch,
-      metadata,
-      changes: followed.changes,
-      head: site.tree,
-      merged,
-      replaceUntracked: options.replaceUntracked ?? false,
-      settling,
-      space: options.space,
-      progress: options.progress,
-      warn: options.warn,
-    });
-    return { merged, disk };
-  };
-  const { merged, disk } = await decide().catch(async (error: unknown) => {
-    if (error instanceof ZferryError && error.code === "merge-conflict")
-      await options.conflicts?.(settling.open, scratch);
-    throw error;
-  });
-  options.settled?.(settling.settled);
+  const { directories } = metadata;
+  const difference = { base, theirs, changes, directories, isWhole: pristine !== null, back: undefined };
+  const { merged, disk } = await mergeInto(scratch, site.tree, difference, options);
   await requireObjects(scratch, site, disk, uncommitted, options);
   const replaced =
     disk.replaced.length === 0
@@ -141,11 +116,7 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
   const releaseCommit =
     pristine &&
     (await commit(theirs, pristine.commit === null ? [] : [pristine.commit], `Release ${release}`));
-  const drift = uncommitted && {
-    commit: await commit(uncommitted.tree, [site.head], `Changes of this site before ${release}`),
-    paths: uncommitted.paths.map(pathName),
-    staged: uncommitted.staged.map(pathName),
-  };
+  const drift = await commitUncommitted(uncommitted, site, `Changes of this site before ${release}`, commit);
   const parents = [drift?.commit ?? site.head, ...(releaseCommit === null ? [] : [releaseCommit])];
   return {
     format: 1,
@@ -164,12 +135,12 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
  * Refuses a repository without the contents that giving the install up, or a file with other attributes, takes from there: a partial
  * clone, or one that lost some.
  */
-async function requireObjects(
+export async function requireObjects(
   scratch: Git,
   site: Site,
   { plan, replaced }: Disk,
   uncommitted: UncommittedDrift | null,
-  { git, scratchDir }: PlanOptions,
+  { git, scratchDir }: Pick<PlanOptions, "git" | "scratchDir">,
 ): Promise<void> {
   // Those come into the repository with the merge.
   const brought = new Set([...replaced.map(({ path }) => path), ...(uncommitted?.paths ?? [])]);
@@ -192,17 +163,80 @@ async function requireObjects(
   );
 }
 
+/** What comes into a site's `/`: the difference of two trees, and what git does not keep of it. */
+interface Difference extends Pick<DiskOptions, "directories" | "back"> {
+  readonly base: string;
+  readonly theirs: string;
+  readonly changes: readonly Change[];
+  /** Whether the trees have everything, not only what differs. */
+  readonly isWhole: boolean;
+}
+
+/**
+ * Merges a difference into the site's tree, and holds the result against its files. New objects are only in `scratch`.
+ * @returns the tree, and what changes on disk
+ * @throws ZferryError `merge-conflict`, `worktree-dirty`, `not-configured`, `no-space`, `git-failed`, `io-failed`
+ */
+export async function mergeInto(
+  scratch: Git,
+  tree: string,
+  { base, theirs, changes, isWhole, directories, back }: Difference,
+  options: Omit<PlanOptions, "git" | "summary" | "patch" | "objects" | "metadata">,
+): Promise<{ readonly merged: string; readonly disk: Disk }> {
+  const followed = await followRenames(scratch, { base, ours: tree, theirs }, changes, isWhole);
+  const { rootDir, scratchDir, policies = [], resolutions, replaceUntracked = false } = options;
+  const { space, progress, warn } = options;
+  const settling = settler({ scratch, scratchDir, policies, resolutions });
+  try {
+    const commit = committer(scratch, options.date);
+    const merged = await mergeTrees(scratch, followed.trees, followed.conflicts, settling.contents, commit);
+    const disk = await planDisk({
+      rootDir,
+      scratch,
+      directories,
+      changes: followed.changes,
+      head: tree,
+      merged,
+      replaceUntracked,
+      back,
+      settling,
+      space,
+      progress,
+      warn,
+    });
+    options.settled?.(settling.settled);
+    return { merged, disk };
+  } catch (error) {
+    if (error instanceof ZferryError && error.code === "merge-conflict")
+      await options.conflicts?.(settling.open, scratch);
+    throw error;
+  }
+}
+
 /** The site's uncommitted changes, where they may be committed; null where there are none. */
-async function takeUncommitted(
+export async function takeUncommitted(
   scratch: Git,
   site: Site,
-  { git, rootDir, commitDrift = false }: PlanOptions,
+  { git, rootDir, commitDrift = false }: Pick<PlanOptions, "git" | "rootDir" | "commitDrift">,
 ): Promise<UncommittedDrift | null> {
   const withFiles = withWorkTree(scratch, rootDir);
   if (commitDrift) return writeUncommitted(git, withFiles, rootDir, site);
   await requireClean(git, withFiles, site);
   return null;
 }
+
+/** The part of a plan that commits the site's uncommitted changes; null where there are none. */
+export const commitUncommitted = async (
+  uncommitted: UncommittedDrift | null,
+  site: Site,
+  message: string,
+  commit: Commit,
+): Promise<NonNullable<RootPlan["drift"]> | null> =>
+  uncommitted && {
+    commit: await commit(uncommitted.tree, [site.head], message),
+    paths: uncommitted.paths.map(pathName),
+    staged: uncommitted.staged.map(pathName),
+  };
 
 async function findPristine(git: Git, site: Site, summary: RootSummary): Promise<Pristine | null> {
   const { base } = summary;
@@ -252,22 +286,19 @@ async function rebuildTarget(
   );
 }
 
-async function writeCommit(
-  scratch: Git,
-  tree: string,
-  parents: readonly string[],
-  message: string,
-  date: number,
-): Promise<string> {
-  const when = `@${date} +0000`;
-  const args = ["commit-tree", tree, ...parents.flatMap((parent) => ["-p", parent])];
-  return trimmed(
-    await scratch.run(args, {
-      input: `${message}\n`,
-      env: { GIT_AUTHOR_DATE: when, GIT_COMMITTER_DATE: when },
-    }),
-  );
-}
+/** Writes commits of one date, in seconds since 1970. */
+export const committer =
+  (scratch: Git, date: number): Commit =>
+  async (tree, parents, message) => {
+    const when = `@${date} +0000`;
+    const args = ["commit-tree", tree, ...parents.flatMap((parent) => ["-p", parent])];
+    return trimmed(
+      await scratch.run(args, {
+        input: `${message}\n`,
+        env: { GIT_AUTHOR_DATE: when, GIT_COMMITTER_DATE: when },
+      }),
+    );
+  };
 
 /** Without the whole base nothing tells where a file went that the site does not have any more. */
 async function warnOfRenames(

@@ -18,6 +18,15 @@ const stateSchema = table({
   link: v.optional(pathNameSchema),
 });
 
+const replacedSchema = table({
+  /** Keeps the commit. */
+  ref: v.string(),
+  commit: gitIdSchema,
+  /** What the reference was before. */
+  previous: v.nullable(gitIdSchema),
+  paths: v.array(pathNameSchema),
+});
+
 /** For the installer's journal, which keeps a plan as JSON. */
 export const rootPlanSchema = table({
   format: v.literal(1),
@@ -42,16 +51,9 @@ export const rootPlanSchema = table({
     }),
   ),
   /** Untracked files that the release replaces, as a commit that has them; missing where it replaces none. */
-  replaced: v.optional(
-    table({
-      /** Keeps the commit. */
-      ref: v.string(),
-      commit: gitIdSchema,
-      /** What the reference was before. */
-      previous: v.nullable(gitIdSchema),
-      paths: v.array(pathNameSchema),
-    }),
-  ),
+  replaced: v.optional(replacedSchema),
+  /** Of a rollback: what keeps the untracked files that come back; missing where there are none. */
+  returning: v.optional(replacedSchema),
   /** What changes on disk, sorted by path; null where there is nothing. */
   changes: v.array(
     table({ path: pathNameSchema, before: v.nullable(stateSchema), after: v.nullable(stateSchema) }),

@@ -29,6 +29,7 @@ export function processEnvironment(
     moved: isMoved(),
     askPassphrase,
     askToGoOn,
+    askToAgree,
     // With --json a line would be in the way of who parses the error.
     progress: options.quiet || (options.json && !isatty(2)) ? SILENT : standardError(),
   };
@@ -113,6 +114,11 @@ async function askToGoOn(question: string): Promise<boolean> {
   if (process.stdin.isTTY !== true) return false;
   await readLine(`${printable(question)} `, { shown: true });
   return true;
+}
+
+async function askToAgree(question: string): Promise<boolean> {
+  if (process.stdin.isTTY !== true) return false;
+  return (await readLine(`${printable(question)} `, { shown: true })).trim() === "yes";
 }
 
 async function readLine(prompt: string, { shown }: { readonly shown: boolean }): Promise<string> {

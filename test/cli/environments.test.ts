@@ -43,6 +43,7 @@ describe("while an install is under way", () => {
     const state = configure();
     mkdirSync(state);
     await openState(state).writeJournal({
+      operation: "install",
       release: { name: "R5", sequence: 5, identity: "b".repeat(64) },
       startedAt: 1_800_000_000,
       phase: "receiving",

@@ -18,7 +18,7 @@ const folder = inFolder();
 const runHere = (...args: string[]) => run(args, { cwd: folder.path });
 const VERBS = [
   ...["keygen", "snapshot", "create", "sign", "sums", "verify", "inspect"],
-  ...["plan", "install", "resolve", "trust", "setup", "status", "send"],
+  ...["plan", "install", "resolve", "rollback", "confirm", "history", "trust", "setup", "status", "send"],
   ...["environments", "activate"],
 ];
 

@@ -19,7 +19,7 @@ const stream = (needed: number | null): StreamPlan => ({
 const state = (
   ...installations: readonly (readonly [bytes: number | undefined, seconds: number])[]
 ): SiteState => ({
-  version: 1,
+  version: 2,
   product: "demo",
   highestSequence: 1,
   installations: installations.map(([rawBytes, seconds]): Installation => ({

@@ -15,6 +15,7 @@ import type { MergeTool } from "../../src/install/merge-tool.js";
 import { openResolutions } from "../../src/install/resolutions.js";
 import { resolveConflicts, type Resolved } from "../../src/install/resolve.js";
 import type { RawPath } from "../../src/raw-path.js";
+import type { RootPlan } from "../../src/root/plan.js";
 import { ACCOUNTS, BuildHost, command, file, sh, type Edits, type Site } from "../root/hosts.js";
 
 const host = new BuildHost();
@@ -52,6 +53,8 @@ class Resolving {
   readonly site: Site;
   readonly state: string;
   readonly folder: string;
+  /** What is rolled back, instead of an install. */
+  installed: RootPlan | undefined;
 
   constructor(edits: Edits, from = host) {
     this.#host = from;
@@ -70,10 +73,14 @@ class Resolving {
       state: this.state,
       folder: this.folder,
       scratchDir: this.site.scratch,
-      release: "r2",
+      with: "release r2",
+      theirs: "r2",
       tool: tool === undefined ? undefined : this.tool(tool),
       chosen: { ours: (chosen.ours ?? []) as RawPath[], theirs: (chosen.theirs ?? []) as RawPath[] },
-      plan: (how) => this.site.plan(part, how),
+      plan: (how) =>
+        this.installed === undefined
+          ? this.site.plan(part, how)
+          : this.site.planRollback(this.installed, how),
     });
     expect(this.site.state()).toBe(before);
     return resolved;
@@ -104,6 +111,30 @@ class Resolving {
 
   read = (path: string): string => readFileSync(join(this.site.root, path), "utf8");
 }
+
+it("leads from conflicts, by hand and by a side, to a rollback", async () => {
+  const resolving = new Resolving({});
+  resolving.installed = await resolving.site.install(await host.part("r1", "r2"));
+  resolving.site.commit({
+    "etc/text": "one\nsite\nthree\n",
+    "etc/kept": "own\n",
+    "etc/owned": command('chmod 640 "$1"'),
+  });
+  expect(await resolving.left()).toEqual(["etc/kept (contents)", "etc/text (contents)"]);
+  expect(readFileSync(resolving.place("etc/text"), "utf8")).toBe(
+    "one\n<<<<<<< this site\nsite\n||||||| before\nrelease\n=======\ntwo\n>>>>>>> release r2\nthree\n",
+  );
+  resolving.write("etc/text", "one\nboth\nthree\n");
+  await resolving.run({ ours: ["etc/kept"] });
+  // What git does not keep is compared once the contents agree.
+  expect(await resolving.left()).toEqual(["etc/owned (attributes)"]);
+  expect(await resolving.run({ theirs: ["etc/owned"] })).toEqual({ settled: 3, left: [] });
+  const { lookup: resolutions } = openResolutions(resolving.state);
+  await resolving.site.rollBack(resolving.installed, { resolutions });
+  expect(["etc/text", "etc/kept"].map(resolving.read)).toEqual(["one\nboth\nthree\n", "own\n"]);
+  expect(sh(resolving.site.root, "stat -c %a etc/owned")).toBe("644\n");
+  expect(resolving.site.status()).toBe("");
+});
 
 it("leads from conflicts, by hand, to an install", async () => {
   const resolving = new Resolving(OURS);

@@ -3,14 +3,23 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { ZferryError } from "../../src/errors.js";
-import { lockState, openState, type Journal } from "../../src/install/state.js";
+import {
+  installed,
+  lockState,
+  openState,
+  undoable,
+  type Installation,
+  type InstallJournal,
+  type RollbackJournal,
+} from "../../src/install/state.js";
 import { readUnderWay as readUnderWayOf } from "../../src/install/under-way.js";
 
 // formats/state.md
 
 const ID = "a".repeat(40);
 
-const JOURNAL: Journal = {
+const JOURNAL: InstallJournal = {
+  operation: "install",
   release: { name: "R5", sequence: 5, identity: "b".repeat(64) },
   startedAt: 1_800_000_000,
   phase: "receiving",
@@ -38,6 +47,32 @@ const JOURNAL: Journal = {
     directories: [],
   },
 };
+
+const { release, undoing, streams, present, root } = JOURNAL;
+const ROLLBACK: RollbackJournal = {
+  release,
+  undoing,
+  streams,
+  present,
+  root,
+  operation: "rollback",
+  startedAt: 1_800_000_500,
+  phase: "rolling-back",
+  site: { product: "gentoo", root: "/" },
+  lost: [{ dataset: "rpool/usr", snapshots: [{ snapshot: "daily 1", guid: "77" }], written: 4096 }],
+};
+
+const INSTALLATION: Installation = {
+  release: JOURNAL.release,
+  created: 1,
+  startedAt: JOURNAL.startedAt,
+  finishedAt: JOURNAL.startedAt + 60,
+  signers: [],
+  streams: JOURNAL.streams,
+  commit: ID,
+};
+const stateOf = (...installations: Installation[]) =>
+  ({ version: 2, product: "demo", highestSequence: 5, installations }) as const;
 
 let folder: string;
 const file = (name: string): string => join(folder, name);
@@ -114,10 +149,10 @@ describe("a journal", () => {
   });
 
   test("of another version is refused, naming both", async () => {
-    writeFileSync(file("journal.json"), JSON.stringify({ version: 3 }));
+    writeFileSync(file("journal.json"), JSON.stringify({ version: 4 }));
     expect(await faultOf()).toMatchObject({
       code: "format-unsupported",
-      message: `${file("journal.json")} has version 3, this zferry reads versions 1 and 2`,
+      message: `${file("journal.json")} has version 4, this zferry reads versions 1, 2 and 3`,
       hint: "use the zferry that wrote it",
     });
   });
@@ -189,18 +224,91 @@ describe("a journal", () => {
     });
   });
 
+  test("of version 2 is of an install", async () => {
+    const before = { ...JOURNAL, operation: undefined, root: undefined, version: 2, plan: null };
+    writeFileSync(file("journal.json"), JSON.stringify(before));
+    expect(await readUnderWay()).toMatchObject({ ...JOURNAL, root: null });
+    writeFileSync(file("journal.json"), JSON.stringify({ ...before, operation: "install" }));
+    expect((await faultOf()).code).toBe("journal-malformed");
+  });
+
+  test("of a rollback is read as it was written, and has no phase of an install", async () => {
+    const state = openState(folder);
+    await state.writeJournal(ROLLBACK);
+    expect(await readUnderWay()).toMatchObject(ROLLBACK);
+    const text = readFileSync(file("journal.json"), "utf8");
+    writeFileSync(file("journal.json"), text.replace('"rolling-back"', '"receiving"'));
+    expect(await faultOf()).toMatchObject({
+      code: "journal-malformed",
+      message: expect.stringContaining("phase: is not ") as string,
+    });
+  });
+
   test("of an install that is recorded is of nothing under way", async () => {
     const state = openState(folder);
     await state.writeJournal(JOURNAL);
-    const { release, startedAt, streams } = JOURNAL;
-    const installation = { release, created: 1, startedAt, finishedAt: startedAt, signers: [], streams };
-    await state.writeState({
-      version: 1,
-      product: "demo",
-      highestSequence: 5,
-      installations: [{ ...installation, commit: null }],
-    });
+    await state.writeState(stateOf({ ...INSTALLATION, plan: null }));
     expect(await readUnderWay()).toBeUndefined();
+    // Installed once more after a rollback, in the same second by a clock that was set back.
+    const rolledBack = { startedAt: 1, finishedAt: 2 };
+    await state.writeState(stateOf({ ...INSTALLATION, plan: null, rolledBack }));
+    expect(await readUnderWay()).toMatchObject({ operation: "install" });
+  });
+
+  test("of a rollback is of nothing under way once that is recorded", async () => {
+    const state = openState(folder);
+    await state.writeJournal(ROLLBACK);
+    await state.writeState(stateOf(INSTALLATION));
+    expect(await readUnderWay()).toMatchObject({ operation: "rollback" });
+    const rolledBack = { startedAt: ROLLBACK.startedAt, finishedAt: ROLLBACK.startedAt };
+    await state.writeState(stateOf({ ...INSTALLATION, rolledBack }));
+    expect(await readUnderWay()).toBeUndefined();
+  });
+});
+
+describe("a state", () => {
+  test("of version 1 is one of installations that have no plan", async () => {
+    const before = { ...stateOf(INSTALLATION), version: 1 };
+    writeFileSync(file("state.json"), JSON.stringify(before));
+    expect(await openState(folder).readState()).toEqual(stateOf(INSTALLATION));
+    writeFileSync(
+      file("state.json"),
+      JSON.stringify({ ...before, installations: [{ ...INSTALLATION, plan: null }] }),
+    );
+    await expect(openState(folder).readState()).rejects.toMatchObject({ code: "journal-malformed" });
+  });
+
+  test("has the newest installation that was not rolled back, and one that can be", () => {
+    const first = { ...INSTALLATION, startedAt: 1 };
+    const back = { ...INSTALLATION, rolledBack: { startedAt: 8, finishedAt: 9 } };
+    const confirmed = { ...INSTALLATION, confirmedAt: 9 };
+    expect([installed(undefined), undoable(undefined)]).toEqual([undefined, undefined]);
+    expect([installed(stateOf(first)), undoable(stateOf(first))]).toEqual([first, first]);
+    expect([installed(stateOf(first, back)), undoable(stateOf(first, back))]).toEqual([first, undefined]);
+    expect([installed(stateOf(back)), undoable(stateOf(back))]).toEqual([undefined, undefined]);
+    expect([installed(stateOf(confirmed)), undoable(stateOf(confirmed))]).toEqual([confirmed, undefined]);
+  });
+
+  test("keeps the plan of what can be rolled back, until it is not", async () => {
+    const state = await lockState(folder);
+    await state.writeJournal(JOURNAL);
+    const plan = state.keepPlan(JOURNAL.root);
+    await state.writeState(stateOf({ ...INSTALLATION, plan }));
+    await state.removeJournal();
+    expect(names()).toEqual(["lock", `plan-${plan}.json`, "state.json"]);
+    await state.release();
+    const again = await lockState(folder);
+    expect(await again.readPlan(plan ?? "")).toEqual(JOURNAL.root);
+    // The next install has its own beside it.
+    await again.writeJournal({ ...JOURNAL, root: { ...JOURNAL.root!, mergeCommit: "c".repeat(40) } });
+    expect(names().filter((name) => name.startsWith("plan-"))).toHaveLength(2);
+    await again.removeJournal();
+    expect(names()).toEqual(["lock", `plan-${plan}.json`, "state.json"]);
+    await again.writeState(stateOf({ ...INSTALLATION, plan, confirmedAt: 9 }));
+    await again.removePlans();
+    expect(names()).toEqual(["lock", "state.json"]);
+    await expect(again.readPlan(plan ?? "")).rejects.toMatchObject({ code: "journal-malformed" });
+    await again.release();
   });
 });
 

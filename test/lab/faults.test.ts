@@ -51,12 +51,12 @@ const expectInstalled = async (): Promise<void> => {
     await lines(
       `diff <(${fingerprint(`${MNT}/site/usr`)}) <(${fingerprint(`${MNT}/build/usr/.zfs/snapshot/R3`)}) && echo same usr;` +
         `cd ${MNT}/site; git status --porcelain; zfs get -H -o value receive_resume_token ${SITE_USR};` +
-        `find . -name '.zferry-*'; ls -A /var/lib/zferry; git for-each-ref refs/zferry/pending;` +
+        `find . -name '.zferry-*'; ls -A /var/lib/zferry | sed 's/^plan-.*/a plan/'; git for-each-ref refs/zferry/pending;` +
         `zfs holds -H ${SITE_USR}@R1 ${SITE_USR}@R2 ${SITE_USR}@R3 | cut -f 1,2;` +
         "cat etc/conf.d/keymaps etc/hosts; grep -h Option02 etc/sshd_config",
     ),
   ).toBe(
-    `same usr\n-\nlock\nstate.json\n${SITE_USR}@R2\tzferry:base\nkeymap="de"\n10.1.2.3 plc\nOption02 of-this-site`,
+    `same usr\n-\nlock\na plan\nstate.json\n${SITE_USR}@R2\tzferry:base\nkeymap="de"\n10.1.2.3 plc\nOption02 of-this-site`,
   );
   expect(await lines(`git -C ${MNT}/site rev-parse refs/zferry/release^{tree}`)).toBe(
     await lines(`git -C ${MNT}/build rev-parse R3^{tree}`),
@@ -442,8 +442,8 @@ describe.skipIf(usesLocalZfs())("the pool", () => {
     await machine.run(`bundle install ${OTHER}`, { timeout: 200_000 });
     expect(
       await lines(
-        `diff <(${fingerprint(`${MNT}/other/usr`)}) <(${fingerprint(`${MNT}/build/usr/.zfs/snapshot/R3`)}) && echo same; ls -A /var/lib/zferry-other; zpool scrub -w depot; zpool list -H -o health depot`,
+        `diff <(${fingerprint(`${MNT}/other/usr`)}) <(${fingerprint(`${MNT}/build/usr/.zfs/snapshot/R3`)}) && echo same; ls -A /var/lib/zferry-other | sed 's/^plan-.*/a plan/'; zpool scrub -w depot; zpool list -H -o health depot`,
       ),
-    ).toBe("same\nlock\nstate.json\nONLINE");
+    ).toBe("same\nlock\na plan\nstate.json\nONLINE");
   });
 });

@@ -155,11 +155,11 @@ describe("a site that runs from the /usr that is replaced", () => {
     expect(
       await lines(`
         zfs get -H -p -o value guid ${USR}@R2; zfs get -H -o value receive_resume_token,written ${USR}
-        cat /usr/share/release /etc/release; git -C / status --porcelain; ls /var/lib/zferry
+        cat /usr/share/release /etc/release; git -C / status --porcelain; ls /var/lib/zferry | sed 's/^plan-.*/a plan/'
         find /run -maxdepth 1 -name 'zferry*'; grep -l '${USR}@' /proc/*/mountinfo 2>/dev/null || true`),
     ).toBe(
       `${await lines(`zfs get -H -p -o value guid ${BUILD}/usr@R2`)}\n-\n0\nrelease 2\nrelease 2\n` +
-        "install.log\nlock\nstate.json",
+        "install.log\nlock\na plan\nstate.json",
     );
   };
 

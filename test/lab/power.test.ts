@@ -35,7 +35,7 @@ const siteState = (): Promise<string> =>
     zfs list -H -p -o name,guid -t snapshot -r ${SITE_USR}
     for release in 1 2 3; do zfs holds -H ${SITE_USR}@R$release 2>/dev/null | cut -f 1,2 || true; done
     zfs get -H -o value receive_resume_token ${SITE_USR}
-    ls -A /var/lib/zferry
+    ls -A /var/lib/zferry | sed 's/^plan-.*/a plan/'
     flock --nonblock /var/lib/zferry/lock echo not locked
     cd ${MNT}/site
     git status --porcelain; git for-each-ref --format='%(refname) %(tree)'; git rev-parse HEAD^{tree}; git fsck --full --no-dangling 2>&1

@@ -25,7 +25,7 @@ const lines = async (text: string): Promise<string> =>
 const STATE = `
   zfs list -H -p -o name,guid,userrefs -t snapshot -r ${SITE_USR}
   zfs get -H -o value receive_resume_token ${SITE_USR}
-  ls -A /var/lib/zferry 2>/dev/null | grep -vx lock || true
+  ls -A /var/lib/zferry 2>/dev/null | grep -vx lock | sed 's/^plan-.*/a plan/' || true
   grep -A 3 -h '"release"' /var/lib/zferry/state.json 2>/dev/null || true
   cd ${MNT}/site
   git status --porcelain; git for-each-ref --format='%(refname) %(tree)'; git rev-parse HEAD^{tree}

@@ -69,6 +69,7 @@ export async function makeRelease(machine: Machine, number: number): Promise<str
   const file = `/tmp/R${number}.bundle`;
   await machine.run(
     `${script(machine, `change ${number}`)}; bundle snapshot R${number} -m "release ${number}"; bundle create --base R${number - 1} --target R${number} --expires-days 30 -o ${file}`,
+    { timeout: 600_000 },
   );
   return file;
 }

@@ -18,6 +18,7 @@ import { applyRoot, takeBackRoot } from "./apply.js";
 import { requireAsPlanned } from "../../src/root/apply.js";
 import { makeRootPart, type RootSummary } from "../../src/root/diff.js";
 import { planRoot, type PlanOptions } from "../../src/root/merge.js";
+import { planRootRollback, type RollbackOptions } from "../../src/root/rollback.js";
 import type { SecretRules } from "../../src/root/secrets.js";
 import type { RootPlan } from "../../src/root/plan.js";
 import { openRepository } from "../../src/system/git.js";
@@ -257,6 +258,24 @@ export class Site {
   /** The paths that are one file, for each that has more than one name here. */
   links(): string[][] {
     return linksIn(this.root);
+  }
+
+  async planRollback(installed: RootPlan, options: Partial<RollbackOptions> = {}): Promise<RootPlan> {
+    return planRootRollback({
+      git: await openRepository(this.root),
+      rootDir: this.root,
+      scratchDir: this.scratch,
+      installed,
+      release: "r2",
+      date: 1_700_000_100,
+      ...options,
+    });
+  }
+
+  async rollBack(installed: RootPlan, options: Partial<RollbackOptions> = {}): Promise<RootPlan> {
+    const plan = await this.planRollback(installed, options);
+    await this.apply(plan);
+    return plan;
   }
 
   /** Every file and folder with owner, permissions, attributes, content and links, without git's. */

@@ -1,0 +1,91 @@
+import type { Command } from "commander";
+import { requireProduct } from "../install/policy.js";
+import { openState, type Installation, type Journal } from "../install/state.js";
+import { readUnderWay } from "../install/under-way.js";
+import { formatDuration, formatTime, printable, type Environment } from "../report.js";
+import { readSiteConfig } from "../system/settings.js";
+
+interface HistoryOptions {
+  readonly config?: string;
+}
+
+export function define(command: Command, environment: () => Environment): void {
+  command
+    .option("--config <file>", "the site's configuration (default: /etc/zferry/site.toml)")
+    .addHelpText("after", "\nExample:\n  bundle history")
+    .action((options: HistoryOptions) => runHistory(options, environment()));
+}
+
+/** Lists what was installed on this site, and what became of it, newest first. */
+async function runHistory(options: HistoryOptions, env: Environment): Promise<void> {
+  const site = await readSiteConfig(options.config);
+  const state = await openState(site.state).readState();
+  const journal = await readUnderWay(site);
+  if (state !== undefined) requireProduct(state, site.product);
+  const installations = state?.installations.toReversed() ?? [];
+  await env.write(env.json ? asJson(site.product, installations, journal) : asText(installations, journal));
+}
+
+/** What became of an installation, in a word. */
+const resultOf = ({ confirmedAt, rolledBack }: Installation): "installed" | "confirmed" | "rolled-back" =>
+  rolledBack !== undefined ? "rolled-back" : confirmedAt !== undefined ? "confirmed" : "installed";
+
+function asJson(
+  product: string,
+  installations: readonly Installation[],
+  journal: Journal | undefined,
+): string {
+  const { operation, release, startedAt, phase, undoing } = journal ?? {};
+  return `${JSON.stringify({
+    product,
+    underWay: journal === undefined ? null : { operation, release, startedAt, phase, undoing },
+    installations: installations.map((each) => ({ ...each, result: resultOf(each) })),
+  })}\n`;
+}
+
+function asText(installations: readonly Installation[], journal: Journal | undefined): string {
+  const rows = [
+    ["RELEASE", "SEQUENCE", "INSTALLED", "TOOK", "SIGNERS", "RESULT"],
+    ...(journal === undefined ? [] : [rowUnderWay(journal)]),
+    ...installations.map(rowOf),
+  ];
+  if (rows.length === 1) return "no release was installed by zferry yet\n";
+  const widths = (rows[0] ?? []).map((_, column) =>
+    Math.max(...rows.map((row) => (row[column] ?? "").length)),
+  );
+  const lines = rows.map((row) =>
+    row
+      .map((cell, column) => cell.padEnd(widths[column] ?? 0))
+      .join("  ")
+      .trimEnd(),
+  );
+  return `${lines.map(printable).join("\n")}\n`;
+}
+
+function rowUnderWay(journal: Journal): string[] {
+  const { operation, release, startedAt, undoing } = journal;
+  const signers = operation === "install" ? (journal.origin?.signers ?? []) : [];
+  const what = operation === "install" ? "being installed" : "being rolled back";
+  const result = `${what} since ${formatTime(startedAt)}${undoing ? ", which is being given up" : ""}`;
+  return row(release, "-", "-", signers, result);
+}
+
+function rowOf(installation: Installation): string[] {
+  const { release, startedAt, finishedAt, signers, confirmedAt, rolledBack } = installation;
+  const result =
+    rolledBack !== undefined
+      ? `rolled back at ${formatTime(rolledBack.finishedAt)}`
+      : confirmedAt !== undefined
+        ? `confirmed at ${formatTime(confirmedAt)}`
+        : "installed";
+  const took = formatDuration(Math.max(0, finishedAt - startedAt));
+  return row(release, formatTime(finishedAt), took, signers, result);
+}
+
+const row = (
+  { name, sequence }: Journal["release"],
+  at: string,
+  took: string,
+  signers: readonly string[],
+  result: string,
+): string[] => [name, String(sequence), at, took, signers.length === 0 ? "-" : signers.join(","), result];

@@ -1,0 +1,101 @@
+import { mkdirSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import { join } from "node:path";
+import type { SiteConfig } from "../config.js";
+import { ZferryError } from "../errors.js";
+import { requireAsPlanned } from "../root/apply.js";
+import type { RootPlan } from "../root/plan.js";
+import { guarded } from "../system/files.js";
+import { requireAnswer } from "./plan.js";
+import { lockState, type Journal, type StateFolder } from "./state.js";
+import { finishRecorded, siteRoot } from "./steps.js";
+
+/** Runs `use` with the site's lock, and with what was recorded and left something behind cleaned up: the journal of that, if any. */
+export async function withState<Result>(
+  site: SiteConfig,
+  use: (folder: StateFolder, scratch: string, finished: Journal | undefined) => Promise<Result>,
+): Promise<Result> {
+  for (const dataset of Object.values(site.streams)) await requireAnswer(dataset);
+  return withLock(site, async (folder, scratch) => {
+    const finished = await finishRecorded(folder);
+    return use(folder, scratch, finished);
+  });
+}
+
+/** Runs `use` with the site's lock, and a scratch folder that goes with it. No dataset is asked anything. */
+export async function withLock<Result>(
+  site: SiteConfig,
+  use: (folder: StateFolder, scratch: string) => Promise<Result>,
+): Promise<Result> {
+  const folder = await lockState(site.state);
+  const scratch = join(folder.path, "scratch");
+  try {
+    await rm(scratch, { recursive: true, force: true });
+    guarded(scratch, () => mkdirSync(scratch, { mode: 0o700 }));
+    return await use(folder, scratch);
+  } finally {
+    await rm(scratch, { recursive: true, force: true });
+    await folder.release();
+  }
+}
+
+/** The configuration that a journal keeps. */
+export const placeOf = ({ product, root }: SiteConfig): NonNullable<Journal["site"]> => ({
+  product,
+  root: root?.path ?? null,
+});
+
+/**
+ * What is under way is finished, or given up, where it was begun.
+ * @throws ZferryError `install-pending` when the configuration names another place since
+ */
+export function requireSameSite({ release, streams, site: begun }: Journal, site: SiteConfig): void {
+  const differences = streams.flatMap(({ role, dataset }) =>
+    site.streams[role] === dataset ? [] : [`${role} is ${site.streams[role] ?? "missing"}, not ${dataset}`],
+  );
+  if (begun !== null) {
+    if (site.product !== begun.product) differences.push(`product is ${site.product}, not ${begun.product}`);
+    const path = site.root?.path ?? null;
+    if (path !== begun.root) differences.push(`root is ${path ?? "missing"}, not ${begun.root ?? "missing"}`);
+  }
+  if (differences.length === 0) return;
+  throw new ZferryError(
+    "install-pending",
+    `release ${release.name} (${release.sequence}) is under way, and the site's configuration has changed: ${differences.join("; ")}`,
+    {
+      details: { pending: release.name, differences },
+      hint: "bring the configuration back until that is finished or given up",
+    },
+  );
+}
+
+/** That another command must come first. */
+export function pending(journal: Journal, why: string): ZferryError {
+  const { release, undoing, operation } = journal;
+  const install = operation === "install";
+  const what = install
+    ? `release ${release.name} (${release.sequence}) is being ${undoing ? "given up" : "installed"}`
+    : `release ${release.name} (${release.sequence}) is being rolled back${undoing ? ", which is being given up" : ""}`;
+  const wayOn = install ? `, with the bundle of ${release.name}: bundle install FILE` : ": bundle rollback";
+  const wayBack = install || journal.phase === "preparing" ? "; or give it up: bundle abort" : "";
+  return new ZferryError("install-pending", `${what}, ${why}`, {
+    details: { pending: release.name },
+    hint: undoing ? "finish that first: bundle abort" : `finish it first${wayOn}${wayBack}`,
+  });
+}
+
+/** @throws ZferryError `install-pending` */
+export function requireNothingPending(journal: Journal | undefined, why: string): void {
+  if (journal !== undefined) throw pending(journal, why);
+}
+
+/** Whether everything of `/` is as it was when the plan was made, or as the plan leaves it. */
+export async function isAsPlanned(root: RootPlan, site: SiteConfig): Promise<boolean> {
+  try {
+    await requireAsPlanned(root, await siteRoot(site));
+    return true;
+  } catch (error) {
+    if (error instanceof ZferryError && error.code === "worktree-dirty") return false;
+    throw error;
+  }
+}
