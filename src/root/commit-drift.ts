@@ -2,7 +2,7 @@ import { showPath, type RawPath } from "../raw-path.js";
 import { joinNul, trimmed, type Git } from "../system/git.js";
 import { closeTree, openTree } from "../system/tree.js";
 import { gitFile, readLive, sameGit, stateOf, type GitFile, type Live } from "./live.js";
-import { compareFiles, dirty, listStaged, requireConcluded, type Site } from "./site.js";
+import { compareFiles, dirty, listStaged, requireCheckedOut, requireConcluded, type Site } from "./site.js";
 
 /** What the site changed and did not commit, as a tree in the scratch repository. */
 export interface UncommittedDrift {
@@ -19,7 +19,7 @@ export interface UncommittedDrift {
  * @param git the site's repository
  * @param scratch a borrowing repository with the site's work tree
  * @returns null when nothing differs from HEAD
- * @throws ZferryError `worktree-dirty` when an operation of git is half done, a tracked file became something that git does not
+ * @throws ZferryError `worktree-dirty` when an operation of git is half done, a sparse checkout left files out, a tracked file became something that git does not
  * keep, or the index has what is neither in HEAD nor in the files; `git-failed`, `io-failed`
  */
 export async function writeUncommitted(
@@ -31,6 +31,7 @@ export async function writeUncommitted(
   requireConcluded(git);
   const staged = await listStaged(git, site.head);
   const { env, changed } = await compareFiles(scratch, site.tree);
+  await requireCheckedOut(git, rootDir, changed);
   const paths = [...new Set([...changed, ...staged.keys()])].sort();
   if (paths.length === 0) return null;
 

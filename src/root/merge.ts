@@ -221,7 +221,7 @@ export async function takeUncommitted(
 ): Promise<UncommittedDrift | null> {
   const withFiles = withWorkTree(scratch, rootDir);
   if (commitDrift) return writeUncommitted(git, withFiles, rootDir, site);
-  await requireClean(git, withFiles, site);
+  await requireClean(git, withFiles, rootDir, site);
   return null;
 }
 

@@ -1,7 +1,7 @@
-import { existsSync } from "node:fs";
+import { existsSync, lstatSync } from "node:fs";
 import { join } from "node:path";
 import { ZferryError } from "../errors.js";
-import { showPath, type RawPath } from "../raw-path.js";
+import { rawBytes, showPath, type RawPath } from "../raw-path.js";
 import { listTree, splitNul, trimmed, type Git, type TreeFile } from "../system/git.js";
 
 /** What the site's repository says when the plan is made. */
@@ -56,6 +56,9 @@ const IN_PROGRESS = {
   REVERT_HEAD: "a revert is not concluded",
   "rebase-merge": "a rebase is not concluded",
   "rebase-apply": "a rebase is not concluded",
+  sequencer: "a series of cherry-picks or reverts is not concluded",
+  // Its end would bring back what was checked out at its beginning.
+  BISECT_LOG: "a bisection is not concluded",
 };
 
 /** @throws ZferryError `worktree-dirty` when an operation of git is half done */
@@ -120,13 +123,41 @@ export async function compareFiles(
   return { env, changed: splitNul(await scratch.run(["diff-files", ...COMPARED], { env })) };
 }
 
-export async function requireClean(git: Git, scratch: Git, site: Site): Promise<void> {
+/**
+ * @param changed paths that the work tree has otherwise than HEAD, or not
+ * @throws ZferryError `worktree-dirty` where a sparse checkout left some of them out: nobody removed those
+ */
+export async function requireCheckedOut(
+  git: Git,
+  rootDir: string,
+  changed: readonly RawPath[],
+): Promise<void> {
+  if (changed.length === 0) return;
+  const flagged = new Set(
+    splitNul(await git.run(["ls-files", "-t", "-z", "--full-name"]))
+      .filter((line) => line.startsWith("S "))
+      .map((line) => line.slice(2) as RawPath),
+  );
+  const isThere = (path: RawPath): boolean =>
+    lstatSync(Buffer.concat([Buffer.from(`${rootDir}/`), rawBytes(path)]), { throwIfNoEntry: false }) !==
+    undefined;
+  const left = changed.filter((path) => flagged.has(path) && !isThere(path));
+  if (left.length === 0) return;
+  throw dirty(
+    "a sparse checkout leaves out tracked files",
+    left.map(showPath),
+    `bring them back: git -C ${rootDir} sparse-checkout disable`,
+  );
+}
+
+export async function requireClean(git: Git, scratch: Git, rootDir: string, site: Site): Promise<void> {
   requireConcluded(git);
   const hint = "commit the site's own changes (git -C / commit -a, or --commit-drift), or take them back";
   const staged = [...(await listStaged(git, site.head)).keys()];
   if (staged.length > 0)
     throw dirty("git's index has changes that are not committed", staged.map(showPath), hint);
   const { changed } = await compareFiles(scratch, site.tree);
+  await requireCheckedOut(git, rootDir, changed);
   if (changed.length > 0)
     throw dirty("files differ from the site's last commit", changed.map(showPath), hint);
 }

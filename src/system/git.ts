@@ -1,4 +1,4 @@
-import { mkdirSync, realpathSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, realpathSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { ZferryError } from "../errors.js";
 import { rawPath, type RawPath } from "../raw-path.js";
@@ -248,16 +248,29 @@ export async function openRepository(path: string, options: { gitDir?: string } 
   // Resolved, because git compares it with the resolved current folder.
   const found = await here.ask(asked, { env: { GIT_CEILING_DIRECTORIES: dirname(realpathSync(workTree)) } });
   if (found.status !== 0) {
-    throw new ZferryError("not-configured", `${workTree} is not the work tree of a git repository`, {
-      details: { path: workTree, stderr: found.stderr },
-      hint: "at a site, bundle setup --repository makes one",
-    });
+    throw cannotOpen(workTree, options.gitDir ?? join(workTree, ".git"), found.stderr);
   }
   const [gitDir = "", objects = "", format = ""] = found.stdout.toString("utf8").split("\n");
   if (format !== "sha1") {
     throw new ZferryError("not-configured", `${gitDir} has ${format} objects, zferry's format has sha1`);
   }
   return { gitDir, objects, ...bind({ gitDir, workTree, cwd: workTree }) };
+}
+
+function cannotOpen(workTree: string, gitDir: string, stderr: string): ZferryError {
+  const details = { path: workTree, stderr };
+  const said = stderr.split("\n").find((line) => line.startsWith("fatal: ")) ?? stderr;
+  if (!existsSync(gitDir)) {
+    return new ZferryError("not-configured", `${workTree} is not the work tree of a git repository`, {
+      details,
+      hint: "at a site, bundle setup --repository makes one",
+    });
+  }
+  return new ZferryError(
+    "not-configured",
+    `git cannot use the repository of ${workTree}: ${said.replace("fatal: ", "")}`,
+    { details, hint: `mend ${gitDir}, or bring it back from a copy; git -C ${workTree} status must work` },
+  );
 }
 
 /** No attribute of any tree, and no driver that one names, takes part: contents are bytes, merged as text or not at all. */

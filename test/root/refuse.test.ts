@@ -1,4 +1,4 @@
-import { writeFileSync } from "node:fs";
+import { existsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { beforeEach, describe, expect, it } from "vitest";
 import { canonicalJson } from "../../src/canonical-json.js";
@@ -20,10 +20,15 @@ import {
 } from "./hosts.js";
 
 /** A plan that is refused, and a site that is as it was. */
-async function refused(site: Site, part: RootPart, expected: Record<string, unknown>): Promise<void> {
+async function refused(
+  site: Site,
+  part: RootPart,
+  expected: Record<string, unknown>,
+  options: Parameters<Site["plan"]>[1] = {},
+): Promise<void> {
   const before =
     site.state() + site.git("for-each-ref") + sh(site.root, "find .git -type f | sort | xargs sha1sum");
-  await expect(site.plan(part)).rejects.toMatchObject(expected);
+  await expect(site.plan(part, options)).rejects.toMatchObject(expected);
   expect(
     site.state() + site.git("for-each-ref") + sh(site.root, "find .git -type f | sort | xargs sha1sum"),
   ).toBe(before);
@@ -83,9 +88,36 @@ describe("a site that is not in a state for it", () => {
     await refused(site, part, { code: "worktree-dirty", details: { paths: ["etc/config"] } });
   });
 
-  it("a merge that is not concluded", async () => {
-    sh(site.root, "git rev-parse HEAD > .git/MERGE_HEAD");
-    await refused(site, part, { code: "worktree-dirty", message: message(/a merge is not concluded/) });
+  it.each([
+    ["a merge", "git rev-parse HEAD > .git/MERGE_HEAD"],
+    ["a bisection", "git bisect start -q"],
+    ["a series of cherry-picks or reverts", "mkdir .git/sequencer"],
+  ])("%s that is not concluded", async (what, command) => {
+    sh(site.root, command);
+    await refused(site, part, {
+      code: "worktree-dirty",
+      message: message(new RegExp(`^${what} is not concluded: .*/\\.git/`)),
+    });
+  });
+
+  it("a sparse checkout, also where what is not committed may be committed", async () => {
+    sh(site.root, "git sparse-checkout set --no-cone /etc/private");
+    expect(existsSync(join(site.root, "etc/config"))).toBe(false);
+    const expected = {
+      code: "worktree-dirty",
+      message: message(/^a sparse checkout leaves out tracked files: .*etc\/config/),
+      hint: `bring them back: git -C ${site.root} sparse-checkout disable`,
+    };
+    await refused(site, part, expected);
+    await refused(site, part, expected, { commitDrift: true });
+    // As its hint says.
+    sh(site.root, "git sparse-checkout disable");
+    expect(existsSync(join(site.root, "etc/config"))).toBe(true);
+  });
+
+  it("not a file that git was told to skip and that is there: its change is one", async () => {
+    sh(site.root, "git update-index --skip-worktree etc/config; echo dirty >> etc/config");
+    await refused(site, part, { code: "worktree-dirty", details: { paths: ["etc/config"] } });
   });
 
   it("takes an untracked file that is what the release has", async () => {

@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { openRepository } from "../../src/system/git.js";
 import { ACCOUNTS, BuildHost, edit, fingerprint, sh, type Site } from "./hosts.js";
 
 const host = new BuildHost();
@@ -55,6 +56,26 @@ describe("refs/zferry/release", () => {
     await refused(siteAfter("git update-ref refs/zferry/release $(git rev-parse HEAD:etc/own)"), {
       code: "git-failed",
       message: message(/^refs\/zferry\/release of .* leads to no commit$/),
+    });
+  });
+});
+
+describe("a repository that git cannot use", () => {
+  it.each([
+    ["a line of its settings", "echo [broken >>.git/config", /: bad config line \d+ in file /],
+    [
+      "an extension",
+      "git config core.repositoryFormatVersion 1; git config extensions.unheardof 1",
+      /: unknown repository extension found:/,
+    ],
+    ["a setting's value", "git config core.bare perhaps", /: bad (boolean|numeric) config value 'perhaps'/],
+    ["no HEAD", "rm .git/HEAD", /: not a git repository/],
+  ])("is told with git's reason: %s", async (_, command, reason) => {
+    const site = siteAfter(command);
+    await expect(openRepository(site.root)).rejects.toMatchObject({
+      code: "not-configured",
+      message: message(new RegExp(`^git cannot use the repository of ${site.root}${reason.source}`)),
+      hint: message(new RegExp(`^mend ${site.root}/\\.git, .*git -C ${site.root} status must work$`)),
     });
   });
 });
