@@ -14,7 +14,7 @@ import { createHash } from "node:crypto";
 import { existsSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { buildImage, defaultZfs, drive, Guest, type MachineOptions } from "./guest.js";
+import { buildImage, defaultZfs, drive, Guest, type Image, type MachineOptions } from "./guest.js";
 
 const FILL = join(dirname(fileURLToPath(import.meta.url)), "booted.sh");
 const DISK_SIZE = "4G";
@@ -33,9 +33,9 @@ export async function openBooted(options: MachineOptions = {}): Promise<BootedGu
 }
 
 /** The disk to be copied, under a hash of what fills it. */
-async function filledDisk(image: string): Promise<string> {
+async function filledDisk(image: Image): Promise<string> {
   const hash = createHash("sha256").update(readFileSync(FILL)).update(readFileSync(process.execPath));
-  const filled = join(image, `booted-${hash.digest("hex").slice(0, 16)}.disk`);
+  const filled = join(image.folder, `booted-${hash.digest("hex").slice(0, 16)}.disk`);
   if (existsSync(filled)) return filled;
   console.error("lab: filling a disk with a system that boots from it (some minutes, once)");
   const filling = `${filled}.${process.pid}`;
@@ -56,7 +56,7 @@ export class BootedGuest extends Guest {
   private readonly disk0: string;
 
   /** `filled` is the disk to boot a copy of. */
-  constructor(image: string, filled: string, options: MachineOptions = {}) {
+  constructor(image: Image, filled: string, options: MachineOptions = {}) {
     super(image, options);
     this.disk0 = join(this.folder, "system.disk");
     execFileSync("cp", ["--sparse=always", "--reflink=auto", filled, this.disk0]);

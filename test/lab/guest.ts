@@ -131,13 +131,21 @@ export async function openGuest(options: MachineOptions = {}): Promise<Guest> {
   return guest;
 }
 
-/** The folder of the image for a line of OpenZFS; builds it first if need be, which takes minutes, and tells so. */
-export async function buildImage(zfs: ZfsLine): Promise<string> {
+/** What a guest is made from. */
+export interface Image {
+  readonly folder: string;
+  /** The program. */
+  readonly qemu: string;
+}
+
+/** The image for a line of OpenZFS; builds it first if need be, which takes minutes, and tells so. */
+export async function buildImage(zfs: ZfsLine): Promise<Image> {
   const suite = { "2.1": "bookworm", "2.3": "bookworm-backports" }[zfs];
   const build = spawn(join(HERE, "image.sh"), [suite], { stdio: ["ignore", "pipe", "inherit"] });
-  const [image] = await Promise.all([text(build.stdout), once(build, "exit")]);
+  const [output] = await Promise.all([text(build.stdout), once(build, "exit")]);
   if (build.exitCode !== 0) throw new Error(`no image of OpenZFS ${zfs}: test/lab/image.sh ${suite} failed`);
-  return image.trim();
+  const [qemu = "", folder = ""] = output.split("\n");
+  return { qemu, folder };
 }
 
 /** ZFERRY_LAB_ZFS, or 2.3. */
@@ -385,18 +393,18 @@ export class LocalMachine extends JobMachine {
 export class Guest extends JobMachine {
   readonly zfsVersion: string;
   readonly checkout = "/zferry";
-  protected readonly image: string;
+  protected readonly image: Image;
   private readonly options: MachineOptions;
   private qemu: ChildProcess | undefined;
   /** Those who wait for a job, and as `ready` who waits for the boot. */
   private readonly waiting = new Map<string, { resolve(status: number): void; reject(error: Error): void }>();
 
   /** `image` is what `buildImage` gave. */
-  constructor(image: string, options: MachineOptions = {}) {
+  constructor(image: Image, options: MachineOptions = {}) {
     super(tmpdir(), options.share, "/host");
     this.image = image;
     this.options = options;
-    this.zfsVersion = readFileSync(join(image, "zfs-version"), "utf8").trim();
+    this.zfsVersion = readFileSync(join(image.folder, "zfs-version"), "utf8").trim();
     for (const { name, size, path } of options.disks ?? []) {
       const file = join(this.folder, `${name}.disk`);
       if (path !== undefined) symlinkSync(resolve(path), file);
@@ -521,7 +529,7 @@ export class Guest extends JobMachine {
   /** What is booted: the initramfs in the image, and what it needs to find its root. */
   protected get system(): { initrd: string; args: string; drives: string[] } {
     // The first drive, since it must be vda.
-    const drives = drive("root", join(this.image, "rootfs.sqfs"), "readonly=on");
+    const drives = drive("root", join(this.image.folder, "rootfs.sqfs"), "readonly=on");
     return { initrd: "initrd.gz", args: "", drives };
   }
 
@@ -534,8 +542,16 @@ export class Guest extends JobMachine {
     ];
     const { initrd, args: systemArgs, drives } = this.system;
     const qemu = [
-      ...[...QEMU, "-m", String(memory), "-smp", String(cpus), ...(await accelerator(this.image))],
-      ...["-kernel", join(this.image, "vmlinux"), "-initrd", join(this.image, initrd)],
+      ...[
+        this.image.qemu,
+        ...BARE,
+        "-m",
+        String(memory),
+        "-smp",
+        String(cpus),
+        ...(await accelerator(this.image)),
+      ],
+      ...["-kernel", join(this.image.folder, "vmlinux"), "-initrd", join(this.image.folder, initrd)],
       ...["-append", `console=ttyS0 quiet panic=-1 oops=panic mitigations=off ${systemArgs} ${kernelArgs}`],
       ...drives,
       ...drive("application", join(this.folder, "application.sqfs"), "readonly=on"),
@@ -566,14 +582,14 @@ const EXECA = "node_modules/execa";
 /** Milliseconds until a guest that does not answer is given up. */
 const BOOT_TIMEOUT = 180_000;
 
-const QEMU = "qemu-system-x86_64 -nodefaults -no-reboot -display none -machine q35".split(" ");
+const BARE = "-nodefaults -no-reboot -display none -machine q35".split(" ");
 const KVM = "-accel kvm -cpu host".split(" ");
 /** Without AVX, which is slow to emulate. */
 const TCG = "-accel tcg,thread=multi,tb-size=512 -cpu Nehalem".split(" ");
 
 /** QEMU's arguments for the quickest way to run a guest here. ZFERRY_LAB_ACCEL is kvm, tcg or not set. */
-async function accelerator(image: string): Promise<string[]> {
-  const answer = join(image, "accelerator"); // asking takes ten seconds where /dev/kvm is there but does not work
+async function accelerator(image: Image): Promise<string[]> {
+  const answer = join(image.folder, "accelerator"); // asking takes ten seconds where /dev/kvm is there but does not work
   let found = process.env["ZFERRY_LAB_ACCEL"];
   if (found === undefined && existsSync(answer)) found = readFileSync(answer, "utf8");
   if (found === undefined) {
@@ -584,11 +600,11 @@ async function accelerator(image: string): Promise<string[]> {
 }
 
 /** Whether a kernel comes to its first process with KVM. */
-async function kvmWorks(image: string): Promise<boolean> {
-  const [command = "", ...args] = [...QEMU, ...KVM, "-m", "512", "-serial", "stdio"];
-  args.push("-kernel", join(image, "vmlinux"), "-initrd", join(image, "initrd.gz"));
+async function kvmWorks({ qemu, folder }: Image): Promise<boolean> {
+  const args = [...BARE, ...KVM, "-m", "512", "-serial", "stdio"];
+  args.push("-kernel", join(folder, "vmlinux"), "-initrd", join(folder, "initrd.gz"));
   args.push("-append", "console=ttyS0 quiet lab.probe");
-  const run = promisify(execFile)(command, args, { timeout: 10_000, killSignal: "SIGKILL" });
+  const run = promisify(execFile)(qemu, args, { timeout: 10_000, killSignal: "SIGKILL" });
   const { stdout } = await run.catch((error: { stdout?: string }) => error);
   return stdout?.includes("lab: the kernel runs") ?? false;
 }

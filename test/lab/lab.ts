@@ -21,7 +21,7 @@ async function build(which: string): Promise<void> {
   if (which === "all") await build("2.3");
   const zfs = which === "all" ? "2.1" : which;
   if (zfs !== "2.1" && zfs !== "2.3") usage();
-  console.log(await buildImage(zfs));
+  console.log((await buildImage(zfs)).folder);
 }
 
 async function lab(command: string): Promise<number> {
