@@ -133,7 +133,8 @@ describe("bundle resolve --tool", () => {
   });
 
   test("is interrupted by Ctrl-C, and loses nothing", async () => {
-    configure("echo begun >>$MERGED; echo tool is open; sleep 100");
+    // Not a child of the shell: between the signal and its start it would miss the signal.
+    configure("echo begun >>$MERGED; echo tool is open; exec sleep 100");
     const { status, screen } = await inTerminal(
       line("--tool=test", EXAMPLE),
       [{ question: "tool is open", answer: "\x03" }],
