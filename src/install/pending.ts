@@ -9,6 +9,7 @@ import { guarded } from "../system/files.js";
 import { requireAnswer } from "./plan.js";
 import { lockState, type Journal, type StateFolder } from "./state.js";
 import { finishRecorded, siteRoot } from "./steps.js";
+import { readUnderWay } from "./under-way.js";
 
 /** Runs `use` with the site's lock, and with what was recorded and left something behind cleaned up: the journal of that, if any. */
 export async function withState<Result>(
@@ -17,6 +18,8 @@ export async function withState<Result>(
 ): Promise<Result> {
   for (const dataset of Object.values(site.streams)) await requireAnswer(dataset);
   return withLock(site, async (folder, scratch) => {
+    // A journal that is malformed is told with what else is known.
+    await readUnderWay(site);
     const finished = await finishRecorded(folder);
     return use(folder, scratch, finished);
   });

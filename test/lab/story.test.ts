@@ -246,13 +246,16 @@ describe("three releases from a build host to a site", () => {
     expect((await refused("bundle install /tmp/R2.bundle")).status).toBe(17);
     // Without a journal, the rest tells what was under way.
     const journal = "/var/lib/zferry/journal.json";
-    const unread = await refused(`cp -p ${journal} /tmp/journal; echo >${journal}; bundle status`);
-    expect(unread.stderr).toMatch(
-      /plan-[0-9a-f]{64}\.json takes \/ from commit [0-9a-f]{40} to [0-9a-f]{40}/,
-    );
+    await machine.run(`cp -p ${journal} /tmp/journal; echo >${journal}`);
     const token = await lines(`zfs get -H -o value receive_resume_token ${SITE_USR}`);
-    expect(unread.stderr.includes(` of the stream to ${BUILD_USR}@R3`)).toBe(token !== "-");
-    expect(unread.status).toBe(10);
+    for (const command of ["status", "abort"]) {
+      const unread = await refused(`bundle ${command}`);
+      expect(unread.stderr).toMatch(
+        /plan-[0-9a-f]{64}\.json takes \/ from commit [0-9a-f]{40} to [0-9a-f]{40}/,
+      );
+      expect(unread.stderr.includes(` of the stream to ${BUILD_USR}@R3`)).toBe(token !== "-");
+      expect(unread.status).toBe(10);
+    }
     await machine.run(`cp -p /tmp/journal ${journal}`);
     // Also when the bundle expired in the meantime, by the site's time; what is not under way is then refused.
     await machine.run(
