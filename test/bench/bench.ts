@@ -227,6 +227,72 @@ async function main(): Promise<void> {
     }
     remove();
 
+    for (const files of quick ? [200] : [10_000, 100_000]) {
+      const half = at(`root-${files}`);
+      const script = [process.execPath, "--import", "tsx", join(ROOT, "test/bench/root.ts")];
+      const zferry = (verb: string, ...more: string[]): string =>
+        `exec ${[...script, verb, half, ...more].map(quote).join(" ")}`;
+      const made = async (): Promise<void> => {
+        if (existsSync(half)) return;
+        mkdirSync(half);
+        await timed(zferry("make", String(files)));
+        await timed(zferry("create"));
+      };
+      const apply = `cd ${quote(join(half, "site"))}; git apply --index ../patch`;
+      const fresh = (): void => {
+        for (const name of ["site", "scratch"]) rmSync(join(half, name), { recursive: true, force: true });
+        execFileSync("cp", ["-a", "site.r1", "site"], { cwd: half });
+        execFileSync("git", ["update-index", "-q", "--refresh"], { cwd: join(half, "site") });
+      };
+      // A hundred thousand take minutes.
+      const times = files > 10_000 ? 1 : runs;
+      const what = `/ of which ${files} files change`;
+      await row(`create, ${what}`, async () => {
+        await made();
+        const names = { work: `create, ${what}`, alternative: "git diff --binary", atMost: undefined };
+        return pairs(
+          names,
+          {
+            ours: zferry("create"),
+            theirs: `git -C ${quote(join(half, "root"))} diff --binary r1 r2 >${quote(join(half, "patch"))}`,
+            before: () => rmSync(join(half, "part"), { recursive: true, force: true }),
+          },
+          times,
+        );
+      });
+      await row(`install, ${what}`, async () => {
+        await made();
+        if (!existsSync(join(half, "part"))) await timed(zferry("create"));
+        const names = {
+          work: `install, ${what}`,
+          alternative: "git apply --index, git commit",
+          atMost: undefined,
+        };
+        const commit = "git -c user.name=b -c user.email=b@example.org commit -qm R2";
+        const time = await pairs(
+          names,
+          { ours: zferry("install"), theirs: `${apply}; ${commit}`, before: fresh },
+          times,
+        );
+        fresh();
+        const ours = (await timed(zferry("install"))).peak;
+        fresh();
+        const theirs = (await timed(apply.replace("git apply", "exec git apply"))).peak;
+        return [
+          time,
+          {
+            work: `peak memory of install, ${what}`,
+            alternative: "git apply --index",
+            atMost: undefined,
+            ratio: ours / theirs,
+            ours: mebibytes(ours),
+            theirs: mebibytes(theirs),
+          },
+        ];
+      });
+      rmSync(half, { recursive: true, force: true });
+    }
+
     if (/memory|bundle of/.test(values.only) || values.only === "") {
       rows.push(...(await sizes(folder, small, large, runs, note)).filter(({ work }) => wanted.test(work)));
     }
