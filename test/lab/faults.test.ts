@@ -103,7 +103,7 @@ beforeAll(async () => {
 });
 afterAll(() => machine?.close());
 
-// Whatever a test made of the site: rollback is not there yet.
+// Whatever a test made of the site.
 afterEach(() =>
   machine.run(
     `rm -f /tmp/gate/closed; [[ ! -e /var/lib/zferry/journal.json ]] || bundle abort

@@ -135,8 +135,11 @@ describe("what came into /usr since the install", () => {
       17,
       expect.stringMatching(/would lose of .*: .*@mine, \d+\.\d KiB written since\n.*--discard/),
     ]);
-    const asked = `script -qefc 'bundle rollback' /dev/null`;
-    const denied = await attempt(`(sleep 20; echo no; sleep 20) | ${asked}`);
+    const denied = await attempt(`
+      rm -f /tmp/answer /tmp/screen; mkfifo /tmp/answer; exec 9<>/tmp/answer
+      script -qefc 'bundle rollback' /dev/null <&9 >/tmp/screen & asked=$!
+      until grep -q 'yes or no' /tmp/screen; do kill -0 $asked; sleep 0.1; done
+      echo no >&9; wait $asked || status=$?; cat /tmp/screen; exit $status`);
     expect([denied.status, denied.stdout]).toEqual([17, expect.stringContaining("would be lost: ")]);
     expect(await siteState()).toBe(here);
     const clone = await attempt(
