@@ -1,0 +1,85 @@
+import { MNT, type Machine } from "./guest.js";
+import { makeRelease, openSystem, RPOOL, script, SITE_USR } from "./system.js";
+
+/** The bundle of R2. */
+export const FILE = "/tmp/R2.bundle";
+const ROOT = `${RPOOL}/ROOT/site`;
+
+/** Everything of the site but times: both halves, holds, partial receives, what lies beside, the state. */
+const STATE = `
+  zfs list -H -p -o name,guid,userrefs -t snapshot -r ${SITE_USR}
+  zfs get -H -o value receive_resume_token ${SITE_USR}
+  ls -A /var/lib/zferry 2>/dev/null | grep -vx lock | sed 's/^plan-.*/a plan/' || true
+  grep -A 3 -h '"release"' /var/lib/zferry/state.json 2>/dev/null || true
+  cd ${MNT}/site
+  git status --porcelain; git for-each-ref --format='%(refname) %(tree)'; git rev-parse HEAD^{tree}
+  find . -path ./.git -prune -o -path ./usr -prune -o -printf '%P %y %m %U:%G %l\\n' | sort
+  find . -path ./.git -prune -o -path ./usr -prune -o -type f -print0 | sort -z | xargs -0 sha256sum`;
+
+/** Brings the site back to R1. */
+export const RESET = `
+  cd /
+  zfs get -H -o value receive_resume_token ${SITE_USR} | grep -qx -- - || zfs receive -A ${SITE_USR}
+  zfs rollback -r ${SITE_USR}@R1
+  zfs release zferry:base ${SITE_USR}@R1 2>/dev/null || true
+  zfs rollback ${ROOT}@fresh
+  rm -rf /var/lib/zferry`;
+
+/** A system with the bundle of R2, whose site is at R1, or is brought back to it. */
+export class StoppedSite {
+  /** The names of a smooth install's steps: see stop-at.mjs. */
+  steps: readonly string[] = [];
+  /** What `state` gives at R1, and after a smooth install of R2. */
+  before = "";
+  installed = "";
+
+  readonly machine: Machine;
+
+  private constructor(machine: Machine) {
+    this.machine = machine;
+  }
+
+  /** Opens one, with R2 installed. */
+  static async open(): Promise<StoppedSite> {
+    const site = new StoppedSite(await openSystem());
+    try {
+      await makeRelease(site.machine, 2);
+      await site.lines(`zfs snapshot ${ROOT}@fresh`);
+      site.before = await site.state();
+      site.steps = await site.stepsOf(`install ${FILE}`);
+      site.installed = await site.state();
+      return site;
+    } catch (error) {
+      await site.machine.close();
+      throw error;
+    }
+  }
+
+  async lines(text: string): Promise<string> {
+    return (await this.machine.run(text, { timeout: 600_000 })).stdout.trim();
+  }
+
+  async failing(command: string): Promise<{ status: number; stderr: string }> {
+    const { status, stderr } = await this.machine.run(command, { check: false, timeout: 600_000 });
+    return { status, stderr };
+  }
+
+  state(): Promise<string> {
+    return this.lines(`${STATE}\n${script(this.machine, `fingerprint ${MNT}/site/usr`)} | sha256sum`);
+  }
+
+  /** The command with a stop before a step, or with none. */
+  stopped(command: string, step = 0, by = "KILL"): string {
+    return `STOP_AT=${step} STOP_BY=${by} STOP_LOG=/tmp/steps node --import ${this.machine.checkout}/test/lab/stop-at.mjs /opt/zferry/dist/cli.js ${command}`;
+  }
+
+  /** The same, where anything but a kill before the step is a failure. */
+  killed(command: string, step: number): string {
+    return `if ${this.stopped(command, step)} >/dev/null 2>&1; then exit 1; fi`;
+  }
+
+  async stepsOf(command: string): Promise<string[]> {
+    const log = await this.lines(`rm -f /tmp/steps; ${this.stopped(command)} >&2; cat /tmp/steps`);
+    return log.split("\n").map((line) => line.replace(/^\d+ /, ""));
+  }
+}
