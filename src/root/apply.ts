@@ -18,7 +18,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { ZferryError } from "../errors.js";
 import { ancestors, rawBytes, showPath, type RawPath } from "../raw-path.js";
 import { throwIfInterrupted, type ProgressReport } from "../report.js";
-import { mapSystemError, syncPath } from "../system/files.js";
+import { guarded, mapSystemError, syncPath } from "../system/files.js";
+import { holdersOf } from "../system/in-use.js";
 import {
   addName,
   BATCH,
@@ -54,6 +55,7 @@ import {
 } from "../system/git.js";
 import { differingFields, linkedFile, readLive, sameState, type FileState, type Live } from "./live.js";
 import type { PlannedState } from "./links.js";
+import { lockedBy, lockFiles, movedRefs, requireRepositoryChangeable } from "./git-locks.js";
 import { isCarriedXattr, isSymlink } from "./metadata.js";
 import { groupedAlike, linkOf } from "./names.js";
 import { requireChangeable } from "./obstacles.js";
@@ -400,6 +402,7 @@ function syncReferences(git: Git, refs: readonly string[]): void {
  */
 export async function requireAsPlanned(plan: RootPlan, { git, rootDir }: ApplyOptions): Promise<void> {
   await checkHead(plan, git);
+  await requireRepositoryChangeable(git, movedRefs(plan.branch));
   const work = workOf(plan);
   const tree = openTree(rootDir);
   try {
@@ -734,23 +737,23 @@ async function deleteRef(git: Git, ref: string): Promise<void> {
 const STALE_LOCK_ROUNDS = 50;
 
 /**
- * Waits for the locks of a reference. Git holds them for milliseconds, so one that stays the same for five seconds was
- * left by a git that was killed, or by a power cut, and is removed.
+ * Waits for the locks of a reference. Git holds them for milliseconds. The plan found none, so one that stays the same for five
+ * seconds and that no process can have was left by a git of ours that was killed, or by a power cut, and is removed.
+ * @throws ZferryError `site-busy` when a process may hold it
  */
 async function awaitLocks(git: Git, ref: string): Promise<void> {
-  const common = dirname(git.objects);
-  for (const path of [
-    join(common, `${ref}.lock`),
-    join(git.gitDir, "HEAD.lock"),
-    join(common, "packed-refs.lock"),
-  ]) {
+  for (const path of lockFiles(git, ref)) {
     const identify = (): string | undefined => {
-      const stat = statSync(path, { throwIfNoEntry: false });
+      const stat = guarded(path, () => statSync(path, { throwIfNoEntry: false }));
       return stat && `${stat.ino} ${stat.mtimeMs}`;
     };
     let rounds = 0;
     for (let lock = identify(); lock !== undefined;) {
-      if (rounds === STALE_LOCK_ROUNDS) rmSync(path, { force: true });
+      if (rounds === STALE_LOCK_ROUNDS) {
+        const holders = await holdersOf(path, dirname(git.objects));
+        if (holders.length > 0) throw lockedBy(path, holders);
+        if (identify() === lock) guarded(path, () => rmSync(path, { force: true }));
+      }
       await sleep(100);
       const next = identify();
       rounds = next === lock ? rounds + 1 : 0;
@@ -775,9 +778,11 @@ async function replaceIndex(
   if (staged !== undefined && (await readRef(git, `${staged.commit}^{commit}`)) === null) return;
   const index = join(git.gitDir, "index");
   const temporary = `${index}.zferry`;
-  for (const path of [temporary, `${temporary}.lock`]) rmSync(path, { force: true });
-  // What is known of unchanged files stays known.
-  if (existsSync(index)) copyFileSync(index, temporary);
+  guarded(temporary, () => {
+    for (const path of [temporary, `${temporary}.lock`]) rmSync(path, { force: true });
+    // What is known of unchanged files stays known.
+    if (existsSync(index)) copyFileSync(index, temporary);
+  });
   const env = { GIT_INDEX_FILE: temporary };
   // Not by the site's repository: when it writes an index, git may read files again, through the site's filters.
   const reader = withWorkTree(createBorrower(join(scratchDir, "root.git"), git), rootDir);
@@ -789,6 +794,6 @@ async function replaceIndex(
   }
   await reader.ask(["update-index", "-q", "--refresh", "--ignore-submodules"], { env });
   syncPath(temporary);
-  renameSync(temporary, index);
+  guarded(index, () => renameSync(temporary, index));
   syncPath(git.gitDir);
 }

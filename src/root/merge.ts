@@ -28,6 +28,7 @@ import {
   type Resolutions,
   type SettledConflict,
 } from "./settle.js";
+import { requireMovable } from "./git-locks.js";
 import { readSite, requireClean, type Site } from "./site.js";
 import { mergeTrees, type Commit } from "./trees.js";
 
@@ -86,6 +87,7 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
   const changes = metadata.changes.map(({ path, ...states }): Change => ({ path: pathOf(path), ...states }));
 
   const found = await readSite(git);
+  await requireMovable(git, found.branch);
   const scratch = createBorrower(join(options.scratchDir, "root.git"), git);
   const uncommitted = await takeUncommitted(scratch, found, options);
   const site = { ...found, tree: uncommitted?.tree ?? found.tree };

@@ -14,6 +14,7 @@ import {
   type PlanOptions,
 } from "./merge.js";
 import type { RecordedAttributes, RecordedFile } from "./metadata.js";
+import { requireMovable } from "./git-locks.js";
 import { pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
 import { readSite, type Site } from "./site.js";
@@ -36,6 +37,7 @@ export interface RollbackOptions extends Omit<
 export async function planRootRollback(options: RollbackOptions): Promise<RootPlan> {
   const { git, installed, release } = options;
   const found = await readSite(git);
+  await requireMovable(git, found.branch);
   requireRelease(found, installed);
   const scratch = createBorrower(join(options.scratchDir, "root.git"), git);
   const uncommitted = await takeUncommitted(scratch, found, options);

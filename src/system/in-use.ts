@@ -1,5 +1,5 @@
 import { open, readdir, readlink } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { deviceOf, readMounts, readText, unescapeOctal, visibleMounts, type Mount } from "./mounts.js";
 
 /** A running process that executes, has mapped or otherwise uses a file of a dataset. */
@@ -189,4 +189,28 @@ async function loopsOf(devices: ReadonlySet<string>): Promise<string[]> {
     if (device !== undefined && devices.has(device)) found.push(`/dev/${name}, which is ${file}`);
   }
   return found;
+}
+
+/**
+ * Who may hold a lock file of git's: processes that have it open, and gits that work in or below the folder's work tree, since git
+ * closes such a file before it gives it up.
+ * @param gitDir the repository
+ * @returns for people: names and numbers of processes
+ */
+export async function holdersOf(lock: string, gitDir: string): Promise<string[]> {
+  const workTree = dirname(gitDir);
+  const holders: string[] = [];
+  for (const pid of await processes()) {
+    if (pid === String(process.pid)) continue;
+    const name = (await readText(join("/proc", pid, "comm"))).trim();
+    const descriptors = await readdir(join("/proc", pid, "fd")).catch(() => []);
+    const links = ["cwd", ...descriptors.map((each) => join("fd", each))];
+    for (const link of links) {
+      const place = await readlink(join("/proc", pid, link)).catch(() => "");
+      if (place !== lock && !(/^git(-|$)/.test(name) && isWithin(workTree, place))) continue;
+      holders.push(`${name} (${pid})`);
+      break;
+    }
+  }
+  return holders;
 }

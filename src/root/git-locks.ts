@@ -1,0 +1,105 @@
+import { accessSync, constants, existsSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { systemCode, ZferryError } from "../errors.js";
+import { reasonOf } from "../system/files.js";
+import type { Git } from "../system/git.js";
+import { holdersOf } from "../system/in-use.js";
+import { closeTree, lockedByFlags, openTree } from "../system/tree.js";
+import { ancestors, rawPath } from "../raw-path.js";
+import { dirty } from "./site.js";
+
+const commonOf = (git: Git): string => dirname(git.objects);
+
+/** The references that an install moves, and that keep its objects meanwhile. */
+export const movedRefs = (branch: string | null): string[] => [
+  branch ?? "HEAD",
+  "refs/zferry/pending",
+  "refs/zferry/release",
+];
+
+/** The files by which git locks a reference. */
+export const lockFiles = (git: Git, ref: string): string[] => [
+  join(commonOf(git), `${ref}.lock`),
+  join(git.gitDir, "HEAD.lock"),
+  join(commonOf(git), "packed-refs.lock"),
+];
+
+/**
+ * Whether an install can move the site's references. A lock that is there before it began is not its own.
+ * @throws ZferryError `site-busy`, `worktree-dirty`
+ */
+export async function requireMovable(git: Git, branch: string | null): Promise<void> {
+  const refs = movedRefs(branch);
+  const lock = refs.flatMap((ref) => lockFiles(git, ref)).find((path) => existsSync(path));
+  if (lock !== undefined) throw lockedBy(lock, await holdersOf(lock, commonOf(git)));
+  await requireRepositoryChangeable(git, refs);
+}
+
+export const lockedBy = (lock: string, holders: readonly string[]): ZferryError =>
+  new ZferryError(
+    "site-busy",
+    `git is running in the site's /: there is ${lock}${holders.length === 0 ? "" : `, and there runs ${holders.join(", ")}`}`,
+    {
+      details: { path: lock, holders },
+      hint: `fuser -v ${lock} and pgrep -a git tell who has it; let that end, or remove the file if no git runs, and run the same command again`,
+    },
+  );
+
+/**
+ * What would keep git from moving references, and zferry from replacing the index: flags of chattr(1), a file system that is
+ * read-only, and references whose names are folders of ours or the reverse.
+ * @param refs that are to be made or moved
+ * @throws ZferryError `worktree-dirty`
+ */
+export async function requireRepositoryChangeable(git: Git, refs: readonly string[]): Promise<void> {
+  const named = (await git.run(["for-each-ref", "--format=%(refname)"])).toString("latin1").split("\n");
+  const inTheWay = named.filter((name) =>
+    refs.some((ref) => name.startsWith(`${ref}/`) || (name !== "" && ref.startsWith(`${name}/`))),
+  );
+  if (inTheWay.length > 0) {
+    throw dirty(
+      `references stand in the way of ${refs.join(", ")}`,
+      inTheWay,
+      `give them other names, or remove them: git --git-dir=${git.gitDir} update-ref -d ${inTheWay[0] ?? ""}`,
+    );
+  }
+  const moved = refs.filter((ref) => ref !== "HEAD");
+  const shared = ["packed-refs", "objects/pack", ...moved, ...moved.map((ref) => `logs/${ref}`)];
+  await requireWritable(commonOf(git), shared);
+  await requireWritable(git.gitDir, ["HEAD", "index", "logs/HEAD"]);
+}
+
+async function requireWritable(folder: string, names: readonly string[]): Promise<void> {
+  const paths = names.map((name) => rawPath(Buffer.from(name)));
+  const all = [...new Set(["" as const, ...paths.flatMap((path) => [...ancestors(path), path])])].sort();
+  const tree = openTree(folder);
+  try {
+    const found = await lockedByFlags(tree, all);
+    // A log is only ever appended to.
+    const locked = found.filter(({ path, flag }) => flag === "i" || !isLog(path, names));
+    if (locked.length > 0) {
+      const name = { i: "immutable", a: "append-only" };
+      throw dirty(
+        "chattr locks what git has to write",
+        locked.map(({ path, flag }) => `${join(folder, path)} (${name[flag]})`),
+        `${locked.map(({ path, flag }) => `chattr -${flag} ${join(folder, path)}`).join("; ")}, and back when the install is done`,
+      );
+    }
+  } finally {
+    closeTree(tree);
+  }
+  for (const path of all.map((name) => join(folder, name)).filter((place) => existsSync(place))) {
+    try {
+      accessSync(path, constants.W_OK);
+    } catch (error) {
+      throw dirty(
+        "git's folder cannot be written to",
+        [`${path} (${reasonOf(systemCode(error) ?? "")})`],
+        "mount it for writing",
+      );
+    }
+  }
+}
+
+const isLog = (path: string, names: readonly string[]): boolean =>
+  path.startsWith("logs/") && names.includes(path);

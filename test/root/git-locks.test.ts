@@ -1,0 +1,92 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { afterEach, describe, expect, it } from "vitest";
+import { everything } from "./everything.js";
+import { edit, fingerprint, sh, type Site } from "./hosts.js";
+
+const hasFlags = ((): boolean => {
+  const site = everything().site("r1", "cloned");
+  try {
+    sh(site.root, "chattr +i etc/config && chattr -i etc/config");
+    return true;
+  } catch (error) {
+    if (process.env["ZFERRY_REQUIRE_TOOLS"] === "1") throw error;
+    return false;
+  }
+})();
+
+describe("what keeps git from moving a site's references is told by the plan", () => {
+  const host = everything();
+  let site: Site;
+  afterEach(() => sh(site.root, "chattr -R -f -i -a . || true"));
+
+  it.skipIf(!hasFlags).each([
+    ["+i", ".git", "immutable"],
+    ["+a", ".git", "append-only"],
+    ["+i", ".git/refs/heads", "immutable"],
+    ["+a", ".git/refs/heads", "append-only"],
+    ["+i", ".git/logs/HEAD", "immutable"],
+    ["+i", ".git/index", "immutable"],
+    ["+a", ".git/index", "append-only"],
+  ])("chattr %s %s, and again before anything is written", async (flag, path, reason) => {
+    site = host.site("r1", "cloned");
+    edit(site.root, { ".git/logs/HEAD": "" });
+    const part = await host.part("r1", "r2");
+    const plan = await site.plan(part);
+    sh(site.root, `chattr ${flag} ${path}`);
+    const before = fingerprint(site);
+    const expected = {
+      code: "worktree-dirty",
+      details: { paths: [`${join(site.root, path)} (${reason})`] },
+    };
+    await expect(site.plan(part)).rejects.toMatchObject(expected);
+    await expect(site.requireAsPlanned(plan)).rejects.toMatchObject(expected);
+    expect(fingerprint(site)).toBe(before);
+  });
+
+  it("a reference below one of zferry's", async () => {
+    site = host.site("r1", "cloned");
+    const part = await host.part("r1", "r2");
+    sh(site.root, "git update-ref -d refs/zferry/release; git update-ref refs/zferry/release/x HEAD");
+    await expect(site.plan(part)).rejects.toMatchObject({
+      code: "worktree-dirty",
+      details: { paths: ["refs/zferry/release/x"] },
+    });
+  });
+
+  it.each(["HEAD.lock", "packed-refs.lock", "refs/heads/main.lock"])(
+    "%s, that was there before",
+    async (name) => {
+      site = host.site("r1", "cloned");
+      const part = await host.part("r1", "r2");
+      edit(site.root, { [`.git/${name}`]: "" });
+      await expect(site.plan(part)).rejects.toMatchObject({
+        code: "site-busy",
+        details: { path: join(site.root, ".git", name) },
+      });
+      expect(existsSync(join(site.root, ".git", name))).toBe(true);
+    },
+  );
+
+  it("a lock that a process has open is never removed", async () => {
+    site = host.site("r1", "cloned");
+    const plan = await site.plan(await host.part("r1", "r2"));
+    edit(site.root, { ".git/HEAD.lock": "" });
+    const lock = join(site.root, ".git/HEAD.lock");
+    const holder = spawn("sh", ["-c", 'exec 9>>"$0"; echo open; exec sleep 60 >&-', lock], {
+      stdio: ["ignore", "pipe", "ignore"],
+    });
+    try {
+      await once(holder.stdout, "data");
+      await expect(site.apply(plan)).rejects.toMatchObject({
+        code: "site-busy",
+        details: { path: lock, holders: [`sleep (${holder.pid ?? 0})`] },
+      });
+      expect(existsSync(lock)).toBe(true);
+    } finally {
+      holder.kill();
+    }
+  }, 30_000);
+});
