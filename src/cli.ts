@@ -224,6 +224,8 @@ function reportError(error: ZferryError, json: boolean): void {
     process.stderr.write("  this is a fault of zferry itself; please report it\n");
 }
 
+// Site repositories and state are for root to write, whatever umask an installer was started with.
+process.umask((process.umask() & 0o077) | 0o022);
 process.exitCode = await main(process.argv.slice(2));
 if (process.exitCode === EXIT_STATUS.interrupted && isOutputStuck()) {
   // Node would wait until somebody reads. To a shell an end by this signal is status 130 too.

@@ -3,7 +3,7 @@ import { readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
 import { parsePublicKey, parseSecretKey, publicKeyOf } from "../../src/trust/minisign.js";
 import { flipped, smallStream } from "../bundle/support.js";
-import { inFolder, inTerminal, run, told } from "./support.js";
+import { CLI, inFolder, inTerminal, run, told } from "./support.js";
 
 const folder = inFolder();
 const read = (name: string): Buffer => readFileSync(folder.file(name));
@@ -26,6 +26,19 @@ describe("bundle keygen", () => {
     expect(publicKeyOf(secretKey, "release.pub")).toEqual(publicKey);
     expect(statSync(folder.file("release.key")).mode & 0o777).toBe(0o600);
     expect(statSync(folder.file("release.pub")).mode & 0o777).toBe(0o644 & ~process.umask());
+  });
+
+  test.each([
+    ["000", 0o644],
+    ["0777", 0o600],
+    ["027", 0o640],
+  ])("with umask %s no file is more open than 022 has it, or closed to its owner", (umask, mode) => {
+    const command = `umask ${umask}; exec "$0" "$@"`;
+    const args = ["keygen", "-o", "release", "--no-password"];
+    const { status } = spawnSync("sh", ["-c", command, process.execPath, CLI, ...args], { cwd: folder.path });
+    expect(status).toBe(0);
+    expect(statSync(folder.file("release.key")).mode & 0o777).toBe(0o600);
+    expect(statSync(folder.file("release.pub")).mode & 0o777).toBe(mode);
   });
 
   test("refuses a password file for a key without a password, and writes nothing", async () => {
