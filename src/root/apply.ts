@@ -9,12 +9,10 @@ import {
   openSync,
   renameSync,
   rmSync,
-  statSync,
   unlinkSync,
   writeSync,
 } from "node:fs";
 import { dirname, join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { ZferryError } from "../errors.js";
 import { ancestors, rawBytes, showPath, type RawPath } from "../raw-path.js";
 import { throwIfInterrupted, type ProgressReport } from "../report.js";
@@ -55,7 +53,7 @@ import {
 } from "../system/git.js";
 import { differingFields, linkedFile, readLive, sameState, type FileState, type Live } from "./live.js";
 import type { PlannedState } from "./links.js";
-import { lockedBy, lockFiles, movedRefs, requireRepositoryChangeable } from "./git-locks.js";
+import { awaitLock, lockedBy, lockFiles, movedRefs, requireRepositoryChangeable } from "./git-locks.js";
 import { isCarriedXattr, isSymlink } from "./metadata.js";
 import { groupedAlike, linkOf } from "./names.js";
 import { requireChangeable } from "./obstacles.js";
@@ -733,32 +731,17 @@ async function deleteRef(git: Git, ref: string): Promise<void> {
   await git.run(["update-ref", "--no-deref", "-d", ref]);
 }
 
-/** Rounds of a tenth of a second. */
-const STALE_LOCK_ROUNDS = 50;
-
 /**
- * Waits for the locks of a reference. Git holds them for milliseconds. The plan found none, so one that stays the same for five
- * seconds and that no process can have was left by a git of ours that was killed, or by a power cut, and is removed.
+ * Waits for the locks of a reference. The plan found none, so one that stays and that no process can have was left by a git of
+ * ours that was killed, or by a power cut, and is removed.
  * @throws ZferryError `site-busy` when a process may hold it
  */
 async function awaitLocks(git: Git, ref: string): Promise<void> {
   for (const path of lockFiles(git, ref)) {
-    const identify = (): string | undefined => {
-      const stat = guarded(path, () => statSync(path, { throwIfNoEntry: false }));
-      return stat && `${stat.ino} ${stat.mtimeMs}`;
-    };
-    let rounds = 0;
-    for (let lock = identify(); lock !== undefined;) {
-      if (rounds === STALE_LOCK_ROUNDS) {
-        const holders = await holdersOf(path, dirname(git.objects));
-        if (holders.length > 0) throw lockedBy(path, holders);
-        if (identify() === lock) guarded(path, () => rmSync(path, { force: true }));
-      }
-      await sleep(100);
-      const next = identify();
-      rounds = next === lock ? rounds + 1 : 0;
-      lock = next;
-    }
+    if (await awaitLock(path)) continue;
+    const holders = await holdersOf(path, dirname(git.objects));
+    if (holders.length > 0) throw lockedBy(path, holders);
+    guarded(path, () => rmSync(path, { force: true }));
   }
 }
 

@@ -1,7 +1,8 @@
-import { accessSync, constants, existsSync } from "node:fs";
+import { accessSync, constants, existsSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { systemCode, ZferryError } from "../errors.js";
-import { reasonOf } from "../system/files.js";
+import { guarded, reasonOf } from "../system/files.js";
 import type { Git } from "../system/git.js";
 import { holdersOf } from "../system/in-use.js";
 import { closeTree, lockedByFlags, openTree } from "../system/tree.js";
@@ -24,14 +25,43 @@ export const lockFiles = (git: Git, ref: string): string[] => [
   join(commonOf(git), "packed-refs.lock"),
 ];
 
+/** Rounds of 100 ms. */
+const STALE_LOCK_ROUNDS = 50;
+
 /**
- * Whether an install can move the site's references. A lock that is there before it began is not its own.
+ * Waits until a lock of git's is gone. Git holds one for milliseconds: where it stays the same for five seconds, whoever made it
+ * hangs, or was killed.
+ * @returns whether it is gone
+ */
+export async function awaitLock(path: string): Promise<boolean> {
+  const identify = (): string | undefined => {
+    const stat = guarded(path, () => statSync(path, { throwIfNoEntry: false }));
+    return stat && `${stat.ino} ${stat.mtimeMs}`;
+  };
+  let rounds = 0;
+  for (let lock = identify(); lock !== undefined;) {
+    if (rounds === STALE_LOCK_ROUNDS) return false;
+    await sleep(100);
+    const next = identify();
+    rounds = next === lock ? rounds + 1 : 0;
+    lock = next;
+  }
+  return true;
+}
+
+/**
+ * Whether an install can move the site's references. A lock that stays there before it began is not its own; one of a reference
+ * that nobody but zferry moves was left by a run that was killed, unless a process has it.
  * @throws ZferryError `site-busy`, `worktree-dirty`
  */
 export async function requireMovable(git: Git, branch: string | null): Promise<void> {
   const refs = movedRefs(branch);
-  const lock = refs.flatMap((ref) => lockFiles(git, ref)).find((path) => existsSync(path));
-  if (lock !== undefined) throw lockedBy(lock, await holdersOf(lock, commonOf(git)));
+  for (const path of new Set(refs.flatMap((ref) => lockFiles(git, ref)))) {
+    if (await awaitLock(path)) continue;
+    const holders = await holdersOf(path, commonOf(git));
+    if (holders.length > 0 || !path.startsWith(join(commonOf(git), "refs/zferry/")))
+      throw lockedBy(path, holders);
+  }
   await requireRepositoryChangeable(git, refs);
 }
 

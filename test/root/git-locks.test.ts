@@ -70,6 +70,14 @@ describe("what keeps git from moving a site's references is told by the plan", (
     },
   );
 
+  it("not what a run of zferry's own left that was killed: that is removed", async () => {
+    site = host.site("r1", "cloned");
+    edit(site.root, { ".git/refs/zferry/pending.lock": "" });
+    await site.install(await host.part("r1", "r2"));
+    expect(site.git("log -1 --format=%s")).toBe("Install r2");
+    expect(site.git("for-each-ref refs/zferry/pending")).toBe("");
+  }, 60_000);
+
   it("a lock that a process has open is never removed", async () => {
     site = host.site("r1", "cloned");
     const plan = await site.plan(await host.part("r1", "r2"));
