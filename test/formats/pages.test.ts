@@ -165,6 +165,19 @@ describe("root.md", () => {
   });
 });
 
+test("build-host.gitignore has what root.md names, and no other", () => {
+  const [, section = ""] = /\n## What never travels\n(.*?)\n## patch/s.exec(readPage("root.md")) ?? [];
+  const [, paths = "", more = ""] = /^(.*?)### What belongs into(.*)$/s.exec(section) ?? [];
+  const [, also = ""] = /And with each: (.*?)Tracked stay/s.exec(more) ?? [];
+  const quoted = (text: string): string[] => [...text.matchAll(/`([^`]+)`/g)].map(([, path = ""]) => path);
+  const column = (text: string, number: number): string[] =>
+    text.split("\n").flatMap((line) => quoted(line.startsWith("|") ? (line.split("|")[number] ?? "") : ""));
+  const file = readFileSync(new URL("../../formats/build-host.gitignore", import.meta.url), "utf8");
+  const lines = file.split("\n").filter((line) => line !== "" && !line.startsWith("#"));
+  expect(new Set(lines)).toEqual(new Set([...column(paths, 2), ...column(more, 3), ...quoted(also)]));
+  expect(lines.length).toBeGreaterThan(80);
+});
+
 describe("boot.md", () => {
   const page = readPage("boot.md");
 

@@ -4,6 +4,7 @@ import * as v from "valibot";
 import { describe, expect, it } from "vitest";
 import type { ProgressOptions, ProgressReport } from "../../src/report.js";
 import { commitRoot, discardRoot, importObjects, prepareRoot, revertRoot } from "../../src/root/apply.js";
+import { parsePattern } from "../../src/root/path-pattern.js";
 import { rootPlanSchema } from "../../src/root/plan.js";
 import { openRepository } from "../../src/system/git.js";
 import { everything } from "./everything.js";
@@ -83,6 +84,32 @@ it("a full root half fills an empty site", async () => {
   expect(site.status()).toBe("");
   await site.install(await host.part("r2", "r3"));
   expect(site.state()).toBe(host.site("r3", "cloned").state());
+});
+
+it("a full root half is merged into a machine that was installed by hand: only what differs is a conflict", async () => {
+  const host = new BuildHost();
+  host.release("r1", {
+    ...ACCOUNTS,
+    "etc/same": "same\n",
+    "etc/theirs": "release\n",
+    "etc/differs": "release\n",
+  });
+  const part = await host.part(null, "r1");
+  const site = new BuildHost();
+  site.release("by-hand", {
+    ...ACCOUNTS,
+    "etc/same": "same\n",
+    "etc/mine": "site\n",
+    "etc/differs": "site\n",
+  });
+  const first = site.site("by-hand", "unrelated");
+  await expect(first.plan(part)).rejects.toMatchObject({
+    code: "merge-conflict",
+    details: { reasons: ["etc/differs (contents)"] },
+  });
+  await first.install(part, { policies: [{ ...parsePattern("/**"), policy: "ours", command: [] }] });
+  expect(sh(first.root, "cat etc/same etc/mine etc/differs etc/theirs")).toBe("same\nsite\nsite\nrelease\n");
+  expect(first.status()).toBe("");
 });
 
 it("gives files to the site's user of that name, also one that the release brings", async () => {
