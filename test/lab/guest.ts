@@ -552,7 +552,10 @@ export class Guest extends JobMachine {
         ...(await accelerator(this.image)),
       ],
       ...["-kernel", join(this.image.folder, "vmlinux"), "-initrd", join(this.image.folder, initrd)],
-      ...["-append", `console=ttyS0 quiet panic=-1 oops=panic mitigations=off ${systemArgs} ${kernelArgs}`],
+      ...[
+        "-append",
+        `console=ttyS0 quiet panic=-1 oops=panic mitigations=off no_timer_check ${systemArgs} ${kernelArgs}`,
+      ],
       ...drives,
       ...drive("application", join(this.folder, "application.sqfs"), "readonly=on"),
       ...disks.flatMap(({ name }) => drive(name, join(this.folder, `${name}.disk`), "cache=none")),
