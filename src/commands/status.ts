@@ -4,6 +4,7 @@ import type { SiteConfig } from "../config.js";
 import { needsBundle } from "../install/install.js";
 import {
   installed,
+  isReversible,
   openState,
   undoable,
   type Installation,
@@ -90,12 +91,13 @@ const describeUnderWay = ({ journal, needed, streams }: UnderWay): object => {
 
 function asText(product: string, state: SiteState | undefined, underWay: UnderWay | undefined): string {
   const installation = installed(state);
+  const last = undoable(state);
   const lines = [
     `product: ${product}`,
     ...(installation === undefined
       ? [`installed: no release by zferry${state?.installations.length ? " any more" : " yet"}`]
       : describe(installation)),
-    ...(undoable(state) === undefined || underWay !== undefined
+    ...(last === undefined || !isReversible(last) || underWay !== undefined
       ? []
       : ["  can be rolled back: bundle rollback; bundle confirm gives that up"]),
     ...(underWay === undefined ? ["under way: nothing"] : describeWay(underWay)),

@@ -113,6 +113,10 @@ export function undoable(state: SiteState | undefined): Installation | undefined
   return last?.confirmedAt === undefined && last?.rolledBack === undefined ? last : undefined;
 }
 
+/** Whether there is a way back from it: every stream has a base, and what it changed in `/` was kept. */
+export const isReversible = ({ streams, commit, plan }: Installation): boolean =>
+  streams.every(({ base }) => base !== null) && (commit === null || typeof plan === "string");
+
 /** What is done, in this order; each is journalled before it begins, and can be done again. */
 export const PHASES = {
   install: ["holding", "preparing", "receiving", "writing", "recording"],

@@ -156,3 +156,17 @@ describe("what cannot be rolled back is said", () => {
     expect(result.status).toBe(17);
   });
 });
+
+test("bundle status offers a rollback only where there is a way back", async () => {
+  const status = async (changed: object): Promise<string> => {
+    write([{ ...installation, ...release("R2", 2), ...changed }]);
+    return (await run(["status", "--config", folder.file("site.toml")])).stdout.toString();
+  };
+  const [stream] = (installation as { streams?: object[] }).streams ?? [];
+  expect(await status({})).toContain("can be rolled back: bundle rollback");
+  for (const changed of [{ streams: [{ ...stream, base: null }] }, { plan: null }]) {
+    const text = await status(changed);
+    expect(text).toContain("installed: release R2 (2) at ");
+    expect(text).not.toContain("bundle rollback");
+  }
+});
