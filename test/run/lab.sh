@@ -19,7 +19,7 @@ for version in "${versions[@]}"; do npx tsx test/lab/lab.ts --build "$version"; 
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 declare -A jobs
-declare -A LEFT_TO_OTHERS=([2.1]="faults live power" [2.3]="between environments guest root")
+declare -A LEFT_TO_OTHERS=([2.1]="faults live power" [2.3]="between environments gentoo guest root")
 # An emulated machine with two processors keeps two of this one busy, and a good part of it in vain.
 (($(nproc) >= 2 * ${#versions[@]})) || export ZFERRY_LAB_CPUS=${ZFERRY_LAB_CPUS:-1}
 for version in "${versions[@]}"; do
