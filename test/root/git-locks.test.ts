@@ -4,18 +4,9 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
 import { everything } from "./everything.js";
-import { edit, fingerprint, sh, type Site } from "./hosts.js";
+import { edit, fingerprint, keepsFlags, sh, type Site } from "./hosts.js";
 
-const hasFlags = ((): boolean => {
-  const site = everything().site("r1", "cloned");
-  try {
-    sh(site.root, "chattr +i etc/config && chattr -i etc/config");
-    return true;
-  } catch (error) {
-    if (process.env["ZFERRY_REQUIRE_TOOLS"] === "1") throw error;
-    return false;
-  }
-})();
+const hasFlags = keepsFlags();
 
 describe("what keeps git from moving a site's references is told by the plan", () => {
   const host = everything();

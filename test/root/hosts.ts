@@ -133,6 +133,17 @@ export function linksIn(root: string): string[][] {
     .sort(([a = ""], [b = ""]) => (a < b ? -1 : 1));
 }
 
+/** Whether files here have the flags of chattr(1), as on ext4, XFS and Btrfs. */
+export function keepsFlags(): boolean {
+  try {
+    sh(newFolder(), "touch a && chattr +i a && chattr -i a");
+    return true;
+  } catch (error) {
+    if (process.env["ZFERRY_REQUIRE_TOOLS"] === "1") throw error;
+    return false;
+  }
+}
+
 /** A build host whose `/` is at `root`, with a copy of the tree for each release, as a ZFS snapshot would be. */
 export class BuildHost {
   readonly folder = newFolder();

@@ -1,18 +1,8 @@
 import { afterEach, describe, expect, it } from "vitest";
 import { everything } from "./everything.js";
-import { file, sh, type Site } from "./hosts.js";
+import { file, keepsFlags, sh, type Site } from "./hosts.js";
 
-/** Whether files here have the flags of chattr(1), as on ext4, XFS and Btrfs. */
-const hasFlags = ((): boolean => {
-  const site = everything().site("r1", "cloned");
-  try {
-    sh(site.root, "chattr +i etc/config && chattr -i etc/config");
-    return true;
-  } catch (error) {
-    if (process.env["ZFERRY_REQUIRE_TOOLS"] === "1") throw error;
-    return false;
-  }
-})();
+const hasFlags = keepsFlags();
 
 describe.skipIf(!hasFlags)("what chattr locks is told by the plan", () => {
   const host = everything();
