@@ -6,7 +6,6 @@ import { ZferryError } from "../errors.js";
 import type { ProgressReport } from "../report.js";
 import type { RootSpace } from "../root/disk.js";
 import { planRoot, type PlanOptions } from "../root/merge.js";
-import { parsePattern } from "../root/path-pattern.js";
 import type { RootPlan } from "../root/plan.js";
 import type { Resolutions, SettledConflict } from "../root/settle.js";
 import { keepAt, withScratch, writeScratchFile } from "../system/scratch.js";
@@ -29,11 +28,12 @@ import {
 } from "./plan.js";
 import { checkRelease, type Exceptions } from "./policy.js";
 import { describeStream, isReceived } from "./receive.js";
-import { openResolutions } from "./resolutions.js";
 import { resolveConflicts, type Resolved, type ResolveOptions } from "./resolve.js";
+import { rootOptions } from "./root-options.js";
 import {
   installed,
   isRecorded,
+  isWritten,
   openState,
   PHASES,
   type InstallJournal,
@@ -289,7 +289,7 @@ async function makePlan(
     time: estimateTime(streams, state),
     keys,
   };
-  if (journal?.phase === "writing" || journal?.phase === "recording") {
+  if (journal !== undefined && isWritten(journal)) {
     obstacles.throwAny();
     return { ...known, root: journal.root ?? undefined, present: false };
   }
@@ -324,8 +324,7 @@ export async function resolveBundle(
     const [known, found] = [await state.readState(), await state.readJournal()];
     const journal = found === undefined || isRecorded(known, found) ? undefined : found;
     requireNoOther(bundle, journal);
-    if (journal?.phase === "writing" || journal?.phase === "recording")
-      throw pending(journal, "and its conflicts are settled");
+    if (journal !== undefined && isWritten(journal)) throw pending(journal, "and its conflicts are settled");
     if (journal === undefined)
       checkRelease(bundle.manifest, bundle.identity, site.product, known, options.now(), options.exceptions);
     const resolved = await resolveConflicts({
@@ -404,13 +403,10 @@ async function planRootHalf(
       told.warnings.push(what);
       warn(what);
     },
-    policies: (site.root?.merge ?? []).map(({ path, ...policy }) => ({ ...parsePattern(path), ...policy })),
-    resolutions: told.resolutions ?? openResolutions(site.state).lookup,
+    ...rootOptions(site, { journal, now, commitDrift }),
+    ...(told.resolutions === undefined ? {} : { resolutions: told.resolutions }),
     ...(told.conflicts === undefined ? {} : { conflicts: told.conflicts }),
     settled: (found) => told.settled.push(...found),
-    // Of an install that goes on the same: what is planned again is then the same plan, if nothing else changed.
-    date: journal?.startedAt ?? Math.floor(now().getTime() / 1000),
-    commitDrift: commitDrift || site.root?.drift === "commit" || journal?.root?.drift !== undefined,
     replaceUntracked: replaceUntracked || journal?.root?.replaced !== undefined,
     patch,
     objects,

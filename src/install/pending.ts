@@ -7,9 +7,9 @@ import { requireAsPlanned } from "../root/apply.js";
 import type { RootPlan } from "../root/plan.js";
 import { guarded } from "../system/files.js";
 import { requireAnswer } from "./plan.js";
-import { lockState, type Journal, type StateFolder } from "./state.js";
+import { lockState, type InstalledStream, type Journal, type StateFolder } from "./state.js";
 import { finishRecorded, siteRoot } from "./steps.js";
-import { readUnderWay } from "./under-way.js";
+import { withTraces } from "./under-way.js";
 
 /** Runs `use` with the site's lock, and with what was recorded and left something behind cleaned up: the journal of that, if any. */
 export async function withState<Result>(
@@ -18,9 +18,7 @@ export async function withState<Result>(
 ): Promise<Result> {
   for (const dataset of Object.values(site.streams)) await requireAnswer(dataset);
   return withLock(site, async (folder, scratch) => {
-    // A journal that is malformed is told with what else is known.
-    await readUnderWay(site);
-    const finished = await finishRecorded(folder);
+    const finished = await withTraces(site, () => finishRecorded(folder));
     return use(folder, scratch, finished);
   });
 }
@@ -48,14 +46,18 @@ export const placeOf = ({ product, root }: SiteConfig): NonNullable<Journal["sit
   root: root?.path ?? null,
 });
 
+/** Streams that the site's configuration has another dataset for, in words. */
+export const otherDatasets = (streams: readonly InstalledStream[], site: SiteConfig): string[] =>
+  streams.flatMap(({ role, dataset }) =>
+    site.streams[role] === dataset ? [] : [`${role} is ${site.streams[role] ?? "missing"}, not ${dataset}`],
+  );
+
 /**
  * What is under way is finished, or given up, where it was begun.
  * @throws ZferryError `install-pending` when the configuration names another place since
  */
 export function requireSameSite({ release, streams, site: begun }: Journal, site: SiteConfig): void {
-  const differences = streams.flatMap(({ role, dataset }) =>
-    site.streams[role] === dataset ? [] : [`${role} is ${site.streams[role] ?? "missing"}, not ${dataset}`],
-  );
+  const differences = otherDatasets(streams, site);
   if (begun !== null) {
     if (site.product !== begun.product) differences.push(`product is ${site.product}, not ${begun.product}`);
     const path = site.root?.path ?? null;

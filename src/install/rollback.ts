@@ -3,7 +3,6 @@ import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { formatTime, throwIfInterrupted } from "../report.js";
 import type { RootSpace } from "../root/disk.js";
-import { parsePattern } from "../root/path-pattern.js";
 import type { RootPlan } from "../root/plan.js";
 import { planRootRollback, type RollbackOptions as RootRollbackOptions } from "../root/rollback.js";
 import type { SettledConflict } from "../root/settle.js";
@@ -15,15 +14,18 @@ import {
   requireStateWritable,
 } from "./apart.js";
 import type { GoOnOptions, InstallOptions } from "./install.js";
-import { pending, placeOf, requireSameSite, withLock, withState } from "./pending.js";
+import { otherDatasets, pending, placeOf, requireSameSite, withLock, withState } from "./pending.js";
 import { Obstacles, requireAnswer, requireUnused } from "./plan.js";
 import { requireProduct } from "./policy.js";
 import { tokenOf } from "./receive.js";
-import { openResolutions } from "./resolutions.js";
 import { resolveConflicts, type Resolved, type ResolveOptions } from "./resolve.js";
+import { rootOptions } from "./root-options.js";
 import {
+  isPlanLost,
   isRecorded,
+  isWritten,
   openState,
+  streamWithoutBase,
   undoable,
   type InstalledStream,
   type Installation,
@@ -109,8 +111,6 @@ export async function rollBack(options: RollbackOptions): Promise<Rollback> {
   });
 }
 
-const isWritten = ({ phase }: RollbackJournal): boolean => phase === "writing" || phase === "recording";
-
 /** @throws ZferryError `loss-not-agreed` */
 async function agreedLosses(
   { ways, journal }: Planned,
@@ -193,7 +193,7 @@ function requireInstallation(state: SiteState | undefined): Installation {
   const last = state?.installations.at(-1);
   if (last === undefined)
     throw impossible("nothing can be rolled back: no release was installed by zferry yet");
-  const { confirmedAt, rolledBack, streams, commit, plan } = last;
+  const { confirmedAt, rolledBack } = last;
   const details = { release: last.release.name };
   if (rolledBack !== undefined) {
     throw impossible(
@@ -208,14 +208,14 @@ function requireInstallation(state: SiteState | undefined): Installation {
       details,
     );
   }
-  const full = streams.find(({ base }) => base === null);
+  const full = streamWithoutBase(last);
   if (full !== undefined) {
     throw impossible(
       `${nameOf(last)} cannot be rolled back: stream ${full.role} has no base that ${full.dataset} could go back to`,
       details,
     );
   }
-  if (commit !== null && (plan ?? null) === null) {
+  if (isPlanLost(last)) {
     throw impossible(
       `${nameOf(last)} cannot be rolled back: an older zferry installed it, and did not keep what it changed in /`,
       details,
@@ -226,9 +226,7 @@ function requireInstallation(state: SiteState | undefined): Installation {
 
 /** @throws ZferryError `not-configured` where the site's configuration names other datasets since */
 function requireConfigured({ release, streams }: Installation, site: SiteConfig): void {
-  const differences = streams.flatMap(({ role, dataset }) =>
-    site.streams[role] === dataset ? [] : [`${role} is ${site.streams[role] ?? "missing"}, not ${dataset}`],
-  );
+  const differences = otherDatasets(streams, site);
   if (differences.length === 0) return;
   throw new ZferryError(
     "not-configured",
@@ -278,11 +276,7 @@ async function planRootHalf(
     release: release.name,
     warn,
     progress,
-    policies: (site.root?.merge ?? []).map(({ path, ...policy }) => ({ ...parsePattern(path), ...policy })),
-    resolutions: openResolutions(site.state).lookup,
-    // Of a rollback that goes on the same, as of an install.
-    date: journal?.startedAt ?? Math.floor(now().getTime() / 1000),
-    commitDrift: commitDrift || site.root?.drift === "commit" || journal?.root?.drift !== undefined,
+    ...rootOptions(site, { journal, now, commitDrift }),
     ...more,
   });
   requireOwnUntouched(site, rootDir, plan);

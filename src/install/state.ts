@@ -113,9 +113,17 @@ export function undoable(state: SiteState | undefined): Installation | undefined
   return last?.confirmedAt === undefined && last?.rolledBack === undefined ? last : undefined;
 }
 
-/** Whether there is a way back from it: every stream has a base, and what it changed in `/` was kept. */
-export const isReversible = ({ streams, commit, plan }: Installation): boolean =>
-  streams.every(({ base }) => base !== null) && (commit === null || typeof plan === "string");
+/** A stream that made its dataset, which so has nothing to go back to. */
+export const streamWithoutBase = ({ streams }: Installation): InstalledStream | undefined =>
+  streams.find(({ base }) => base === null);
+
+/** Whether it changed `/`, and what it changed was not kept. */
+export const isPlanLost = ({ commit, plan }: Installation): boolean =>
+  commit !== null && typeof plan !== "string";
+
+/** Whether there is a way back from it. */
+export const isReversible = (installation: Installation): boolean =>
+  streamWithoutBase(installation) === undefined && !isPlanLost(installation);
 
 /** What is done, in this order; each is journalled before it begins, and can be done again. */
 export const PHASES = {
@@ -211,6 +219,9 @@ export type InstallJournal = Omit<v.InferOutput<typeof installSchema>, "version"
 /** A rollback that is under way; `release` and `streams` are those of the installation that is rolled back. */
 export type RollbackJournal = Omit<v.InferOutput<typeof rollbackSchema>, "version" | "plan"> & WithRoot;
 export type Journal = InstallJournal | RollbackJournal;
+
+/** Whether `/` may be written, in part or as a whole. */
+export const isWritten = ({ phase }: Journal): boolean => phase === "writing" || phase === "recording";
 
 const MAX_STATE_BYTES = 1 << 30;
 

@@ -21,6 +21,7 @@ import {
   emptyState,
   installed,
   isRecorded,
+  isWritten,
   PHASES,
   undoable,
   type InstalledStream,
@@ -100,14 +101,7 @@ const INSTALL: Steps<InstallJournal> = {
         if (base !== null) await holdSnapshots(HOLD_TAG, [{ dataset, name: base.snapshot }]);
       }
     },
-    async undo({ streams }, { state }) {
-      const kept = new Set(undoable(state)?.streams.map(({ base }) => base?.guid));
-      for (const { dataset, base } of streams) {
-        if (base !== null && !kept.has(base.guid)) {
-          await releaseSnapshot(HOLD_TAG, { dataset, name: base.snapshot });
-        }
-      }
-    },
+    undo: ({ streams }, { state }) => releaseBases(streams, undoable(state)?.streams),
   },
 
   preparing,
@@ -290,8 +284,6 @@ function withHint(error: ZferryError, more: string): ZferryError {
   });
 }
 
-const isWritten = ({ phase }: Journal): boolean => phase === "writing" || phase === "recording";
-
 const describeDone = (journal: Journal): Promise<string | undefined> =>
   journal.operation === "install" ? describeReceived(journal) : describeRolledBack(journal);
 
@@ -363,8 +355,8 @@ export async function requireUndoable(
       });
     }
   }
-  const { root, phase } = journal;
-  if (root !== null && (phase === "writing" || phase === "recording")) {
+  const { root } = journal;
+  if (root !== null && isWritten(journal)) {
     await requireAsPlanned(root, await siteRoot(site));
   }
 }

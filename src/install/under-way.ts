@@ -18,23 +18,36 @@ export async function readUnderWay(
 ): Promise<Journal | undefined> {
   const folder = openState(site.state);
   const state = await folder.readState();
-  const journal = await folder.readJournal().catch(async (error: unknown) => {
-    const isMalformed = error instanceof ZferryError && error.code === "journal-malformed";
-    throw isMalformed ? withTraces(error, await findTraces(site, undoable(state)?.plan)) : error;
-  });
+  const journal = await withTraces(site, () => folder.readJournal());
   return journal === undefined || isRecorded(state, journal) ? undefined : journal;
 }
 
-function withTraces(error: ZferryError, traces: readonly string[]): ZferryError {
-  if (traces.length === 0) return error;
-  return new ZferryError(error.code, `${error.message}; of what was under way, ${traces.join("; ")}`, {
-    details: { ...error.details, traces },
-    hint: error.hint,
-    cause: error,
-  });
+/**
+ * Runs what reads the journal.
+ * @throws ZferryError `journal-malformed`, which tells what else shows that something was under way
+ */
+export async function withTraces<Result>(
+  site: Pick<SiteConfig, "state" | "streams">,
+  read: () => Promise<Result>,
+): Promise<Result> {
+  try {
+    return await read();
+  } catch (error) {
+    if (!(error instanceof ZferryError) || error.code !== "journal-malformed") throw error;
+    const traces = await findTraces(site, undoable(await openState(site.state).readState())?.plan);
+    if (traces.length === 0) throw error;
+    throw new ZferryError(error.code, `${error.message}; of what was under way, ${traces.join("; ")}`, {
+      details: { ...error.details, traces },
+      hint: error.hint,
+      cause: error,
+    });
+  }
 }
 
-/** What an install, or a rollback, left that is not in its journal; `kept` is the plan of what was installed before. What cannot be read is no trace: the journal's own error counts. */
+/**
+ * What an install, or a rollback, left that is not in its journal. What cannot be read is no trace: the journal's own error counts.
+ * @param kept the plan of what was installed before
+ */
 async function findTraces(
   { state, streams }: Pick<SiteConfig, "state" | "streams">,
   kept: string | null | undefined,

@@ -95,8 +95,11 @@ export async function requireRepositoryChangeable(git: Git, refs: readonly strin
   }
   const moved = refs.filter((ref) => ref !== "HEAD");
   const shared = ["packed-refs", "objects/pack", ...moved, ...moved.map((ref) => `logs/${ref}`)];
+  const own = ["HEAD", "index", "logs/HEAD"];
+  // Apart only in a work tree that git worktree added.
+  if (commonOf(git) === git.gitDir) return requireWritable(git.gitDir, [...shared, ...own]);
   await requireWritable(commonOf(git), shared);
-  await requireWritable(git.gitDir, ["HEAD", "index", "logs/HEAD"]);
+  await requireWritable(git.gitDir, own);
 }
 
 async function requireWritable(folder: string, names: readonly string[]): Promise<void> {
