@@ -228,69 +228,12 @@ async function main(): Promise<void> {
     remove();
 
     for (const files of quick ? [200] : [10_000, 100_000]) {
-      const half = at(`root-${files}`);
-      const script = [process.execPath, "--import", "tsx", join(ROOT, "test/bench/root.ts")];
-      const zferry = (verb: string, ...more: string[]): string =>
-        `exec ${[...script, verb, half, ...more].map(quote).join(" ")}`;
-      const made = async (): Promise<void> => {
-        if (existsSync(half)) return;
-        mkdirSync(half);
-        await timed(zferry("make", String(files)));
-        await timed(zferry("create"));
-      };
-      const apply = `cd ${quote(join(half, "site"))}; git apply --index ../patch`;
-      const fresh = (): void => {
-        for (const name of ["site", "scratch"]) rmSync(join(half, name), { recursive: true, force: true });
-        execFileSync("cp", ["-a", "site.r1", "site"], { cwd: half });
-        execFileSync("git", ["update-index", "-q", "--refresh"], { cwd: join(half, "site") });
-      };
+      const half = new RootHalf(at(`root-${files}`), files);
       // A hundred thousand take minutes.
       const times = files > 10_000 ? 1 : runs;
-      const what = `/ of which ${files} files change`;
-      await row(`create, ${what}`, async () => {
-        await made();
-        const names = { work: `create, ${what}`, alternative: "git diff --binary", atMost: undefined };
-        return pairs(
-          names,
-          {
-            ours: zferry("create"),
-            theirs: `git -C ${quote(join(half, "root"))} diff --binary r1 r2 >${quote(join(half, "patch"))}`,
-            before: () => rmSync(join(half, "part"), { recursive: true, force: true }),
-          },
-          times,
-        );
-      });
-      await row(`install, ${what}`, async () => {
-        await made();
-        if (!existsSync(join(half, "part"))) await timed(zferry("create"));
-        const names = {
-          work: `install, ${what}`,
-          alternative: "git apply --index, git commit",
-          atMost: undefined,
-        };
-        const commit = "git -c user.name=b -c user.email=b@example.org commit -qm R2";
-        const time = await pairs(
-          names,
-          { ours: zferry("install"), theirs: `${apply}; ${commit}`, before: fresh },
-          times,
-        );
-        fresh();
-        const ours = (await timed(zferry("install"))).peak;
-        fresh();
-        const theirs = (await timed(apply.replace("git apply", "exec git apply"))).peak;
-        return [
-          time,
-          {
-            work: `peak memory of install, ${what}`,
-            alternative: "git apply --index",
-            atMost: undefined,
-            ratio: ours / theirs,
-            ours: mebibytes(ours),
-            theirs: mebibytes(theirs),
-          },
-        ];
-      });
-      rmSync(half, { recursive: true, force: true });
+      await row(`create, ${half.what}`, () => half.create(times));
+      await row(`install, ${half.what}`, () => half.install(times));
+      half.remove();
     }
 
     if (/memory|bundle of/.test(values.only) || values.only === "") {
@@ -302,6 +245,81 @@ async function main(): Promise<void> {
     if (values.output !== undefined) writeFileSync(values.output, table);
   } finally {
     rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+/** A root half that changes many files, beside git's own ways of making and taking it. See root.ts. */
+class RootHalf {
+  readonly what: string;
+  private readonly folder: string;
+  private readonly files: number;
+
+  constructor(folder: string, files: number) {
+    this.what = `/ of which ${files} files change`;
+    this.folder = folder;
+    this.files = files;
+  }
+
+  private zferry(verb: string, ...more: string[]): string {
+    const script = [process.execPath, "--import", "tsx", join(ROOT, "test/bench/root.ts")];
+    return `exec ${[...script, verb, this.folder, ...more].map(quote).join(" ")}`;
+  }
+
+  private async make(): Promise<void> {
+    if (existsSync(this.folder)) return;
+    mkdirSync(this.folder);
+    await timed(this.zferry("make", String(this.files)));
+    await timed(this.zferry("create"));
+  }
+
+  async create(runs: number): Promise<Row> {
+    await this.make();
+    const diff = `git -C ${quote(join(this.folder, "root"))} diff --binary r1 r2`;
+    return pairs(
+      { work: `create, ${this.what}`, alternative: "git diff --binary", atMost: undefined },
+      {
+        ours: this.zferry("create"),
+        theirs: `${diff} >${quote(join(this.folder, "patch"))}`,
+        before: () => rmSync(join(this.folder, "part"), { recursive: true, force: true }),
+      },
+      runs,
+    );
+  }
+
+  async install(runs: number): Promise<Row[]> {
+    await this.make();
+    if (!existsSync(join(this.folder, "part"))) await timed(this.zferry("create"));
+    const site = join(this.folder, "site");
+    const apply = `cd ${quote(site)}; git apply --index ../patch`;
+    const commit = "git -c user.name=b -c user.email=b@example.org commit -qm R2";
+    const fresh = (): void => {
+      for (const name of ["site", "scratch"])
+        rmSync(join(this.folder, name), { recursive: true, force: true });
+      execFileSync("cp", ["-a", "site.r1", "site"], { cwd: this.folder });
+      execFileSync("git", ["update-index", "-q", "--refresh"], { cwd: site });
+    };
+    const time = await pairs(
+      { work: `install, ${this.what}`, alternative: "git apply --index, git commit", atMost: undefined },
+      { ours: this.zferry("install"), theirs: `${apply}; ${commit}`, before: fresh },
+      runs,
+    );
+    fresh();
+    const ours = (await timed(this.zferry("install"))).peak;
+    fresh();
+    const theirs = (await timed(apply.replace("git apply", "exec git apply"))).peak;
+    const memory = {
+      work: `peak memory of install, ${this.what}`,
+      alternative: "git apply --index",
+      atMost: undefined,
+      ratio: ours / theirs,
+      ours: mebibytes(ours),
+      theirs: mebibytes(theirs),
+    };
+    return [time, memory];
+  }
+
+  remove(): void {
+    rmSync(this.folder, { recursive: true, force: true });
   }
 }
 

@@ -85,7 +85,7 @@ describe("what people do in between", () => {
     ]) {
       await site.lines(`sed '${edit}' /tmp/site.toml >${config}; ! cmp -s ${config} /tmp/site.toml`);
       for (const command of ["install", "abort"]) {
-        const { status, stderr } = await site.failing(`bundle ${command}`);
+        const { status, stderr } = await site.attempt(`bundle ${command}`);
         expect([edit, command, status, stderr]).toEqual([
           edit,
           command,
@@ -107,7 +107,7 @@ describe("what people do in between", () => {
     expect(await site.lines(own)).toBe("hello\nmotd");
     // Half of it is written: the commit is in the way of both, and says so.
     await site.lines(`${bothDone()}\n${change}`);
-    expect(await site.failing("bundle abort")).toEqual({
+    expect(await site.attempt("bundle abort")).toMatchObject({
       status: 17,
       stderr: expect.stringContaining("HEAD is") as string,
     });
@@ -116,14 +116,14 @@ describe("what people do in between", () => {
 
   it("keeps something of /usr: giving up names it, before anything is taken back and where it goes on", async () => {
     await site.lines(`${bothDone()}\nzfs clone ${SITE_USR}@R2 ${RPOOL}/clone`);
-    const cloned = await site.failing("bundle abort");
+    const cloned = await site.attempt("bundle abort");
     expect([cloned.status, cloned.stderr]).toEqual([13, expect.stringContaining(`${RPOOL}/clone`)]);
     await site.lines(`bundle status | grep 'bundle install'; zfs destroy ${RPOOL}/clone`);
     const undoing = await site.stepsOf("abort");
     await site.lines(`${bothDone()}
       ${site.killed("abort", undoing.indexOf("zfs rollback") + 1)}
       zfs snapshot ${SITE_USR}@mine`);
-    const kept = await site.failing("bundle abort");
+    const kept = await site.attempt("bundle abort");
     expect([kept.status, kept.stderr]).toEqual([13, expect.stringContaining("@mine")]);
     await site.lines(`zfs destroy ${SITE_USR}@mine; bundle abort`);
     expect(await site.state()).toBe(site.before);

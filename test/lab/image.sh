@@ -97,11 +97,14 @@ fi
 # Without it all works, in twice the time.
 if is_bookworm && [[ ! -d $qemu && -w $cache ]]; then
   locked
-  [[ -d $qemu ]] || from=$(mirror)
-  if [[ -d $qemu ]] || (timed "fetching the QEMU of bookworm-backports" "$parts/qemu.sh" "$from" "$building/qemu"); then
-    [[ -d $qemu ]] || mv "$building/qemu" "$qemu"
-  else
-    say "going on with this machine's QEMU, which is slower"
+  # Another one may have fetched it meanwhile.
+  if [[ ! -d $qemu ]]; then
+    from=$(mirror)
+    if timed "fetching the QEMU of bookworm-backports" "$parts/qemu.sh" "$from" "$building/qemu"; then
+      mv "$building/qemu" "$qemu"
+    else
+      say "going on with this machine's QEMU, which is slower"
+    fi
   fi
   rm -rf --one-file-system "$building"
 fi

@@ -25,19 +25,48 @@ export const RESET = `
   zfs rollback ${ROOT}@fresh
   rm -rf /var/lib/zferry`;
 
+/** Commands in a machine, which may be stopped before any of their steps: see stop-at.mjs. */
+export class Stopping {
+  readonly machine: Machine;
+
+  constructor(machine: Machine) {
+    this.machine = machine;
+  }
+
+  async lines(text: string): Promise<string> {
+    return (await this.machine.run(text, { timeout: 600_000 })).stdout.trim();
+  }
+
+  /** The same, which may fail. */
+  async attempt(text: string): Promise<{ status: number; stdout: string; stderr: string }> {
+    const { status, stdout, stderr } = await this.machine.run(text, { check: false, timeout: 600_000 });
+    return { status, stdout, stderr };
+  }
+
+  /** The command with a stop before a step, by its number from 1 or its name, or with none. */
+  stopped(command: string, step: number | string = 0, by = "KILL"): string {
+    return `STOP_AT='${step}' STOP_BY=${by} STOP_LOG=/tmp/steps node --import ${this.machine.checkout}/test/lab/stop-at.mjs /opt/zferry/dist/cli.js ${command}`;
+  }
+
+  /** The same, where anything but a kill before the step is a failure. */
+  killed(command: string, step: number | string): string {
+    return `if ${this.stopped(command, step)} >/dev/null 2>&1; then exit 1; fi`;
+  }
+
+  /** Runs it, and gives the names of its steps. */
+  async stepsOf(command: string): Promise<string[]> {
+    const log = await this.lines(`rm -f /tmp/steps; ${this.stopped(command)} >&2; cat /tmp/steps`);
+    return log.split("\n").map((line) => line.replace(/^\d+ /, ""));
+  }
+}
+
 /** A system with the bundle of R2, whose site is at R1, or is brought back to it. */
-export class StoppedSite {
-  /** The names of a smooth install's steps: see stop-at.mjs. */
+export class StoppedSite extends Stopping {
+  /** Those of a smooth install. */
   steps: readonly string[] = [];
   /** What `state` gives at R1, and after a smooth install of R2. */
   before = "";
   installed = "";
-
-  readonly machine: Machine;
-
-  private constructor(machine: Machine) {
-    this.machine = machine;
-  }
 
   /** Opens one, with R2 installed. */
   static async open(): Promise<StoppedSite> {
@@ -55,31 +84,7 @@ export class StoppedSite {
     }
   }
 
-  async lines(text: string): Promise<string> {
-    return (await this.machine.run(text, { timeout: 600_000 })).stdout.trim();
-  }
-
-  async failing(command: string): Promise<{ status: number; stderr: string }> {
-    const { status, stderr } = await this.machine.run(command, { check: false, timeout: 600_000 });
-    return { status, stderr };
-  }
-
   state(): Promise<string> {
     return this.lines(`${STATE}\n${script(this.machine, `fingerprint ${MNT}/site/usr`)} | sha256sum`);
-  }
-
-  /** The command with a stop before a step, or with none. */
-  stopped(command: string, step = 0, by = "KILL"): string {
-    return `STOP_AT=${step} STOP_BY=${by} STOP_LOG=/tmp/steps node --import ${this.machine.checkout}/test/lab/stop-at.mjs /opt/zferry/dist/cli.js ${command}`;
-  }
-
-  /** The same, where anything but a kill before the step is a failure. */
-  killed(command: string, step: number): string {
-    return `if ${this.stopped(command, step)} >/dev/null 2>&1; then exit 1; fi`;
-  }
-
-  async stepsOf(command: string): Promise<string[]> {
-    const log = await this.lines(`rm -f /tmp/steps; ${this.stopped(command)} >&2; cat /tmp/steps`);
-    return log.split("\n").map((line) => line.replace(/^\d+ /, ""));
   }
 }

@@ -1,28 +1,23 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { MNT, type Machine } from "./guest.js";
+import { MNT } from "./guest.js";
 import { shareOf } from "./rounds.js";
+import { FILE, Stopping } from "./stopped-site.js";
 import { makeRelease, openSystem, RPOOL, script, SITE_USR } from "./system.js";
 
 /*
  * An install that is rolled back, confirmed, or made once more. Every round begins with the same site at R1, or with R2 installed.
  */
 
-const FILE = "/tmp/R2.bundle";
 const ROOT = `${RPOOL}/ROOT/site`;
 const SITE = `${MNT}/site`;
 
-let machine: Machine;
+let site: Stopping;
 /** The site at R1, the same with {@link CHANGE}, and with R2 installed. */
 let before: string;
 let changed: string;
 let installed: string;
 
-const lines = async (text: string): Promise<string> =>
-  (await machine.run(text, { timeout: 600_000 })).stdout.trim();
-const attempt = async (text: string): Promise<{ status: number; stdout: string; stderr: string }> => {
-  const { status, stdout, stderr } = await machine.run(text, { check: false, timeout: 600_000 });
-  return { status, stdout, stderr };
-};
+const lines = (text: string): Promise<string> => site.lines(text);
 
 /** Everything of the site but times and history: both halves, holds, partial receives, what lies beside. */
 const STATE = `
@@ -34,7 +29,7 @@ const STATE = `
   find . -path ./.git -prune -o -path ./usr -prune -o -printf '%P %y %m %U:%G %l\\n' | sort
   find . -path ./.git -prune -o -path ./usr -prune -o -type f -print0 | sort -z | xargs -0 sha256sum
   getfattr -R -h -d -m user -e hex etc 2>/dev/null | grep -v '^#' | sort || true`;
-const USR = (): string => `${script(machine, `fingerprint ${SITE}/usr`)} | sha256sum`;
+const USR = (): string => `${script(site.machine, `fingerprint ${SITE}/usr`)} | sha256sum`;
 const siteState = (): Promise<string> => lines(`${STATE}\n${USR()}`);
 
 /** Brings the site to where R2 is installed. */
@@ -52,16 +47,9 @@ const CHANGE = `
   git add -A; git commit -qm 'of this site'
   chmod 600 etc/hosts; setfattr -n user.site -v 1 etc/conf.d/keymaps`;
 
-/** The command with a stop before a step, or with none. */
-const stopped = (command: string, step: number | string = 0): string =>
-  `STOP_AT='${step}' STOP_LOG=/tmp/steps node --import ${machine.checkout}/test/lab/stop-at.mjs /opt/zferry/dist/cli.js ${command}`;
-/** The same, where anything but a kill before the step is a failure. */
-const killed = (command: string, step: number | string): string =>
-  `if ${stopped(command, step)} >/dev/null 2>&1; then exit 1; fi`;
-
 beforeAll(async () => {
-  machine = await openSystem();
-  await makeRelease(machine, 2);
+  site = new Stopping(await openSystem());
+  await makeRelease(site.machine, 2);
   await lines(`zfs snapshot ${ROOT}@fresh`);
   before = await siteState();
   await lines(CHANGE);
@@ -73,7 +61,7 @@ beforeAll(async () => {
     zfs snapshot ${ROOT}@installed; cp -a /var/lib/zferry /tmp/state-installed
     zfs send -i @R1 ${SITE_USR}@R2 >/tmp/R2.stream`);
 });
-afterAll(() => machine?.close());
+afterAll(() => site?.machine.close());
 
 describe("an install, a change of the site, a rollback, and the install again", () => {
   it("tells what it would do, and changes nothing", async () => {
@@ -93,7 +81,7 @@ describe("an install, a change of the site, a rollback, and the install again", 
     expect(await lines(`git -C ${SITE} log -3 --format=%s`)).toBe("Roll back R2\nof this site\nInstall R2");
     expect(await lines("bundle status")).toContain("installed: no release by zferry any more");
     expect(await lines("bundle history")).toMatch(/R2 +2 +\d{4}-.* +[0-9A-F]{16} +rolled back at \d{4}-/);
-    const { status, stderr } = await attempt("bundle rollback");
+    const { status, stderr } = await site.attempt("bundle rollback");
     expect([status, stderr]).toEqual([
       17,
       expect.stringMatching(/nothing can be rolled back: release R2 \(2\) was, at /),
@@ -114,7 +102,7 @@ describe("an install, a change of the site, a rollback, and the install again", 
     expect(history.installations.map(({ result }) => result)).toEqual(["installed", "rolled-back"]);
     // What is given up then leaves no hold.
     await lines("bundle rollback");
-    await lines(`${killed(`install ${FILE}`, "journal: writing")}\nbundle abort`);
+    await lines(`${site.killed(`install ${FILE}`, "journal: writing")}\nbundle abort`);
     expect(await siteState()).toBe(changed);
   });
 });
@@ -130,23 +118,23 @@ describe("what came into /usr since the install", () => {
     };
     expect(plan.streams[0]?.lost.snapshots.map(({ snapshot }) => snapshot)).toEqual(["mine"]);
     expect(plan.streams[0]?.lost.written).toBeGreaterThan(300_000);
-    const refused = await attempt("bundle rollback </dev/null");
+    const refused = await site.attempt("bundle rollback </dev/null");
     expect([refused.status, refused.stderr]).toEqual([
       17,
       expect.stringMatching(/would lose of .*: .*@mine, \d+\.\d KiB written since\n.*--discard/),
     ]);
-    const denied = await attempt(`
+    const denied = await site.attempt(`
       rm -f /tmp/answer /tmp/screen; mkfifo /tmp/answer; exec 9<>/tmp/answer
       script -qefc 'bundle rollback' /dev/null <&9 >/tmp/screen & asked=$!
       until grep -q 'yes or no' /tmp/screen; do kill -0 $asked; sleep 0.1; done
       echo no >&9; wait $asked || status=$?; cat /tmp/screen; exit $status`);
     expect([denied.status, denied.stdout]).toEqual([17, expect.stringContaining("would be lost: ")]);
     expect(await siteState()).toBe(here);
-    const clone = await attempt(
+    const clone = await site.attempt(
       `zfs clone ${SITE_USR}@mine ${RPOOL}/clone; bundle rollback --discard || status=$?; zfs destroy ${RPOOL}/clone; exit $status`,
     );
     expect([clone.status, clone.stderr]).toEqual([17, expect.stringContaining(`${RPOOL}/clone`)]);
-    const held = await attempt(
+    const held = await site.attempt(
       `zfs hold mine ${SITE_USR}@mine; bundle rollback --discard || status=$?; zfs release mine ${SITE_USR}@mine; exit $status`,
     );
     expect([held.status, held.stderr]).toEqual([17, expect.stringContaining(`holds on ${SITE_USR}@mine`)]);
@@ -160,9 +148,9 @@ describe("what came into /usr since the install", () => {
   it("is agreed to once, also where the rollback is killed before it is lost", async () => {
     await lines(`${INSTALLED}
       zfs set readonly=off ${SITE_USR}; echo own >${SITE}/usr/own; zpool sync ${RPOOL}; zfs inherit readonly ${SITE_USR}
-      ${killed("rollback --discard", "zfs rollback")}
+      ${site.killed("rollback --discard", "zfs rollback")}
       zfs snapshot ${SITE_USR}@later`);
-    const other = await attempt("bundle install </dev/null");
+    const other = await site.attempt("bundle install </dev/null");
     expect([other.status, other.stderr]).toEqual([17, expect.stringMatching(/would lose of .*@later\n/)]);
     await lines(`zfs destroy ${SITE_USR}@later; bundle install </dev/null`);
     expect(await siteState()).toBe(before);
@@ -172,9 +160,7 @@ describe("what came into /usr since the install", () => {
 describe("a rollback that is killed before any step", () => {
   it("is brought to its end by bundle rollback, or install; or given up while nothing is rolled back", async () => {
     await lines(INSTALLED);
-    const steps = (await lines(`rm -f /tmp/steps; ${stopped("rollback")} >&2; cat /tmp/steps`))
-      .split("\n")
-      .map((line) => line.replace(/^\d+ /, ""));
+    const steps = await site.stepsOf("rollback");
     expect(await siteState()).toBe(before);
     for (const step of [
       "journal: preparing",
@@ -191,12 +177,12 @@ describe("a rollback that is killed before any step", () => {
     }
     for (const [index, step] of shareOf(steps, 0)) {
       const where = `killed before ${index + 1}, ${step}`;
-      await lines(`${INSTALLED}\n${killed("rollback", index + 1)}`);
+      await lines(`${INSTALLED}\n${site.killed("rollback", index + 1)}`);
       const isBack = index > steps.indexOf("zfs rollback");
       const isBegun = index > steps.indexOf("journal: preparing");
       const isDone = index > steps.indexOf("state");
       if (index % 3 === 0) {
-        const given = await attempt("bundle abort");
+        const given = await site.attempt("bundle abort");
         expect([where, given.status]).toEqual([where, isBack && !isDone ? 17 : 0]);
         if (!isBack) {
           const once = await siteState();
@@ -206,13 +192,13 @@ describe("a rollback that is killed before any step", () => {
       }
       if (index === steps.indexOf("zfs rollback") || index === steps.indexOf("journal: writing")) {
         expect(await lines("bundle status")).toContain("under way: rollback of release R2 (2)");
-        const other = await attempt(`bundle install ${FILE}`);
+        const other = await site.attempt(`bundle install ${FILE}`);
         expect([where, other.status, other.stderr]).toEqual([
           where,
           17,
           expect.stringMatching(/is being rolled back, .*\n.*bundle rollback/),
         ]);
-        expect((await attempt("bundle confirm")).status).toBe(17);
+        expect((await site.attempt("bundle confirm")).status).toBe(17);
       }
       // As at boot, or as it was typed. Once the journal is gone it is done, and any command cleans up.
       const isOver = index > steps.indexOf("remove journal") || (isDone && index % 3 === 0);
@@ -225,9 +211,9 @@ describe("a rollback that is killed before any step", () => {
 
   it("runs from the base's snapshot with --live, and agrees with nobody", async () => {
     await lines(`${INSTALLED}\nzfs snapshot ${SITE_USR}@mine`);
-    const refused = await attempt("bundle rollback --live");
+    const refused = await site.attempt("bundle rollback --live");
     expect([refused.status, refused.stderr]).toEqual([17, expect.stringMatching(/would lose of .*@mine\n/)]);
-    const { stdout, stderr } = await attempt("bundle rollback --live --discard");
+    const { stdout, stderr } = await site.attempt("bundle rollback --live --discard");
     expect(stderr).toContain(`running from ${SITE_USR}@R1; the log is /var/lib/zferry/install.log`);
     expect(stdout).toMatch(/^rolled back gentoo release R2 \(2\)/);
     expect(await siteState()).toBe(before);
@@ -236,7 +222,7 @@ describe("a rollback that is killed before any step", () => {
 
   it("plans / anew where the site committed something meanwhile", async () => {
     await lines(`${INSTALLED}
-      ${killed("rollback", "journal: writing")}
+      ${site.killed("rollback", "journal: writing")}
       cd ${SITE}; echo hello >etc/motd; git add etc/motd; git commit -qm motd
       bundle rollback`);
     expect(await lines(`cat ${SITE}/etc/motd; git -C ${SITE} status --porcelain; ${USR()}`)).toBe(
@@ -248,14 +234,14 @@ describe("a rollback that is killed before any step", () => {
 describe("bundle confirm", () => {
   it("lets the base go, for good, also where it was killed", async () => {
     for (const step of ["state", "zfs release", "remove plan"]) {
-      await lines(`${INSTALLED}\n${killed("confirm", step)}`);
+      await lines(`${INSTALLED}\n${site.killed("confirm", step)}`);
       const again = await lines("bundle confirm");
       expect(again).toMatch(
         step === "state" ? /^confirmed gentoo release R2/ : /^.* R2 .*; nothing to confirm$/,
       );
       expect(await lines(`zfs holds -H ${SITE_USR}@R1; ls /var/lib/zferry`)).toBe("lock\nstate.json");
     }
-    const { status, stderr } = await attempt("bundle rollback --discard");
+    const { status, stderr } = await site.attempt("bundle rollback --discard");
     expect([status, stderr]).toEqual([17, expect.stringContaining("release R2 (2) was confirmed at ")]);
     expect(await lines("bundle history")).toMatch(/^R2 .* confirmed at \d{4}-/m);
     expect(await lines("bundle status")).not.toContain("bundle rollback");
@@ -283,7 +269,7 @@ describe("a product with two datasets", () => {
       done
       bundle create --stream usr=/tmp/usr.stream --stream opt=/tmp/opt.stream --product gentoo --release S2 --sequence 2 \
         --key /etc/zferry/release.key -o /tmp/S2.bundle`);
-    await machine.write(
+    await site.machine.write(
       "/tmp/two.toml",
       `product = "gentoo"\nstate = "/var/lib/zferry-two"\n[streams]\nusr = "${USR2}"\nopt = "${OPT2}"\n`,
     );
@@ -294,7 +280,7 @@ describe("a product with two datasets", () => {
   });
 
   it("has neither rolled back where one of them cannot be", async () => {
-    const refused = await attempt(
+    const refused = await site.attempt(
       `zfs clone ${USR2}@S2 ${RPOOL}/clone; bundle rollback ${config} || status=$?; zfs destroy ${RPOOL}/clone; exit $status`,
     );
     expect([refused.status, refused.stderr]).toEqual([17, expect.stringContaining(`clones of ${USR2}@S2`)]);
@@ -302,19 +288,15 @@ describe("a product with two datasets", () => {
   });
 
   it("has both rolled back, also where it is killed between them", async () => {
-    const steps = (
-      await lines(`rm -f /tmp/steps; ${stopped(`rollback ${config}`)} >&2; cat /tmp/steps`)
-    ).split("\n");
+    const steps = await site.stepsOf(`rollback ${config}`);
     expect(await state()).toBe(one);
     await lines(`bundle install ${config} /tmp/S2.bundle`);
     expect(await state()).toBe(two);
-    const [first, second] = steps
-      .filter((step) => step.endsWith("zfs rollback"))
-      .map((step) => parseInt(step));
-    expect(second).toBeGreaterThan(first ?? Infinity);
-    await lines(killed(`rollback ${config}`, second ?? 0));
+    const second = steps.lastIndexOf("zfs rollback");
+    expect(second).toBeGreaterThan(steps.indexOf("zfs rollback"));
+    await lines(site.killed(`rollback ${config}`, second + 1));
     expect(await state()).not.toBe(two);
-    const given = await attempt(`bundle abort ${config}`);
+    const given = await site.attempt(`bundle abort ${config}`);
     expect([given.status, given.stderr]).toEqual([
       17,
       expect.stringContaining("cannot be given up any more"),
