@@ -121,3 +121,11 @@ export class ZferryError extends Error {
     this.also = options.also ?? [];
   }
 }
+
+/** Throws the first of several faults, with the others besides; nothing where there is none. */
+export function throwAll(faults: readonly ZferryError[]): void {
+  const [first, ...others] = faults.flatMap((fault) => [fault, ...fault.also]);
+  if (first === undefined) return;
+  const { code, message, details, hint } = first;
+  throw new ZferryError(code, message, { details, hint, also: others, cause: first });
+}

@@ -1,7 +1,7 @@
 import type { Manifest, ManifestStream } from "../bundle/manifest.js";
 import type { VerifiedBundle } from "../bundle/reader.js";
 import type { SiteConfig } from "../config.js";
-import { ZferryError } from "../errors.js";
+import { throwAll, ZferryError } from "../errors.js";
 import { formatBytes } from "../report.js";
 import { parseResumeToken, type ResumeToken } from "../stream/resume-token.js";
 import { usesOf, type Uses } from "../system/in-use.js";
@@ -36,7 +36,7 @@ export class Obstacles {
   }
 
   add(error: ZferryError): void {
-    this.#found.push(error, ...error.also);
+    this.#found.push(error);
   }
 
   get isEmpty(): boolean {
@@ -45,10 +45,7 @@ export class Obstacles {
 
   /** @throws ZferryError the first that was found, with all the others */
   throwAny(): void {
-    const [first, ...also] = this.#found;
-    if (first === undefined) return;
-    const { code, message, details, hint } = first;
-    throw new ZferryError(code, message, { details, hint, also, cause: first });
+    throwAll(this.#found);
   }
 }
 
@@ -233,6 +230,15 @@ async function checkDataset(
   const space = { needed: missing, available: await availableTo(place) };
   await obstacles.unless(async () => requireSpace(place, stream, space));
   await obstacles.unless(() => requireKey(place, stream));
+  const { readonly, "com.sun:auto-snapshot": automatic } = await getProperties(place, [
+    "readonly",
+    "com.sun:auto-snapshot",
+  ]);
+  if (readonly !== "on") {
+    warnings.push(
+      `${dataset} ${exists ? "is" : "will be"} writable: what anybody writes to it stands against the next release; zfs set readonly=on ${place}`,
+    );
+  }
   if (base === undefined) return { space, warnings };
 
   await obstacles.unless(() => requireNoPanic(dataset, stream));
@@ -256,7 +262,6 @@ async function checkDataset(
       `${dataset} has later snapshots: ${names}; one that is taken while it receives makes it stop`,
     );
   }
-  const { "com.sun:auto-snapshot": automatic } = await getProperties(dataset, ["com.sun:auto-snapshot"]);
   if (automatic === "true") {
     warnings.push(
       `${dataset} has com.sun:auto-snapshot=true; a snapshot taken while it receives makes it stop`,

@@ -1,7 +1,7 @@
 import { accessSync, constants, existsSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { systemCode, ZferryError } from "../errors.js";
+import { systemCode, throwAll, ZferryError } from "../errors.js";
 import { guarded, reasonOf } from "../system/files.js";
 import type { Git } from "../system/git.js";
 import { holdersOf } from "../system/in-use.js";
@@ -56,13 +56,16 @@ export async function awaitLock(path: string): Promise<boolean> {
  */
 export async function requireMovable(git: Git, branch: string | null): Promise<void> {
   const refs = movedRefs(branch);
-  for (const path of new Set(refs.flatMap((ref) => lockFiles(git, ref)))) {
-    if (await awaitLock(path)) continue;
-    const holders = await holdersOf(path, commonOf(git));
-    if (holders.length > 0 || !path.startsWith(join(commonOf(git), "refs/zferry/")))
-      throw lockedBy(path, holders);
-  }
-  await requireRepositoryChangeable(git, refs);
+  const locks = [...new Set(refs.flatMap((ref) => lockFiles(git, ref)))];
+  const faults = await Promise.all(
+    locks.map(async (path) => {
+      if (await awaitLock(path)) return [];
+      const holders = await holdersOf(path, commonOf(git));
+      const isNobodys = holders.length === 0 && path.startsWith(join(commonOf(git), "refs/zferry/"));
+      return isNobodys ? [] : [lockedBy(path, holders)];
+    }),
+  );
+  throwAll([...faults.flat(), ...(await findUnchangeable(git, refs))]);
 }
 
 export const lockedBy = (lock: string, holders: readonly string[]): ZferryError =>
@@ -82,56 +85,71 @@ export const lockedBy = (lock: string, holders: readonly string[]): ZferryError 
  * @throws ZferryError `worktree-dirty`
  */
 export async function requireRepositoryChangeable(git: Git, refs: readonly string[]): Promise<void> {
+  throwAll(await findUnchangeable(git, refs));
+}
+
+async function findUnchangeable(git: Git, refs: readonly string[]): Promise<ZferryError[]> {
   const named = (await git.run(["for-each-ref", "--format=%(refname)"])).toString("latin1").split("\n");
   const inTheWay = named.filter((name) =>
     refs.some((ref) => name.startsWith(`${ref}/`) || (name !== "" && ref.startsWith(`${name}/`))),
   );
+  const faults: ZferryError[] = [];
   if (inTheWay.length > 0) {
-    throw dirty(
-      `references stand in the way of ${refs.join(", ")}`,
-      inTheWay,
-      `give them other names, or remove them: git --git-dir=${git.gitDir} update-ref -d ${inTheWay[0] ?? ""}`,
+    faults.push(
+      dirty(
+        `references stand in the way of ${refs.join(", ")}`,
+        inTheWay,
+        `give them other names, or remove them: git --git-dir=${git.gitDir} update-ref -d ${inTheWay[0] ?? ""}`,
+      ),
     );
   }
   const moved = refs.filter((ref) => ref !== "HEAD");
   const shared = ["packed-refs", "objects/pack", ...moved, ...moved.map((ref) => `logs/${ref}`)];
   const own = ["HEAD", "index", "logs/HEAD"];
   // Apart only in a work tree that git worktree added.
-  if (commonOf(git) === git.gitDir) return requireWritable(git.gitDir, [...shared, ...own]);
-  await requireWritable(commonOf(git), shared);
-  await requireWritable(git.gitDir, own);
+  const written =
+    commonOf(git) === git.gitDir
+      ? [{ folder: git.gitDir, names: [...shared, ...own] }]
+      : [
+          { folder: commonOf(git), names: shared },
+          { folder: git.gitDir, names: own },
+        ];
+  for (const { folder, names } of written) faults.push(...(await findLocked(folder, names)));
+  return faults;
 }
 
-async function requireWritable(folder: string, names: readonly string[]): Promise<void> {
+async function findLocked(folder: string, names: readonly string[]): Promise<ZferryError[]> {
   const paths = names.map((name) => rawPath(Buffer.from(name)));
   const all = [...new Set(["" as const, ...paths.flatMap((path) => [...ancestors(path), path])])].sort();
+  const faults: ZferryError[] = [];
   const tree = openTree(folder);
-  try {
-    const found = await lockedByFlags(tree, all);
-    // A log is only ever appended to.
-    const locked = found.filter(({ path, flag }) => flag === "i" || !isLog(path, names));
-    if (locked.length > 0) {
-      const name = { i: "immutable", a: "append-only" };
-      throw dirty(
+  // A log is only ever appended to.
+  const locked = (await lockedByFlags(tree, all).finally(() => closeTree(tree))).filter(
+    ({ path, flag }) => flag === "i" || !isLog(path, names),
+  );
+  if (locked.length > 0) {
+    const name = { i: "immutable", a: "append-only" };
+    faults.push(
+      dirty(
         "chattr locks what git has to write",
         locked.map(({ path, flag }) => `${join(folder, path)} (${name[flag]})`),
         `${locked.map(({ path, flag }) => `chattr -${flag} ${join(folder, path)}`).join("; ")}, and back when the install is done`,
-      );
-    }
-  } finally {
-    closeTree(tree);
+      ),
+    );
   }
-  for (const path of all.map((name) => join(folder, name)).filter((place) => existsSync(place))) {
+  const readOnly = all.flatMap((name) => {
+    const path = join(folder, name);
+    if (!existsSync(path) || locked.some((flagged) => flagged.path === name)) return [];
     try {
       accessSync(path, constants.W_OK);
+      return [];
     } catch (error) {
-      throw dirty(
-        "git's folder cannot be written to",
-        [`${path} (${reasonOf(systemCode(error) ?? "")})`],
-        "mount it for writing",
-      );
+      return [`${path} (${reasonOf(systemCode(error) ?? "")})`];
     }
-  }
+  });
+  if (readOnly.length > 0)
+    faults.push(dirty("git's folder cannot be written to", readOnly, "mount it for writing"));
+  return faults;
 }
 
 const isLog = (path: string, names: readonly string[]): boolean =>

@@ -1,5 +1,5 @@
 import { realpathSync } from "node:fs";
-import { ZferryError } from "../errors.js";
+import { throwAll, ZferryError } from "../errors.js";
 import { ancestors, showPath, type RawPath } from "../raw-path.js";
 import { ownMounts, type Mount } from "../system/mounts.js";
 import { deviceOf, folderOf, lockedByFlags, type Tree } from "../system/tree.js";
@@ -25,14 +25,13 @@ export async function requireChangeable(tree: Tree, changing: Changing): Promise
   const placeOf = placesIn(tree);
   const mounts = ownMounts();
   const folders = [...touchedFolders(changing)];
-  const [first, ...also] = [
-    refuseMountPoints(changing, (path) => mounts.has(placeOf(path))),
-    refuseReadOnly(folders.map(placeOf), mounts),
-    await refuseFlags(tree, changing, folders, placeOf),
-  ].filter((error) => error !== undefined);
-  if (first === undefined) return;
-  const { code, message, details, hint } = first;
-  throw new ZferryError(code, message, { details, hint, also });
+  throwAll(
+    [
+      refuseMountPoints(changing, (path) => mounts.has(placeOf(path))),
+      refuseReadOnly(folders.map(placeOf), mounts),
+      await refuseFlags(tree, changing, folders, placeOf),
+    ].filter((error) => error !== undefined),
+  );
 }
 
 /** Whether something is mounted on a path. */

@@ -307,7 +307,9 @@ describe("three releases from a build host to a site", () => {
     );
     const config = SITE_CONFIG.replace(SITE_USR, `${RPOOL}/NEW/usr`).replace(`${MNT}/site`, `${MNT}/new`);
     await machine.write("/tmp/new.toml", `state = "/var/lib/zferry-new"\n${config}`);
-    await machine.run("bundle install --config /tmp/new.toml /tmp/full.bundle");
+    const { stderr } = await machine.run("bundle install --config /tmp/new.toml /tmp/full.bundle");
+    expect(stderr).toContain(`${RPOOL}/NEW/usr will be writable`);
+    expect(stderr).toContain(`zfs set readonly=on ${RPOOL}/NEW`);
     expect(await guidOf(`${RPOOL}/NEW/usr@R4`)).toBe(await guidOf(`${BUILD_USR}@R4`));
     await machine.run(`zfs mount ${RPOOL}/NEW/usr`);
     expect(

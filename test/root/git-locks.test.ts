@@ -47,6 +47,23 @@ describe("what keeps git from moving a site's references is told by the plan", (
     });
   });
 
+  it.skipIf(!hasFlags)("all of it at once", async () => {
+    site = host.site("r1", "cloned");
+    const part = await host.part("r1", "r2");
+    edit(site.root, { ".git/HEAD.lock": "", ".git/packed-refs.lock": "" });
+    sh(site.root, "git update-ref refs/zferry/pending/x HEAD; chattr +i .git/index");
+    const path = (name: string): string => join(site.root, ".git", name);
+    await expect(site.plan(part)).rejects.toMatchObject({
+      code: "site-busy",
+      details: { path: path("HEAD.lock") },
+      also: [
+        { code: "site-busy", details: { path: path("packed-refs.lock") } },
+        { code: "worktree-dirty", details: { paths: ["refs/zferry/pending/x"] } },
+        { code: "worktree-dirty", details: { paths: [`${path("index")} (immutable)`] } },
+      ],
+    });
+  });
+
   it.each(["HEAD.lock", "packed-refs.lock", "refs/heads/main.lock"])(
     "%s, that was there before",
     async (name) => {
