@@ -33,6 +33,7 @@ export const EXIT_STATUS = {
   "base-missing": 13,
   "base-modified": 13,
   "base-mismatch": 13,
+  "chain-missing": 13,
   "zfs-failed": 14,
   "git-failed": 15,
   "merge-conflict": 15,
