@@ -1,4 +1,4 @@
-import { existsSync } from "node:fs";
+import { existsSync, statSync } from "node:fs";
 import type { Command } from "commander";
 import { VerifiedBundle } from "../bundle/reader.js";
 import type { SiteConfig } from "../config.js";
@@ -37,14 +37,16 @@ export interface CommandOptions {
   readonly live?: boolean;
   readonly commitDrift?: boolean;
   readonly replaceUntracked?: boolean;
+  readonly to?: string;
+  readonly full?: boolean;
 }
 
 /** What `install` and `plan` have in common. */
 export const addInstallOptions = (command: Command): Command =>
-  addReleaseOptions(command).option(
-    "--live",
-    "also into a dataset that the running system uses: what runs from it will likely die",
-  );
+  addReleaseOptions(command)
+    .option("--live", "also into a dataset that the running system uses: what runs from it will likely die")
+    .option("--to <release>", "of a folder: as far as this release (default: the newest that is there)")
+    .option("--full", "of a folder: also a bundle that makes the datasets of a new site");
 
 /** What every command has that judges a release for this site. */
 export const addReleaseOptions = (command: Command): Command =>
@@ -73,12 +75,13 @@ export const addReleaseOptions = (command: Command): Command =>
 export function define(command: Command, environment: () => Environment): void {
   addInstallOptions(
     command
-      .argument("[file]", "the bundle; without it, the install that is under way goes on")
+      .argument("[file]", "the bundle, or a folder of bundles; without it, what is under way goes on")
       .option("-n, --dry-run", "do everything that changes nothing, as bundle plan does"),
   )
     .addHelpText(
       "after",
-      "\nExample:\n  bundle install /media/stick/R2.bundle\n\n" +
+      "\nExamples:\n  bundle install /media/stick/R2.bundle\n  bundle install /media/stick\n\n" +
+        "From a folder the bundles are installed that lead to its newest release, one after the other.\n" +
         "After an interruption bundle install goes on from where it was, or says that there is nothing to do;\n" +
         "bundle abort gives it up. Another copy of the bundle may be named to go on.",
     )
@@ -87,10 +90,40 @@ export function define(command: Command, environment: () => Environment): void {
     );
 }
 
-/** Verifies a bundle whole, then installs it in place. */
+/** Verifies a bundle whole, then installs it in place; of a folder those that lead to its newest release. */
 export async function runInstall(path: string, options: CommandOptions, env: Environment): Promise<void> {
+  if (statSync(path, { throwIfNoEntry: false })?.isDirectory()) {
+    const { runInstallFolder } = await import("./install-folder.js");
+    return runInstallFolder(path, options, env);
+  }
+  if (options.to !== undefined || options.full) {
+    throw new ZferryError("usage", `--to and --full choose from a folder, and ${path} is none`);
+  }
   const site = await readSiteConfig(options.config);
   if (options.live && !options.dryRun && (await runMoved(site, env))) return;
+  const done = await installFile(path, site, options, env);
+  await env.write(env.json ? `${JSON.stringify(resultOf(done, options))}\n` : asText(done, options));
+}
+
+/** A bundle that was installed, or planned to be. */
+export interface Done {
+  readonly bundle: VerifiedBundle;
+  readonly plan: Plan;
+  /** The lines that were told of a dataset in use. */
+  readonly dangers: readonly string[];
+}
+
+/**
+ * Installs the bundle in a file, or plans to. The file is closed when this is done.
+ * @param identity what the file had when it was chosen
+ */
+export async function installFile(
+  path: string,
+  site: SiteConfig,
+  options: CommandOptions,
+  env: Environment,
+  identity?: string,
+): Promise<Done> {
   const exceptions = exceptionsOf(options);
   const threads = threadsOf(options);
   const trust = await readSiteTrust(site);
@@ -100,6 +133,7 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
   try {
     work.step(`verifying ${path}`);
     const bundle = await VerifiedBundle.verify(file, trust);
+    if (identity !== undefined) requireIdentity(bundle, identity);
     const journal = await readUnderWay(site);
     requireNoOther(bundle, journal);
     // Of what is under way only the rest is read, each piece checked as it is used.
@@ -109,11 +143,20 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
     const plan = options.dryRun ? await planInstall(bundle, install) : await installBundle(bundle, install);
     // For who reads the log: the result goes to who is still there to take it.
     if (env.moved) work.step(`${RESULT}${outcome(plan, options)} release ${bundle.manifest.release.name}`);
-    await env.write(env.json ? asJson(bundle, plan, options, dangers) : asText(bundle, plan, options));
+    return { bundle, plan, dangers };
   } finally {
     env.progress.end();
     await file.close();
   }
+}
+
+/** The medium may have been changed for another. */
+export function requireIdentity({ name, identity }: VerifiedBundle, expected: string): void {
+  if (identity === expected) return;
+  throw new ZferryError("io-failed", `${name}: is another bundle than when its folder was read`, {
+    details: { file: name, expected, found: identity },
+    hint: "run the same command again",
+  });
 }
 
 /** @throws ZferryError `usage` */
@@ -134,7 +177,8 @@ export const warnIn =
 async function runGoOn(options: CommandOptions, env: Environment): Promise<void> {
   const { dryRun, allowDowngrade, allowExpired, acceptTime, commitDrift, replaceUntracked } = options;
   const judged = [allowDowngrade, allowExpired].some((sequence) => sequence !== undefined);
-  if (dryRun || judged || acceptTime || commitDrift || replaceUntracked) {
+  const chosen = options.to !== undefined || options.full;
+  if (dryRun || judged || acceptTime || commitDrift || replaceUntracked || chosen) {
     throw new ZferryError("usage", "without a file, the install that is under way goes on as it was begun", {
       hint: "name the bundle",
     });
@@ -244,14 +288,10 @@ const outcome = (plan: Plan, options: CommandOptions): "present" | "planned" | "
   return options.dryRun ? "planned" : "installed";
 };
 
-function asJson(
-  bundle: VerifiedBundle,
-  plan: Plan,
-  options: CommandOptions,
-  dangers: readonly string[],
-): string {
+/** As `--json` prints it. */
+export function resultOf({ bundle, plan, dangers }: Done, options: CommandOptions): object {
   const { release, product } = bundle.manifest;
-  return `${JSON.stringify({
+  return {
     outcome: outcome(plan, options),
     product,
     release: { ...release, identity: bundle.identity },
@@ -283,10 +323,10 @@ function asJson(
       ...plan.rootWarnings,
       ...new Set(dangers),
     ],
-  })}\n`;
+  };
 }
 
-function asText(bundle: VerifiedBundle, plan: Plan, options: CommandOptions): string {
+export function asText({ bundle, plan }: Done, options: CommandOptions): string {
   const { release, product } = bundle.manifest;
   const name = `${product} release ${release.name} (${release.sequence})`;
   if (plan.present) return `${name} is installed; nothing to do\n`;
@@ -327,7 +367,7 @@ function describeOwn({ drift, replaced }: RootPlan, { dryRun }: CommandOptions):
 }
 
 /** "about 2 min, at 34.2 MiB/s as before" */
-function describeTime({ seconds, bytesPerSecond, assumed }: Plan["time"]): string {
+export function describeTime({ seconds, bytesPerSecond, assumed }: Plan["time"]): string {
   const why = assumed ? "(assumed: no install of before tells it)" : "as before";
   return `about ${formatDuration(seconds)}, at ${formatBytes(bytesPerSecond)}/s ${why}`;
 }

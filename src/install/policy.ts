@@ -21,7 +21,7 @@ const DAY = 86_400;
  * @throws ZferryError `product-mismatch`, `sequence-mismatch`, `bundle-expired`, `time-ahead`
  */
 export function checkRelease(
-  { product, release, created, expires }: Manifest,
+  { product, release, created, expires }: Pick<Manifest, "product" | "release" | "created" | "expires">,
   identity: string,
   siteProduct: string,
   state: SiteState | undefined,

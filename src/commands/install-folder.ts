@@ -1,0 +1,288 @@
+import { VerifiedBundle } from "../bundle/reader.js";
+import { chooseChain, type Chain } from "../carry/chain.js";
+import { readBundleFolder, type FileLink, type LeftFile } from "../carry/folder.js";
+import { afterLink, readChainStart } from "../carry/site.js";
+import type { SiteConfig } from "../config.js";
+import { ZferryError } from "../errors.js";
+import { finishInstall, needsBundle } from "../install/install.js";
+import { runMoved } from "../install/live.js";
+import { pending } from "../install/pending.js";
+import { checkRelease } from "../install/policy.js";
+import { openState, type Journal } from "../install/state.js";
+import { readSiteTrust } from "../install/trust.js";
+import { readUnderWay } from "../install/under-way.js";
+import { formatBytes, printable, type Environment } from "../report.js";
+import { openBundleFile } from "../system/bundle-file.js";
+import { readSiteConfig } from "../system/settings.js";
+import {
+  asText,
+  describeTime,
+  exceptionsOf,
+  installFile,
+  requireIdentity,
+  resultOf,
+  warnIn,
+  workOf,
+  type CommandOptions,
+  type Done,
+} from "./install.js";
+import { threadsOf } from "./summary.js";
+import { checkWhole } from "./verify.js";
+
+/** What is chosen of a folder. */
+interface Chosen extends Chain<FileLink> {
+  /** What the site has: the name of its release. */
+  readonly from: string;
+  readonly leftFiles: readonly LeftFile[];
+}
+
+/** Installs the bundles of a folder that lead to its newest release, one after the other, or plans to. */
+export async function runInstallFolder(
+  path: string,
+  options: CommandOptions,
+  env: Environment,
+): Promise<void> {
+  if (options.allowDowngrade !== undefined) {
+    throw new ZferryError(
+      "usage",
+      "--allow-downgrade is for one bundle: what is chosen from a folder leads forward",
+      {
+        hint: "name the file of the older release",
+      },
+    );
+  }
+  exceptionsOf(options);
+  threadsOf(options);
+  const site = await readSiteConfig(options.config);
+  if (options.dryRun) return planFolder(path, site, options, env);
+  if (options.live && (await runMoved(site, env))) return;
+
+  const done: Done[] = [];
+  const told = new Set<string>();
+  const left = new Map<string, LeftFile>();
+  await finishBegun(path, site, options, env, done);
+  let chosen: Chosen;
+  do {
+    chosen = await chooseFrom(path, site, options, env);
+    for (const each of chosen.leftFiles) left.set(each.file, each);
+    tellLeft(chosen, env, told);
+    if (!env.quiet && chosen.links.length > 0) env.note(describeChain(chosen));
+    // Its keys may be what bundles after it are signed with, or are not believed any more.
+  } while (await installLinks(chosen.links, site, options, env, done));
+
+  const outcome = done.length === 0 ? "present" : "installed";
+  if (env.json) {
+    const result = {
+      outcome,
+      product: site.product,
+      release: chosen.release,
+      installed: done.map((each) => resultOf(each, options)),
+      left: [...left.values()],
+    };
+    return env.write(`${JSON.stringify(result)}\n`);
+  }
+  const { name, sequence } = chosen.release;
+  const present = printable(`${site.product} release ${name} (${sequence}) is installed; nothing to do\n`);
+  await env.write(outcome === "present" ? present : done.map((each) => asText(each, options)).join(""));
+}
+
+/** @returns whether bundles are to be chosen anew, since one changed the site's keys */
+async function installLinks(
+  links: readonly FileLink[],
+  site: SiteConfig,
+  options: CommandOptions,
+  env: Environment,
+  done: Done[],
+): Promise<boolean> {
+  for (const [index, link] of links.entries()) {
+    // Of what is only on the way it does not count that its time is over.
+    const last = index === links.length - 1;
+    const allowed = last ? options : { ...options, allowExpired: String(link.release.sequence) };
+    try {
+      done.push(await installFile(link.file, site, allowed, env, link.id));
+    } catch (error) {
+      throw links.length > 1 && error instanceof ZferryError ? inChain(error, links, index) : error;
+    }
+    if (done.at(-1)?.plan.keys !== undefined) return true;
+  }
+  return false;
+}
+
+/** Says where the site stands when a bundle of several cannot be installed. */
+function inChain(error: ZferryError, links: readonly FileLink[], index: number): ZferryError {
+  const { file, release } = links[index] as FileLink;
+  const before = links.slice(0, index).map((each) => each.release.name);
+  const stands = before.length === 0 ? "" : `; installed before it: ${before.join(", ")}`;
+  const hint = error.hint?.replaceAll("bundle resolve FILE", `bundle resolve ${file}`);
+  const goOn = "then the same command goes on from there";
+  return new ZferryError(
+    error.code,
+    `release ${release.name}, ${index + 1} of ${links.length}: ${error.message}${stands}`,
+    {
+      details: { ...error.details, bundle: file, installed: before },
+      hint: hint === undefined ? `${goOn}, or leave it at ${before.at(-1) ?? "that"}` : `${hint}; ${goOn}`,
+      also: error.also,
+      cause: error,
+    },
+  );
+}
+
+/** What is under way comes first, whatever the folder leads to. */
+async function finishBegun(
+  path: string,
+  site: SiteConfig,
+  options: CommandOptions,
+  env: Environment,
+  done: Done[],
+): Promise<void> {
+  const journal = await readUnderWay(site);
+  if (journal === undefined) return;
+  requireGoingForward(journal);
+  const { links } = await readBundleFolder(path, await readSiteTrust(site), env.signal);
+  const begun = links.find(({ id }) => id === journal.release.identity);
+  if (begun !== undefined) done.push(await installFile(begun.file, site, options, env, begun.id));
+  else if (await needsBundle(journal, site)) throw pending(journal, `and its bundle is not in ${path}`);
+  else await finishInstall(workOf(site, env, options));
+}
+
+function requireGoingForward(journal: Journal): void {
+  if (journal.undoing || journal.operation === "rollback") {
+    throw pending(journal, "and nothing is installed before that is done");
+  }
+}
+
+/**
+ * @throws ZferryError `chain-missing` and what else `chooseChain` gives; what the site refuses the release for that the chain
+ * leads to
+ */
+async function chooseFrom(
+  path: string,
+  site: SiteConfig,
+  options: CommandOptions,
+  env: Environment,
+  begun?: Journal,
+): Promise<Chosen> {
+  const { links, left } = await readBundleFolder(path, await readSiteTrust(site), env.signal);
+  const state = await openState(site.state).readState();
+  try {
+    const first = links.find(({ id }) => id === begun?.release.identity);
+    if (begun !== undefined && first === undefined) {
+      throw pending(begun, `and its bundle is not in ${path}`);
+    }
+    const start = await readChainStart(site, state);
+    const from = start.installed?.name ?? "what this site has";
+    const rest = chooseChain(links, first === undefined ? start : afterLink(start, first), options);
+    const chain = { ...rest, links: [...(first === undefined ? [] : [first]), ...rest.links] };
+    const last = rest.links.at(-1);
+    if (last !== undefined) {
+      checkRelease(last, last.id, site.product, state, env.now(), exceptionsOf(options));
+    }
+    const foreign = chain.left.map(({ link, reason }) => ({ file: link.file, reason }));
+    return { ...chain, from, leftFiles: [...left, ...foreign] };
+  } catch (error) {
+    // What was left out may be what is missing.
+    tellLeft({ leftFiles: left }, env);
+    throw error;
+  }
+}
+
+function tellLeft(
+  { leftFiles }: Pick<Chosen, "leftFiles">,
+  env: Environment,
+  told: Set<string> = new Set(),
+): void {
+  for (const { file, reason } of leftFiles) {
+    const line = `${file} is left out: ${reason}`;
+    if (!told.has(line)) warnIn(env)(line);
+    told.add(line);
+  }
+}
+
+const bytesOf = (links: readonly FileLink[]): number => links.reduce((sum, { bytes }) => sum + bytes, 0);
+
+/** "R3, R4 lead from R2 to R4: 2 bundles, 8.1 MiB" */
+function describeChain({ links, from, release }: Chosen): string {
+  const names = links.map((link) => link.release.name).join(", ");
+  const count = links.length === 1 ? "1 bundle leads" : `${links.length} bundles lead`;
+  return printable(`${count} from ${from} to ${release.name}, ${formatBytes(bytesOf(links))}: ${names}`);
+}
+
+async function planFolder(
+  path: string,
+  site: SiteConfig,
+  options: CommandOptions,
+  env: Environment,
+): Promise<void> {
+  const begun = await readUnderWay(site);
+  if (begun !== undefined) requireGoingForward(begun);
+  const chosen = await chooseFrom(path, site, options, env, begun);
+  tellLeft(chosen, env);
+  const { links, release } = chosen;
+  const [first, ...others] = links;
+  if (first === undefined) {
+    const present = { outcome: "present", product: site.product, release, chain: [], left: chosen.leftFiles };
+    const text = `${site.product} release ${release.name} (${release.sequence}) is installed; nothing to do\n`;
+    return env.write(env.json ? `${JSON.stringify(present)}\n` : printable(text));
+  }
+  const onTheWay = { ...options, allowExpired: String(first.release.sequence) };
+  const done = await installFile(first.file, site, others.length > 0 ? onTheWay : options, env, first.id);
+  for (const link of others) await checkFile(link, site, options, env);
+
+  const { bytesPerSecond, assumed, seconds } = done.plan.time;
+  const rest = others.reduce((sum, { rawBytes }) => sum + rawBytes, 0);
+  const time = { seconds: seconds + Math.ceil(rest / bytesPerSecond), bytesPerSecond, assumed };
+  if (env.json) {
+    const result = {
+      outcome: "planned",
+      product: site.product,
+      release,
+      chain: links.map(({ file, release: { name, sequence }, id, bytes, rawBytes }) => ({
+        file,
+        release: { name, sequence, identity: id },
+        bytes,
+        rawBytes,
+      })),
+      first: resultOf(done, options),
+      time,
+      left: chosen.leftFiles,
+    };
+    return env.write(`${JSON.stringify(result)}\n`);
+  }
+  const lines = [
+    `${describeChain(chosen)}; nothing was changed`,
+    ...links.map((link) => {
+      const { name, sequence } = link.release;
+      return `  ${name} (${sequence}), ${formatBytes(link.bytes)}: ${link.file}`;
+    }),
+    ...(others.length === 0 ? [] : describeRest(others, chosen)),
+    `  time: ${describeTime(time)}`,
+  ];
+  await env.write(`${lines.map(printable).join("\n")}\n${asText(done, options)}`);
+}
+
+function describeRest(others: readonly FileLink[], { release, links }: Chosen): string[] {
+  const previous = links.at(-2)?.release.name;
+  const rest = others.map((link) => link.release.name).join(", ");
+  return [
+    `  each file was read and is whole; whether ${rest} meet conflicts or too little space, only their turn shows`,
+    `  afterwards bundle rollback leads from ${release.name} to ${previous}, and no further`,
+  ];
+}
+
+/** What can be checked of a bundle before its base is there. */
+async function checkFile(
+  { file: path, id }: FileLink,
+  site: SiteConfig,
+  options: CommandOptions,
+  env: Environment,
+): Promise<void> {
+  const file = await openBundleFile(path, threadsOf(options));
+  try {
+    const bundle = await VerifiedBundle.verify(file, await readSiteTrust(site));
+    requireIdentity(bundle, id);
+    await checkWhole(bundle, env);
+  } finally {
+    env.progress.end();
+    await file.close();
+  }
+}
