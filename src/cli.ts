@@ -1,10 +1,10 @@
 #!/usr/bin/env node
-import { readFileSync } from "node:fs";
 import { basename } from "node:path";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { EXIT_STATUS, ToldElsewhere, ZferryError } from "./errors.js";
 import { asZferryError, errorAsJson, printable, printableJson, type Environment } from "./report.js";
 import { isMoved, isOutputStuck, processEnvironment, settleMoved, writeOutput } from "./system/terminal.js";
+import { readVersion } from "./system/version.js";
 
 /** What a file in commands/ exports: it adds arguments, options, an example and the action. */
 interface CommandModule {
@@ -87,6 +87,21 @@ const VERBS: readonly Verb[] = [
     load: () => import("./commands/setup.js"),
   },
   {
+    name: "request",
+    summary: "say what this site has, so that a bundle can be made for it",
+    load: () => import("./commands/request.js"),
+  },
+  {
+    name: "receipt",
+    summary: "say what this site installed, to be carried back",
+    load: () => import("./commands/receipt.js"),
+  },
+  {
+    name: "sites",
+    summary: "keep the receipts of sites on the build host, and show which is where",
+    load: () => import("./commands/sites.js"),
+  },
+  {
     name: "status",
     summary: "show what is installed and what is under way",
     load: () => import("./commands/status.js"),
@@ -125,13 +140,10 @@ async function main(argv: readonly string[]): Promise<number> {
   for (const signal of ["SIGINT", "SIGTERM", ...(isMoved() ? [] : ["SIGHUP"])])
     process.on(signal, () => interrupted.abort());
 
-  const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as {
-    version: string;
-  };
   let help = "";
   const program = new Command(PROGRAM)
     .description("Carries operating system updates on ZFS over an air gap: one signed file a release.")
-    .version(version)
+    .version(readVersion())
     .configureOutput({ outputError: () => undefined, writeOut: (text) => (help += text) })
     .addOption(new Option("--json", "print the result, or the error, as JSON"))
     .addOption(new Option("-q, --quiet", "no progress and no steps"))

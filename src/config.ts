@@ -72,8 +72,23 @@ const streams = v.pipe(
   ),
 );
 
+/** A file is called by it, and a key. */
+export const siteName = v.pipe(
+  v.string(),
+  v.regex(/^(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/, "is not a site's name"),
+);
+
 export const siteSchema = table({
   product: v.pipe(productName, v.description("Bundles of any other product are refused.")),
+  site: v.pipe(
+    v.optional(
+      table({
+        name: v.pipe(siteName, v.description("What its requests and receipts call it.")),
+        key: v.pipe(v.optional(absolutePath), v.description("The secret key that signs them.")),
+      }),
+    ),
+    v.description("Which machine this is."),
+  ),
   trust: v.optional(
     table({
       keys: v.pipe(
@@ -176,6 +191,19 @@ export const buildSchema = table({
       }),
     ),
     v.description("A change of the sites' trusted keys, which every bundle carries."),
+  ),
+  sites: v.optional(
+    table({
+      keys: v.pipe(
+        v.optional(absolutePath, "/etc/zferry/sites"),
+        v.description("The folder of the sites' public keys, NAME.pub."),
+      ),
+      receipts: v.pipe(
+        v.optional(absolutePath, "/var/lib/zferry/sites"),
+        v.description("The folder of the newest receipt of each site."),
+      ),
+    }),
+    {},
   ),
   create: v.optional(
     table({

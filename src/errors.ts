@@ -17,6 +17,7 @@ export const EXIT_STATUS = {
   "signature-malformed": 10,
   "journal-malformed": 10,
   "config-malformed": 10,
+  "statement-malformed": 10,
   "format-unsupported": 10,
   "stream-unsupported": 10,
   "signature-missing": 11,

@@ -74,6 +74,16 @@ export const printableLines = (bytes: Uint8Array): string =>
     .map((line) => line.split("\t").map(printable).join("\t"))
     .join("\n");
 
+/** Rows of one length as columns, for people. */
+export function formatTable(rows: readonly (readonly string[])[]): string {
+  const shown = rows.map((row) => row.map(printable));
+  const widths = (shown[0] ?? []).map((_, column) =>
+    Math.max(...shown.map((row) => (row[column] ?? "").length)),
+  );
+  const lines = shown.map((row) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  "));
+  return lines.map((line) => `${line.trimEnd()}\n`).join("");
+}
+
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
 /** 1536 → "1.5 KiB". */

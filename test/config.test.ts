@@ -88,6 +88,7 @@ describe("a build host's configuration", () => {
       send: { large_blocks: false, embedded: false, compressed: false, raw: false },
       create: { level: 9, chunk_mib: 8 },
       secrets: { deny: [], allow: [] },
+      sites: { keys: "/etc/zferry/sites", receipts: "/var/lib/zferry/sites" },
     });
     expect(fault(buildSchema, SITE)).toBe("x.toml: root: is missing");
   });

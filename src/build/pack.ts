@@ -74,6 +74,8 @@ export interface PackOptions {
   /** A change of the sites' trusted keys. */
   readonly keys?: KeyChange | undefined;
   readonly key: SecretKey;
+  /** Told the pool features that a stream needs, once it begins; throws where nobody could receive it. */
+  readonly receivable?: ((role: string, poolFeatures: readonly string[]) => void) | undefined;
   /** How chunks are compressed, if not one after another on the calling thread. */
   readonly work?: PackWork;
 }
@@ -154,6 +156,7 @@ export async function packBundle(
       if (begin === undefined) {
         begin = chunk.begin;
         requireExpected(input, begin);
+        options.receivable?.(input.role, poolFeaturesOf([begin]));
         created ??= creationTime(input.role, begin);
         if (streams.length === 0 && options.root !== undefined) root = await appendRoot(options.root);
       }

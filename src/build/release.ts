@@ -4,7 +4,7 @@ import { ZferryError } from "../errors.js";
 import { makeRootPart } from "../root/diff.js";
 import { parsePattern } from "../root/path-pattern.js";
 import { findSecrets, type Secret, type SecretRules } from "../root/secrets.js";
-import { listTree, openRepository, type Git } from "../system/git.js";
+import { listTree, openRepository, trimmed, type Git } from "../system/git.js";
 import {
   estimateSend,
   fullName,
@@ -215,6 +215,7 @@ async function tagRelease(
  * What `packBundle` needs of two releases of this host, or of one for a full bundle.
  * @param secrets patterns of what is carried all the same, and the files of the signing key and its passphrase
  * @param scratchDir a folder for the root half, which is there until the bundle is packed
+ * @param enabled for each role the features of the pool that is to receive it, where that is known
  */
 export async function releaseInputs(
   config: BuildConfig,
@@ -222,6 +223,7 @@ export async function releaseInputs(
   targetName: string,
   secrets: { allow: readonly string[]; files: readonly (string | undefined)[] },
   scratchDir: string,
+  enabled?: ReadonlyMap<string, ReadonlySet<string>>,
 ): Promise<Pick<PackOptions, "release" | "streams" | "root">> {
   const git = await openRepository(config.root.path);
   const target = await findRelease(git, targetName);
@@ -238,11 +240,12 @@ export async function releaseInputs(
     const snapshots = await listSnapshots(dataset);
     const to = requireSnapshot(snapshots, dataset, target.name);
     const from = base === undefined ? undefined : requireSnapshot(snapshots, dataset, base.name);
-    const estimate = await estimateSend(to, from, target.flags);
+    const flags = flagsFor(target.flags, enabled?.get(role));
+    const estimate = await estimateSend(to, from, flags);
     streams.push({
       role,
       ...(estimate === undefined ? {} : { estimate }),
-      source: sendStream(to, from, target.flags),
+      source: sendStream(to, from, flags),
       expected: {
         base: from === undefined ? undefined : { snapshot: from.name, guid: from.guid },
         target: { snapshot: to.name, guid: to.guid },
@@ -260,6 +263,38 @@ export async function releaseInputs(
     scratchDir,
   });
   return { release: { name: target.name, sequence: target.sequence }, streams, root };
+}
+
+/**
+ * A release's flags without those that a pool cannot take and that may change from one increment to the next. The others
+ * must stay: such a stream is for other pools.
+ */
+export function flagsFor(flags: SendFlags, enabled: ReadonlySet<string> | undefined): SendFlags {
+  if (enabled === undefined || flags.raw) return flags;
+  return {
+    ...flags,
+    embedded: flags.embedded && enabled.has("embedded_data"),
+    compressed: flags.compressed && enabled.has("lz4_compress") && enabled.has("zstd_compress"),
+  };
+}
+
+/** The releases of this host by sequence number, each with what a site that has it would have. */
+export async function describeReleases(
+  config: BuildConfig,
+): Promise<readonly (Release & { readonly guids: ReadonlyMap<string, string>; readonly tree: string })[]> {
+  const git = await openRepository(config.root.path);
+  const releases = await listReleases(git);
+  const guids = new Map(releases.map(({ name }) => [name, new Map<string, string>()]));
+  for (const [role, dataset] of Object.entries(config.streams)) {
+    for (const { name, guid } of await listSnapshots(dataset)) guids.get(name)?.set(role, guid);
+  }
+  return Promise.all(
+    releases.map(async (release) => ({
+      ...release,
+      guids: guids.get(release.name) ?? new Map<string, string>(),
+      tree: trimmed(await git.run(["rev-parse", "--verify", `${release.commit}^{tree}`])),
+    })),
+  );
 }
 
 function requireSnapshot(snapshots: readonly Snapshot[], dataset: string, name: string): Snapshot {

@@ -33,14 +33,14 @@ const uint64 = v.pipe(
   v.check((digits) => digits.length < 20 || digits <= "18446744073709551615", "is over 64 bits"),
 );
 export const guid = v.pipe(uint64, v.regex(/^[^0]/, "is no guid"));
-const objectId = v.pipe(v.string(), v.regex(/^[0-9a-f]{40}$/, "is not a git object id"));
+export const objectId = v.pipe(v.string(), v.regex(/^[0-9a-f]{40}$/, "is not a git object id"));
 export const snapshotName = v.pipe(
   v.string(),
   v.maxCodePoints(255),
   v.regex(/^[\w.:-][\w.: -]*$/, "is not a snapshot name"),
 );
 const seconds = v.pipe(integer(0, LIMITS.time), v.description("Seconds since 1970."));
-const featureName = v.pipe(v.string(), v.regex(/^[a-z][a-z0-9_]{0,63}$/, "is not a feature name"));
+export const featureName = v.pipe(v.string(), v.regex(/^[a-z][a-z0-9_]{0,63}$/, "is not a feature name"));
 
 const chunk = table({
   rawBytes: integer(1, LIMITS.chunkRawBytes),

@@ -22,8 +22,8 @@ export const POOL_FEATURES: Partial<Record<Feature, string>> = {
 };
 
 /** The pool features that streams need, sorted. */
-export const poolFeaturesOf = (streams: readonly Pick<ManifestStream, "features">[]): string[] =>
-  [...new Set(streams.flatMap(({ features }) => features.map(poolFeatureOf)))]
+export const poolFeaturesOf = (streams: readonly { readonly features: Iterable<string> }[]): string[] =>
+  [...new Set(streams.flatMap(({ features }) => [...features].map(poolFeatureOf)))]
     .filter((feature) => feature !== undefined)
     .sort();
 

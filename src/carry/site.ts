@@ -1,10 +1,23 @@
 import type { SiteConfig } from "../config.js";
+import { ZferryError } from "../errors.js";
 import { type Installation, type SiteState } from "../install/state.js";
-import { requireAnswer } from "../install/plan.js";
+import { availableTo, requireAnswer } from "../install/plan.js";
+import type { SiteTrust } from "../install/trust.js";
 import { readSite } from "../root/site.js";
 import { openRepository, trimmed } from "../system/git.js";
-import { datasetExists, getProperties, listSnapshots, type Snapshot } from "../system/zfs.js";
+import { readSecretKey } from "../system/key-files.js";
+import {
+  datasetExists,
+  getProperties,
+  listSnapshots,
+  poolFeatures,
+  poolOf,
+  type Snapshot,
+} from "../system/zfs.js";
+import type { SecretKey } from "../trust/minisign.js";
 import type { ChainStart, Link } from "./chain.js";
+import type { SiteRequest } from "./request.js";
+import { STATEMENT_FORMAT } from "./statement.js";
 
 /** Of a dataset the newest snapshots that are looked at: whoever takes more of them after a release starts from the newest. */
 const MOST_SNAPSHOTS = 64;
@@ -61,3 +74,77 @@ export const afterLink = (start: ChainStart, { id, release, streams, root }: Lin
   streams: new Map([...start.streams, ...streams.map(({ role, target }) => [role, [target]] as const)]),
   tree: root?.target ?? start.tree,
 });
+
+/** What a site calls itself in what it says of itself. */
+export type SiteIdentity = NonNullable<SiteConfig["site"]>;
+
+/** @throws ZferryError `not-configured` */
+export function requireIdentity({ site }: SiteConfig): SiteIdentity {
+  if (site !== undefined) return site;
+  throw new ZferryError("not-configured", "the site's configuration has no [site]: it has no name", {
+    hint: 'add [site] with name = "…", and key = "/etc/zferry/site.key" for signatures',
+  });
+}
+
+/**
+ * The key that signs what the site says of itself; undefined where none is configured.
+ * @throws ZferryError `not-configured` when it is not there, and what a malformed one gives
+ */
+export async function readSiteKey(
+  { key }: SiteIdentity,
+  ask: (prompt: string) => Promise<string>,
+): Promise<SecretKey | undefined> {
+  if (key === undefined) return undefined;
+  try {
+    return await readSecretKey(key, undefined, ask);
+  } catch (error) {
+    const { code } = (error instanceof Error ? (error.cause as NodeJS.ErrnoException | undefined) : {}) ?? {};
+    if (code !== "ENOENT") throw error;
+    throw new ZferryError("not-configured", `the site's key ${key} is not there`, {
+      details: { file: key },
+      hint: `bundle keygen --no-password -o ${key.replace(/\.key$/, "")} makes it; its public half goes to the build host`,
+      cause: error,
+    });
+  }
+}
+
+/** What a site asks a bundle with. */
+export async function describeSite(
+  site: SiteConfig,
+  state: SiteState | undefined,
+  trust: SiteTrust,
+  { made, zferry }: Pick<SiteRequest, "made" | "zferry">,
+): Promise<SiteRequest> {
+  const start = await readChainStart(site, state);
+  const streams: SiteRequest["streams"] = [];
+  for (const [role, dataset] of Object.entries(site.streams).sort(([a], [b]) => (a < b ? -1 : 1))) {
+    const guids = [...(start.streams.get(role) ?? [])];
+    const features = [...(await poolFeatures(poolOf(dataset)))].sort();
+    const place = guids.length > 0 ? dataset : await nearestAbove(dataset);
+    streams.push({ role, guids, poolFeatures: features, freeBytes: await availableTo(place) });
+  }
+  return {
+    format: STATEMENT_FORMAT,
+    kind: "request",
+    site: requireIdentity(site).name,
+    made,
+    zferry,
+    product: site.product,
+    installed: state?.installations.find(({ release }) => release === start.installed)?.release ?? null,
+    highestSequence: start.highestSequence,
+    streams,
+    root: site.root === undefined ? null : { tree: start.tree },
+    keys: {
+      threshold: trust.threshold,
+      counter: trust.set.counter,
+      trusted: [...new Set(trust.keys.map(({ keyId }) => keyId))].sort(),
+    },
+  };
+}
+
+/** The nearest dataset at or above the place of one that may not be there yet. */
+async function nearestAbove(dataset: string): Promise<string> {
+  let place = dataset;
+  while (place.includes("/") && !(await datasetExists(place))) place = place.slice(0, place.lastIndexOf("/"));
+  return place;
+}

@@ -3,6 +3,7 @@ import type { GenericSchema } from "valibot";
 import { packBundle, type PackOptions } from "../build/pack.js";
 import { MAX_LEVEL, MIN_LEVEL } from "../bundle/frame.js";
 import { productName, releaseName, releaseNotes, roleName, sequenceNumber } from "../bundle/manifest.js";
+import type { BuildConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { patternFault } from "../root/path-pattern.js";
 import { checkValue } from "../schema.js";
@@ -26,6 +27,7 @@ import {
 interface CreateOptions {
   readonly base?: string;
   readonly target?: string;
+  readonly for?: string;
   readonly output?: string;
   readonly stream?: readonly string[];
   readonly product?: string;
@@ -50,6 +52,10 @@ export function define(command: Command, environment: () => Environment): void {
         "the release that sites have (without it: a full bundle, a new site's first)",
       )
       .option("-t, --target <release>", "the release that they get")
+      .option(
+        "--for <request>",
+        "exactly for the site that made this request; --target: the newest by default",
+      )
       .option("-o, --output <file>", "the bundle to write (default: <product>-<release>.bundle)")
       .option(
         "-s, --stream <role=file>",
@@ -75,6 +81,7 @@ export function define(command: Command, environment: () => Environment): void {
     .addHelpText(
       "after",
       "\nExamples:\n  bundle create --base R1 --target R2 -o R2.bundle" +
+        "\n  bundle create --for plant.request -o plant.bundle" +
         "\n  zfs send -i @R1 tank/usr@R2 | bundle create --stream usr=- --product demo --release R2 --sequence 2 --key release.key -o R2.bundle",
     )
     .action((options: CreateOptions) => runCreate(options, environment()));
@@ -84,7 +91,7 @@ export function define(command: Command, environment: () => Environment): void {
 export async function runCreate(options: CreateOptions, env: Environment): Promise<void> {
   const { stream } = options;
   if (stream !== undefined) return create(recordedInputs(options, stream, env), options, env);
-  await withScratch(async (folder) => create(await hostInputs(options, folder), options, env));
+  await withScratch(async (folder) => create(await hostInputs(options, folder, env), options, env));
 }
 
 async function create(what: Inputs, options: CreateOptions, env: Environment): Promise<void> {
@@ -142,10 +149,10 @@ const packing = (
 });
 
 function recordedInputs(options: CreateOptions, recorded: readonly string[], env: Environment): Inputs {
-  if (options.base !== undefined || options.target !== undefined) {
+  if (options.base !== undefined || options.target !== undefined || options.for !== undefined) {
     throw new ZferryError(
       "usage",
-      "--stream packs a recorded stream, --base and --target this host's releases",
+      "--stream packs a recorded stream, --base, --target and --for this host's releases",
     );
   }
   if (options.config !== undefined) {
@@ -193,12 +200,18 @@ function recordedInputs(options: CreateOptions, recorded: readonly string[], env
   };
 }
 
-async function hostInputs(options: CreateOptions, scratchDir: string): Promise<Inputs> {
+async function hostInputs(options: CreateOptions, scratchDir: string, env: Environment): Promise<Inputs> {
   for (const option of ["product", "release", "sequence"] as const) {
     if (options[option] !== undefined) throw new ZferryError("usage", `--${option} goes with --stream only`);
   }
-  const target = checked(releaseName, needed(options.target, "--target"), "--target");
-  const base = options.base === undefined ? undefined : checked(releaseName, options.base, "--base");
+  if (options.for !== undefined && options.base !== undefined) {
+    throw new ZferryError("usage", "--for finds the base itself: leave out --base");
+  }
+  const wanted =
+    options.for !== undefined && options.target === undefined
+      ? undefined
+      : checked(releaseName, needed(options.target, "--target"), "--target");
+  const own = options.base === undefined ? undefined : checked(releaseName, options.base, "--base");
   const allow = options.allowSecret ?? [];
   for (const pattern of allow) {
     const fault = patternFault(pattern);
@@ -209,6 +222,8 @@ async function hostInputs(options: CreateOptions, scratchDir: string): Promise<I
   const { create } = config;
   // Loaded here, because what runs zfs and git takes a while to load, and a recorded stream needs neither.
   const { releaseInputs } = await import("../build/release.js");
+  const site = options.for === undefined ? undefined : await inputsFor(options.for, wanted, config, env);
+  const target = site?.target ?? needed(wanted, "--target");
   return {
     ...packing(options, {
       level: create.level,
@@ -221,10 +236,54 @@ async function hostInputs(options: CreateOptions, scratchDir: string): Promise<I
     keys: await readKeyChange(config),
     ...(await releaseInputs(
       config,
-      base,
+      site === undefined ? own : site.base,
       target,
       { allow, files: [options.key, options.passwordFile] },
       scratchDir,
+      site?.enabled,
     )),
+    receivable: site?.receivable,
+  };
+}
+
+/** What a bundle for one site is made from. */
+async function inputsFor(
+  path: string,
+  wanted: string | undefined,
+  config: BuildConfig,
+  env: Environment,
+): Promise<{
+  readonly base: string | undefined;
+  readonly target: string;
+  readonly enabled: ReadonlyMap<string, ReadonlySet<string>>;
+  readonly receivable: NonNullable<PackOptions["receivable"]>;
+}> {
+  const { baseFor, parseRequest, requireReceivable } = await import("../carry/request.js");
+  const { readStatementFile, signedBySite } = await import("../carry/sites.js");
+  const { describeReleases } = await import("../build/release.js");
+  const statement = parseRequest(await readStatementFile(path, "request"), path);
+  const { value: request } = statement;
+  if ((await signedBySite(statement, config.sites)) === undefined && !env.json) {
+    env.note(
+      `warning: ${path} is not signed by a known key of site ${request.site}: anybody may have made it`,
+    );
+  }
+  const releases = await describeReleases(config);
+  const target = wanted === undefined ? releases.at(-1) : releases.find(({ name }) => name === wanted);
+  if (target === undefined) {
+    throw new ZferryError(
+      "usage",
+      wanted === undefined ? "there is no release yet" : `there is no release ${wanted}`,
+      {
+        hint: `releases: ${releases.map(({ name }) => name).join(", ") || "none; bundle snapshot makes one"}`,
+      },
+    );
+  }
+  const base = baseFor(request, config.product, Object.keys(config.streams), releases, target);
+  return {
+    base: base?.name,
+    target: target.name,
+    enabled: new Map(request.streams.map(({ role, poolFeatures }) => [role, new Set(poolFeatures)])),
+    receivable: (role, poolFeatures) => requireReceivable(request, role, poolFeatures),
   };
 }

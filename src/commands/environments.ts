@@ -1,6 +1,6 @@
 import type { Command } from "commander";
 import { listEnvironments, type BootEnvironment, type BootEnvironments } from "../install/environments.js";
-import { formatBytes, formatTime, printable, type Environment } from "../report.js";
+import { formatBytes, formatTable, formatTime, printable, type Environment } from "../report.js";
 import { readSiteConfig } from "../system/settings.js";
 
 interface EnvironmentsOptions {
@@ -26,10 +26,7 @@ const HEADER = ["name", "state", "release", "created", "used", "refers", "held",
 
 function asText({ container, environments }: BootEnvironments): string {
   if (environments.length === 0) return `${printable(container)} has no boot environments\n`;
-  const rows = [HEADER, ...environments.map(asRow)].map((row) => row.map(printable));
-  const widths = HEADER.map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0)));
-  const lines = rows.map((row) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  "));
-  return `${lines.map((line) => line.trimEnd()).join("\n")}\n`;
+  return formatTable([HEADER, ...environments.map(asRow)]);
 }
 
 const asRow = (each: BootEnvironment): string[] => [

@@ -1,8 +1,8 @@
 import type { Command } from "commander";
 import { requireProduct } from "../install/policy.js";
-import { openState, type Installation, type Journal } from "../install/state.js";
+import { openState, resultOf, type Installation, type Journal } from "../install/state.js";
 import { readUnderWay } from "../install/under-way.js";
-import { formatDuration, formatTime, printable, type Environment } from "../report.js";
+import { formatDuration, formatTable, formatTime, type Environment } from "../report.js";
 import { readSiteConfig } from "../system/settings.js";
 
 interface HistoryOptions {
@@ -26,10 +26,6 @@ async function runHistory(options: HistoryOptions, env: Environment): Promise<vo
   await env.write(env.json ? asJson(site.product, installations, journal) : asText(installations, journal));
 }
 
-/** What became of an installation, in a word. */
-const resultOf = ({ confirmedAt, rolledBack }: Installation): "installed" | "confirmed" | "rolled-back" =>
-  rolledBack !== undefined ? "rolled-back" : confirmedAt !== undefined ? "confirmed" : "installed";
-
 function asJson(
   product: string,
   installations: readonly Installation[],
@@ -50,16 +46,7 @@ function asText(installations: readonly Installation[], journal: Journal | undef
     ...installations.map(rowOf),
   ];
   if (rows.length === 1) return "no release was installed by zferry yet\n";
-  const widths = (rows[0] ?? []).map((_, column) =>
-    Math.max(...rows.map((row) => (row[column] ?? "").length)),
-  );
-  const lines = rows.map((row) =>
-    row
-      .map((cell, column) => cell.padEnd(widths[column] ?? 0))
-      .join("  ")
-      .trimEnd(),
-  );
-  return `${lines.map(printable).join("\n")}\n`;
+  return formatTable(rows);
 }
 
 function rowUnderWay(journal: Journal): string[] {

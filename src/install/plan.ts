@@ -384,7 +384,8 @@ export async function requireUnused(dataset: string, live: Live | undefined): Pr
 }
 
 /** Of the pool, within every quota above. */
-const availableTo = async (dataset: string): Promise<number> =>
+/** Bytes that a dataset may still take, within quotas. */
+export const availableTo = async (dataset: string): Promise<number> =>
   Number((await getProperties(dataset, ["available"])).available);
 
 function requireSpace(

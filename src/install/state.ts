@@ -24,9 +24,9 @@ import { acquireLock } from "../system/lock.js";
 const STATE_VERSION = 2;
 /** Version 2 too; version 1 is of zferry before an install could be given up, or finished without its bundle. */
 const JOURNAL_VERSION = 3;
-const identity = v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/));
+export const identity = v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/, "is no SHA-256"));
 /** Seconds since 1970, up to what can be shown as a date: the year 9999. */
-const seconds = integer(0, 253_402_300_799);
+export const seconds = integer(0, 253_402_300_799);
 
 const installedStream = table({
   role: roleName,
@@ -106,6 +106,13 @@ export const emptyState = (product: string): SiteState => ({
 /** What a site has now: the newest installation that was not rolled back. */
 export const installed = (state: SiteState | undefined): Installation | undefined =>
   state?.installations.findLast(({ rolledBack }) => rolledBack === undefined);
+
+/** What became of an installation, in a word. */
+export const resultOf = ({
+  confirmedAt,
+  rolledBack,
+}: Installation): "installed" | "confirmed" | "rolled-back" =>
+  rolledBack !== undefined ? "rolled-back" : confirmedAt !== undefined ? "confirmed" : "installed";
 
 /** The installation that can still be rolled back: only the newest, whose bases are held. */
 export function undoable(state: SiteState | undefined): Installation | undefined {

@@ -191,7 +191,8 @@ export async function createBundleFile(path: string, signal: AbortSignal): Promi
 
 // Missing in node; the same on all of its platforms that have Linux. open(2)
 const O_TMPFILE = 0o20000000 | constants.O_DIRECTORY;
-const NO_O_TMPFILE = new Set(["EOPNOTSUPP", "EISDIR", "EINVAL"]);
+// Node's name for EOPNOTSUPP is ENOTSUP, as of a vfat or 9p.
+const NO_O_TMPFILE = new Set(["ENOTSUP", "EISDIR", "EINVAL"]);
 
 /** A new file beside `path`, without a name, and whether it can get one. */
 async function openNameless(path: string): Promise<{ file: FileHandle; canHaveName: boolean }> {

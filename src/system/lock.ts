@@ -9,19 +9,22 @@ const { O_APPEND, O_CREAT, O_NOFOLLOW, O_NONBLOCK, O_WRONLY } = constants;
 /**
  * Takes an exclusive lock on a file, which it makes where there is none. The kernel takes the lock back when this process
  * ends, however it ends.
- * @throws ZferryError `site-busy`
+ * @throws ZferryError `site-busy` with what `busy` says
  */
-export async function acquireLock(path: string): Promise<() => Promise<void>> {
+export async function acquireLock(
+  path: string,
+  busy = {
+    message: `${path} is locked: another install, or abort, is running on this site`,
+    hint: "wait for it to end; bundle status shows it",
+  },
+): Promise<() => Promise<void>> {
   // Without O_NONBLOCK the opening of a FIFO would wait for ever.
   const flags = O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_NONBLOCK;
   const file = await open(path, flags, 0o600).catch((error: unknown) => {
     throw mapSystemError(error, path);
   });
   try {
-    lockDescriptor(file.fd, path, {
-      message: `${path} is locked: another install, or abort, is running on this site`,
-      hint: "wait for it to end; bundle status shows it",
-    });
+    lockDescriptor(file.fd, path, busy);
   } catch (error) {
     await file.close();
     throw error;

@@ -19,7 +19,7 @@ const runHere = (...args: string[]) => run(args, { cwd: folder.path });
 const VERBS = [
   ...["keygen", "snapshot", "create", "sign", "sums", "verify", "inspect"],
   ...["plan", "install", "resolve", "rollback", "confirm", "history", "trust", "setup", "status", "send"],
-  ...["environments", "activate"],
+  ...["environments", "activate", "request", "receipt", "sites"],
 ];
 
 describe("help", () => {

@@ -7,6 +7,8 @@ import * as v from "valibot";
 import { POOL_FEATURES } from "../../src/bundle/streams.js";
 import { parseHeader, LIMITS, SUMS_NAME } from "../../src/bundle/layout.js";
 import { manifestSchema, parseManifest } from "../../src/bundle/manifest.js";
+import { parseReceipt, receiptSchema } from "../../src/carry/receipt.js";
+import { parseRequest, requestSchema } from "../../src/carry/request.js";
 import { canonicalJson } from "../../src/canonical-json.js";
 import { buildSchema, parseConfig, siteSchema } from "../../src/config.js";
 import { EXIT_STATUS, ZferryError } from "../../src/errors.js";
@@ -102,8 +104,22 @@ describe("JSON schemas", () => {
     ["manifest.schema.json", manifestSchema],
     ["site.schema.json", siteSchema],
     ["build.schema.json", buildSchema],
+    ["request.schema.json", requestSchema],
+    ["receipt.schema.json", receiptSchema],
   ])("%s is what the code checks", (name, schema) => {
     expect(JSON.parse(readPage(name))).toEqual(jsonSchema(schema));
+  });
+});
+
+describe.each([
+  ["request", parseRequest],
+  ["receipt", parseReceipt],
+] as const)("%s.md", (kind, parse) => {
+  test("has an example that can be read", () => {
+    const [block = ""] = blocksOf(readPage(`${kind}.md`), `json ${kind}`);
+    const value: unknown = JSON.parse(block);
+    const bytes = Buffer.from(`${canonicalJson(value)}\n`);
+    expect(parse(bytes, "example")).toEqual({ value, message: bytes, signature: undefined });
   });
 });
 
@@ -120,16 +136,16 @@ describe("configuration.md", () => {
   test("has a build host's configuration with every key", () => {
     const [block = ""] = blocksOf(page, "toml build");
     const parsed = parseConfig(buildSchema, block, "build.toml");
-    const keys = (["root", "send", "create", "secrets"] as const).flatMap((part) =>
+    const keys = (["root", "send", "create", "secrets", "sites"] as const).flatMap((part) =>
       Object.keys(parsed[part]).map((key) => `${part}.${key}`),
     );
     const listed = rowsOf(page).map(([key]) => key);
     expect(listed).toEqual(expect.arrayContaining(keys));
     // Every key that the code knows has its place in the example.
     const { properties } = JSON.parse(readPage("build.schema.json")) as {
-      properties: Record<"root" | "send" | "create" | "secrets", { properties: object }>;
+      properties: Record<"root" | "send" | "create" | "secrets" | "sites", { properties: object }>;
     };
-    const known = (["root", "send", "create", "secrets"] as const).flatMap((part) =>
+    const known = (["root", "send", "create", "secrets", "sites"] as const).flatMap((part) =>
       Object.keys(properties[part].properties).map((key) => `${part}.${key}`),
     );
     expect(keys.sort()).toEqual(known.sort());

@@ -1,0 +1,127 @@
+import { mkdirSync, readdirSync } from "node:fs";
+import { join } from "node:path";
+import type { BuildConfig } from "../config.js";
+import { systemCode, ZferryError } from "../errors.js";
+import { guarded, writeFileDurably } from "../system/files.js";
+import { readPublicKey, readSmallFile } from "../system/key-files.js";
+import { acquireLock } from "../system/lock.js";
+import { verifySignature } from "../trust/minisign.js";
+import { isLater, parseReceipt, type Receipt } from "./receipt.js";
+import { MAX_STATEMENT_BYTES, type Statement } from "./statement.js";
+
+// formats/receipt.md, On the build host: a folder with the newest receipt of each site.
+
+type Sites = BuildConfig["sites"];
+
+/**
+ * Whether a statement is by the site that it names: each site's public key lies in a folder, by the site's name.
+ * @returns the id of the key; undefined for one that is not signed, or where the site's key is not there
+ * @throws ZferryError `signature-invalid` for another signature than the site's
+ */
+export async function signedBySite(
+  statement: Statement<{ readonly site: string }>,
+  { keys }: Sites,
+): Promise<string | undefined> {
+  const { site } = statement.value;
+  const path = join(keys, `${site}.pub`);
+  const key = await readPublicKey(path).catch((error: unknown) => {
+    if (error instanceof Error && systemCode(error.cause) === "ENOENT") return undefined;
+    throw error;
+  });
+  if (key === undefined || statement.signature === undefined) return undefined;
+  return (await verifySignature(key, statement.signature, statement.message)).keyId;
+}
+
+export const readStatementFile = (path: string, what: string): Promise<Buffer> =>
+  readSmallFile(path, what, MAX_STATEMENT_BYTES, "statement-malformed");
+
+/**
+ * Takes a receipt into the folder, instead of an older one of the same site.
+ * @returns the receipt, and whether it was taken: false where the one that is there is as new, or newer
+ * @throws ZferryError `statement-malformed`, `signature-missing`, `signature-invalid`, `product-mismatch`, `site-busy`
+ */
+export async function addReceipt(
+  path: string,
+  { product, sites }: Pick<BuildConfig, "product" | "sites">,
+): Promise<{ readonly receipt: Receipt; readonly taken: boolean }> {
+  const bytes = await readStatementFile(path, "receipt");
+  const statement = parseReceipt(bytes, path);
+  const { value: receipt } = statement;
+  if (receipt.product !== product) {
+    throw new ZferryError(
+      "product-mismatch",
+      `receipt ${path} is of a site of product ${receipt.product}, this host builds ${product}`,
+      { details: { expected: product, found: receipt.product } },
+    );
+  }
+  if ((await signedBySite(statement, sites)) === undefined) {
+    const why = statement.signature === undefined ? "is not signed" : "is by a site whose key is not known";
+    throw new ZferryError("signature-missing", `receipt ${path} of site ${receipt.site} ${why}`, {
+      details: { file: path, site: receipt.site },
+      hint:
+        statement.signature === undefined
+          ? "a site signs what it says when its configuration names a key under [site]"
+          : `if you trust it, put its public key into ${join(sites.keys, `${receipt.site}.pub`)}`,
+    });
+  }
+  guarded(sites.receipts, () => mkdirSync(sites.receipts, { recursive: true, mode: 0o755 }));
+  const release = await acquireLock(join(sites.receipts, "lock"), {
+    message: `${sites.receipts}: another process takes receipts there`,
+    hint: "run the same command again",
+  });
+  try {
+    const place = join(sites.receipts, `${receipt.site}.receipt`);
+    const before = await readSmallFile(place, "receipt", MAX_STATEMENT_BYTES).catch((error: unknown) => {
+      if (error instanceof Error && systemCode(error.cause) === "ENOENT") return undefined;
+      throw error;
+    });
+    if (before !== undefined && !isLater(receipt, parseReceipt(before, place).value)) {
+      return { receipt, taken: false };
+    }
+    writeFileDurably(place, bytes, 0o644);
+    return { receipt, taken: true };
+  } finally {
+    await release();
+  }
+}
+
+/** A site as its newest receipt tells it; `fault` says why that does not count any more. */
+export interface KnownSite {
+  readonly receipt: Receipt;
+  readonly fault: string | undefined;
+}
+
+/**
+ * The newest receipt of each site, by its name. Each is verified again: a key may have been taken away.
+ * @throws ZferryError `io-failed`, `statement-malformed` for a file of the folder
+ */
+export async function listSites({ sites }: Pick<BuildConfig, "sites">): Promise<KnownSite[]> {
+  const known: KnownSite[] = [];
+  for (const name of receiptsIn(sites.receipts)) {
+    const path = join(sites.receipts, name);
+    const statement = parseReceipt(await readStatementFile(path, "receipt"), path);
+    let fault: string | undefined;
+    try {
+      if ((await signedBySite(statement, sites)) === undefined) fault = "its key is not known any more";
+    } catch (error) {
+      if (!(error instanceof ZferryError)) throw error;
+      fault = error.message;
+    }
+    if (name !== `${statement.value.site}.receipt`) fault = `${path} is of site ${statement.value.site}`;
+    known.push({ receipt: statement.value, fault });
+  }
+  return known;
+}
+
+function receiptsIn(folder: string): string[] {
+  return guarded(folder, () => {
+    try {
+      return readdirSync(folder)
+        .filter((name) => name.endsWith(".receipt") && !name.startsWith("."))
+        .sort();
+    } catch (error) {
+      if (systemCode(error) === "ENOENT") return [];
+      throw error;
+    }
+  });
+}
