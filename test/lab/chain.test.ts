@@ -60,6 +60,23 @@ describe("a stick with ten releases", () => {
     expect(await installedRelease()).toBe("R1");
   });
 
+  it("is not needed where the site asks for a bundle of its own", async () => {
+    const { stdout } = await guest.run(`
+      printf '[site]\\nname = "plant"\\nkey = "/etc/zferry/plant.key"\\n' >>/etc/zferry/site.toml
+      bundle keygen --no-password -o /etc/zferry/plant >&2
+      install -D -m 644 /etc/zferry/plant.pub /etc/zferry/sites/plant.pub
+      bundle request -o /tmp/plant.request
+      bundle create --for /tmp/plant.request --level 1 -o /tmp/plant.bundle
+      bundle plan /tmp/plant.bundle
+      if bundle create --for /tmp/plant.request --target R1 -o /tmp/no.bundle; then exit 1; fi
+      test ! -e /tmp/no.bundle`);
+    expect(stdout).toMatch(
+      /^\/tmp\/plant\.request: site plant with no known release, signed by [0-9A-F]{16}\n {2}usr: guid /,
+    );
+    expect(stdout).toContain(`gentoo release R${LAST} (${LAST}), usr from R1 to R${LAST}, `);
+    expect(stdout).toContain(`gentoo release R${LAST} (${LAST}) would be installed`);
+  });
+
   it("with a bundle missing tells what is missing, and installs nothing", async () => {
     const { status, stderr } = await refused(`cd ${there()}; mv 6-R5.bundle R5.away
       bundle install ${there()} || status=$?
@@ -126,6 +143,14 @@ describe("a stick with ten releases", () => {
       `gentoo release R${LAST} (${LAST}) is installed; nothing to do`,
     );
     expect((await refused(`bundle install ${there()} --to R4`)).status).toBe(13);
+  });
+
+  it("is reported to the build host by a receipt", async () => {
+    const known = await lines(`bundle receipt -o /tmp/plant.receipt >&2
+      printf 'product = "gentoo"\\n[streams]\\nusr = "tank/usr"\\n[root]\\ndataset = "tank/root"\\n[sites]\\nreceipts = "/tmp/sites"\\n' >/tmp/build.toml
+      bundle sites add /tmp/plant.receipt --config /tmp/build.toml >&2
+      bundle sites --config /tmp/build.toml`);
+    expect(known).toMatch(new RegExp(`^plant +R${LAST} +${LAST} +R${LAST} installed at `, "m"));
   });
 
   it("leads forward again after a rollback, which is of one release", async () => {
