@@ -191,7 +191,7 @@ export async function createBundleFile(path: string, signal: AbortSignal): Promi
 
 // Missing in node; the same on all of its platforms that have Linux. open(2)
 const O_TMPFILE = 0o20000000 | constants.O_DIRECTORY;
-// Node's name for EOPNOTSUPP is ENOTSUP, as of a vfat or 9p.
+// A vfat or 9p has EOPNOTSUPP, which Node calls ENOTSUP.
 const NO_O_TMPFILE = new Set(["ENOTSUP", "EISDIR", "EINVAL"]);
 
 /** A new file beside `path`, without a name, and whether it can get one. */
