@@ -75,7 +75,7 @@ export const addReleaseOptions = (command: Command): Command =>
 export function define(command: Command, environment: () => Environment): void {
   addInstallOptions(
     command
-      .argument("[file]", "the bundle, or a folder of bundles; without it, what is under way goes on")
+      .argument("[file]", "a folder of bundles, or the bundle; without it, what is under way goes on")
       .option("-n, --dry-run", "do everything that changes nothing, as bundle plan does"),
   )
     .addHelpText(

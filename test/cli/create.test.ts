@@ -142,7 +142,7 @@ describe("bundle create --stream", () => {
     ["--level: 1.5 is not a whole number from 1 to 22", ["--stream", "usr=-", "--level", "1.5"]],
     ["--chunk-mib: 33 is not a whole number from 1 to 32", ["--stream", "usr=-", "--chunk-mib", "33"]],
     [
-      "--stream packs a recorded stream, --base and --target this host's releases",
+      "--stream packs a recorded stream, --base, --target and --for this host's releases",
       ["--stream", "usr=-", "-t", "R2"],
     ],
     ["--product goes with --stream only", ["--target", "R2"]],
