@@ -32,6 +32,10 @@ export async function signedBySite(
   return (await verifySignature(key, statement.signature, statement.message)).keyId;
 }
 
+/** Where a site's newest receipt is kept. */
+export const placeOf = (site: string, { sites }: Pick<BuildConfig, "sites">): string =>
+  join(sites.receipts, `${site}.receipt`);
+
 export const readStatementFile = (path: string, what: string): Promise<Buffer> =>
   readSmallFile(path, what, MAX_STATEMENT_BYTES, "statement-malformed");
 
@@ -70,7 +74,7 @@ export async function addReceipt(
     hint: "run the same command again",
   });
   try {
-    const place = join(sites.receipts, `${receipt.site}.receipt`);
+    const place = placeOf(receipt.site, { sites });
     const before = await readSmallFile(place, "receipt", MAX_STATEMENT_BYTES).catch((error: unknown) => {
       if (error instanceof Error && systemCode(error.cause) === "ENOENT") return undefined;
       throw error;

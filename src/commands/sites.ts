@@ -1,6 +1,6 @@
 import type { Command } from "commander";
 import type { Receipt } from "../carry/receipt.js";
-import { addReceipt, listSites, type KnownSite } from "../carry/sites.js";
+import { addReceipt, listSites, placeOf, type KnownSite } from "../carry/sites.js";
 import { ZferryError } from "../errors.js";
 import { formatTable, formatTime, printable, type Environment } from "../report.js";
 import { readBuildConfig } from "../system/settings.js";
@@ -52,8 +52,11 @@ async function runAdd(files: readonly string[], options: SitesOptions, env: Envi
     added.push({ file, site: receipt.site, taken, installed: receipt.installed });
     if (env.json) continue;
     const what = `site ${receipt.site} with ${describeInstalled(receipt)}`;
-    const left = "is not newer than what is known of it; nothing to do";
-    await env.write(`${printable(taken ? `${file}: ${what}` : `${file}: ${what}, ${left}`)}\n`);
+    await env.write(
+      `${printable(taken ? `${file}: ${what}` : `${file}: not later than what is known of ${receipt.site}; nothing to do`)}\n`,
+    );
+    if (!taken)
+      env.note(`a site that was made anew begins again: remove ${placeOf(receipt.site, config)} first`);
   }
   if (env.json) await env.write(`${JSON.stringify({ added })}\n`);
 }
