@@ -2,7 +2,7 @@ import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { VerifiedBundle, type Trust } from "../bundle/reader.js";
 import { ZferryError } from "../errors.js";
-import { throwIfInterrupted } from "../report.js";
+import { throwIfInterrupted, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
 import { mapSystemError } from "../system/files.js";
 import { linkOf, type Link } from "./chain.js";
@@ -42,7 +42,7 @@ const isBundleName = (name: string): boolean => name.endsWith(".bundle") && !nam
 export async function readBundleFolder(
   path: string,
   trust: Trust,
-  signal: AbortSignal,
+  { signal, progress }: Pick<Environment, "signal" | "progress">,
 ): Promise<BundleFolder> {
   const names = await readdir(path).catch((error: unknown) => {
     throw mapSystemError(error, path);
@@ -55,8 +55,9 @@ export async function readBundleFolder(
   }
   const links: FileLink[] = [];
   const left: LeftFile[] = [];
-  for (const name of bundles) {
+  for (const [index, name] of bundles.entries()) {
     throwIfInterrupted(signal);
+    progress.update(`looking at the bundles in ${path}`, index, bundles.length, { unit: "files" });
     const file = join(path, name);
     try {
       links.push(await readLink(file, trust));
@@ -66,6 +67,7 @@ export async function readBundleFolder(
       left.push({ file, reason: error.message });
     }
   }
+  progress.end();
   return { links, left };
 }
 

@@ -138,7 +138,7 @@ async function finishBegun(
   const journal = await readUnderWay(site);
   if (journal === undefined) return;
   requireGoingForward(journal);
-  const { links } = await readBundleFolder(path, await readSiteTrust(site), env.signal);
+  const { links } = await readBundleFolder(path, await readSiteTrust(site), env);
   const begun = links.find(({ id }) => id === journal.release.identity);
   if (begun !== undefined) done.push(await installFile(begun.file, site, options, env, begun.id));
   else if (await needsBundle(journal, site)) throw pending(journal, `and its bundle is not in ${path}`);
@@ -162,7 +162,7 @@ async function chooseFrom(
   env: Environment,
   begun?: Journal,
 ): Promise<Chosen> {
-  const { links, left } = await readBundleFolder(path, await readSiteTrust(site), env.signal);
+  const { links, left } = await readBundleFolder(path, await readSiteTrust(site), env);
   const state = await openState(site.state).readState();
   try {
     const first = links.find(({ id }) => id === begun?.release.identity);

@@ -18,10 +18,11 @@ import {
 
 const bundle = await pack();
 const other = await pack({ product: "other" });
-const signal = new AbortController().signal;
+const progress = { update: () => undefined, end: () => undefined };
+const env = { signal: new AbortController().signal, progress };
 let folder: string;
 const put = (name: string, bytes: Uint8Array): void => writeFileSync(join(folder, name), bytes);
-const read = (trust = TRUST) => readBundleFolder(folder, trust, signal);
+const read = (trust = TRUST) => readBundleFolder(folder, trust, env);
 
 beforeEach(() => {
   folder = mkdtempSync(join(tmpdir(), "zferry-folder-"));
@@ -96,16 +97,16 @@ describe("a folder of bundles", () => {
   });
 
   test("that is not there is refused", async () => {
-    expect((await refusal(() => readBundleFolder(join(folder, "none"), TRUST, signal))).code).toBe(
-      "io-failed",
-    );
+    expect((await refusal(() => readBundleFolder(join(folder, "none"), TRUST, env))).code).toBe("io-failed");
   });
 
   test("is left when it is interrupted", async () => {
     put("R2.bundle", bundle);
     const interrupt = new AbortController();
     interrupt.abort();
-    const { code } = await refusal(() => readBundleFolder(folder, TRUST, interrupt.signal));
+    const { code } = await refusal(() =>
+      readBundleFolder(folder, TRUST, { signal: interrupt.signal, progress }),
+    );
     expect(code).toBe("interrupted");
   });
 });
