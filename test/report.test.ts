@@ -4,6 +4,7 @@ import {
   asZferryError,
   errorAsJson,
   formatBytes,
+  formatTable,
   formatTime,
   printable,
   printableJson,
@@ -71,4 +72,13 @@ test("errorAsJson leaves out a hint that is not there", () => {
   expect(errorAsJson(new ZferryError("interrupted", "interrupted"))).toEqual({
     error: { code: "interrupted", status: 130, message: "interrupted", details: {} },
   });
+});
+
+test("rows become columns, without blanks at their ends and without what commands a terminal", () => {
+  const rows = [
+    ["NAME", "AT", ""],
+    ["a\u001b", "longer", ""],
+    ["b", "-", "c"],
+  ];
+  expect(formatTable(rows)).toBe("NAME     AT\na\\u{1b}  longer\nb        -       c\n");
 });

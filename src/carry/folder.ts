@@ -55,19 +55,22 @@ export async function readBundleFolder(
   }
   const links: FileLink[] = [];
   const left: LeftFile[] = [];
-  for (const [index, name] of bundles.entries()) {
-    throwIfInterrupted(signal);
-    progress.update(`looking at the bundles in ${path}`, index, bundles.length, { unit: "files" });
-    const file = join(path, name);
-    try {
-      links.push(await readLink(file, trust));
-    } catch (error) {
-      // What lies beside is somebody else's, or damaged, and no reason to leave the site as it is.
-      if (!(error instanceof ZferryError) || error.code === "interrupted") throw error;
-      left.push({ file, reason: error.message });
+  try {
+    for (const [index, name] of bundles.entries()) {
+      throwIfInterrupted(signal);
+      progress.update(`looking at the bundles in ${path}`, index, bundles.length, { unit: "files" });
+      const file = join(path, name);
+      try {
+        links.push(await readLink(file, trust));
+      } catch (error) {
+        // What lies beside is somebody else's, or damaged, and no reason to leave the site as it is.
+        if (!(error instanceof ZferryError) || error.code === "interrupted") throw error;
+        left.push({ file, reason: error.message });
+      }
     }
+  } finally {
+    progress.end();
   }
-  progress.end();
   return { links, left };
 }
 
