@@ -330,10 +330,9 @@ function missing<Of extends Link>(
   const [nearest] = beginnings.sort(inOrder) as [Of, ...Of[]];
   const needs = baseOf(nearest, sound, start);
   const last = farthest ?? have;
-  const gap =
-    needs === last
-      ? `release ${nearest.release.name} here starts from another ${needs}`
-      : `missing ${last}→${needs}`;
+  let gap = `missing ${last}→${needs}`;
+  if (isFull(nearest)) gap = "this site has datasets already, and a full bundle makes new ones";
+  else if (needs === last) gap = `release ${nearest.release.name} here starts from another ${needs}`;
   return new ZferryError("chain-missing", `you have ${have}, ${which} needs ${needs}: ${gap}`, {
     details: { have, wanted: goal.name, needs, reached: last },
     hint: `${HINT}${short}`,
