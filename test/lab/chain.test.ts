@@ -58,11 +58,10 @@ describe("a stick with ten releases", () => {
   it("is planned: the chain, and the first of it", async () => {
     const { stdout, stderr } = await guest.run(`bundle plan ${there()}`);
     expect(stderr).not.toContain("warning");
-    expect(stdout).toMatch(/^10 bundles lead from R1|^10 bundles lead from what this site has to R11, /);
+    expect(stdout).toMatch(/^10 bundles lead from what this site has to R11, /);
     expect(stdout).toContain(`\n  R2 (2), `);
     expect(stdout).toContain("\n  afterwards bundle rollback leads from R11 to R10, and no further\n");
     expect(stdout).toContain("gentoo release R2 (2) would be installed; nothing was changed");
-    expect(await lines(`bundle plan ${there()} --to R3 --json`)).toContain('"outcome":"planned"');
     expect(await installedRelease()).toBe("R1");
   });
 
