@@ -22,6 +22,7 @@ const USUAL = [
   "/mnt",
   "/media",
   "/lost+found",
+  "/opt/zferry*",
   "/var/cache",
   "/var/log",
   "/var/spool",
