@@ -59,14 +59,14 @@ async function main(): Promise<void> {
     console.error(`dist: needs ${needed.sort().join(", ")}`);
     execFileSync("bash", ["-euo", "pipefail", "-c", PACK, "pack", folder, name, temporary, String(epoch)]);
     const bytes = readFileSync(temporary);
-    if (key !== undefined) {
-      const trustedComment = `timestamp:${epoch}\tfile:${name}.tar.gz\thashed`;
-      const signature = encodeSignature(sign(key, bytes, { trustedComment }));
-      writeFileDurably(`${file}.minisig`, signature, 0o644);
-    }
+    const trustedComment = `timestamp:${epoch}\tfile:${name}.tar.gz\thashed`;
+    const signature = key && encodeSignature(sign(key, bytes, { trustedComment }));
     syncPath(temporary);
+    // One that is there belongs to what had the name before.
+    rmSync(`${file}.minisig`, { force: true });
     renameSync(temporary, file);
     syncPath(output);
+    if (signature !== undefined) writeFileDurably(`${file}.minisig`, signature, 0o644);
     console.log(`${createHash("sha256").update(bytes).digest("hex")}  ${name}.tar.gz`);
   } finally {
     rmSync(temporary, { force: true });

@@ -35,9 +35,10 @@ export const NODE_VERSION = NODE.version;
 const ADDON = "node_modules/zstd-napi/build/Release/binding.node";
 const DOCUMENTS = ["CHANGELOG.md", "LICENSE", "README.md", "SECURITY.md", "formats"];
 
-export const platformOf = (arch: string = process.arch): keyof typeof NODE.sha256 => {
-  if (process.platform === "linux" && (arch === "x64" || arch === "arm64")) return arch;
-  throw new Error(`a tree is made on linux-x64 or linux-arm64, not on ${process.platform}-${arch}`);
+export const platformOf = (): keyof typeof NODE.sha256 => {
+  const { platform, arch } = process;
+  if (platform === "linux" && (arch === "x64" || arch === "arm64")) return arch;
+  throw new Error(`a tree is made on linux-x64 or linux-arm64, not on ${platform}-${arch}`);
 };
 
 /** zferry's own version. */
