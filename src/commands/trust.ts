@@ -5,7 +5,7 @@ import { ZferryError } from "../errors.js";
 import { printable, type Environment } from "../report.js";
 import { readSiteConfig } from "../system/settings.js";
 import { identityOf } from "../trust/keys.js";
-import { parsePublicKey } from "../trust/minisign.js";
+import { parsePublicKey, publicKeyLine } from "../trust/minisign.js";
 
 interface TrustOptions {
   readonly add?: string;
@@ -50,7 +50,8 @@ const asJson = ({ keys, threshold, set }: SiteTrust): string =>
 function asText({ keys, threshold, set, known }: SiteTrust): string {
   const lines = [
     `signatures by ${threshold} of these keys are needed:`,
-    ...keys.map(({ keyId, name }) => `  ${keyId} (${name})`),
+    // Whole, for comparing: a key can be made with any id.
+    ...keys.flatMap((key) => [`  ${key.keyId} (${key.name})`, `    ${publicKeyLine(key)}`]),
     ...set.revoked.map((line) => `  ${idOf(line)} is revoked`),
     ...(keys.length < threshold
       ? ["they are too few: no bundle can be accepted; bundle trust --add adds one"]

@@ -9,6 +9,8 @@ import type { InitSystem } from "../system/init-system.js";
 export interface BootCommand {
   /** Node and the program. */
   readonly program: readonly string[];
+  /** The files that these are, where links lead to them. */
+  readonly leadsTo: readonly string[];
   /** The site's configuration where it is not the usual one. */
   readonly config: string | undefined;
   /** The site's state folder. */
@@ -55,7 +57,7 @@ const PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
  * @throws ZferryError `usage` for a path that has no place in a line of text
  */
 export function bootUnit(init: InitSystem, command: BootCommand): BootUnit {
-  for (const path of [...command.program, command.config, command.state, command.root]) {
+  for (const path of [...command.program, ...command.leadsTo, command.config, command.state, command.root]) {
     if (path === undefined || printable(path) === path) continue;
     throw new ZferryError("usage", `${JSON.stringify(path)}: has a control character`, {
       hint: "what starts at boot is named in a line of text: use another path",
@@ -83,14 +85,14 @@ const systemdWord = (word: string): string => {
 };
 
 function systemdUnit(command: BootCommand): string {
-  const { program, config, state, root } = command;
+  const { program, leadsTo, config, state, root } = command;
   const [executable = ""] = program;
   if (/[\\"']/.test(executable)) {
     throw new ZferryError("usage", `systemd starts no program with such a name: ${executable}`, {
       hint: "quotes and backslashes must not be in the path of node: install it elsewhere",
     });
   }
-  const paths = [state, ...program, ...[root, config].filter((path) => path !== undefined)];
+  const paths = [state, ...program, ...leadsTo, ...[root, config].filter((path) => path !== undefined)];
   const mounts = [...new Set(paths)].map((path) => systemdWord(normalize(path)));
   return `${MARKER}
 # It is replaced when that runs again; a drop-in (systemctl edit) stays.

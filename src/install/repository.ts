@@ -1,5 +1,4 @@
-import { lstatSync, mkdtempSync, readdirSync, renameSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { lstatSync, readdirSync, renameSync, rmSync } from "node:fs";
 import { join, relative, resolve } from "node:path";
 import { requireRoot, type SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
@@ -7,7 +6,10 @@ import { rawBytes, type RawPath } from "../raw-path.js";
 import { guarded, syncPath } from "../system/files.js";
 import { initRepository, joinNul, splitNul, trimmed, type Git } from "../system/git.js";
 import { ownMounts } from "../system/mounts.js";
+import { withScratch } from "../system/scratch.js";
 import { resolved } from "./apart.js";
+import { pending } from "./pending.js";
+import { readUnderWay } from "./under-way.js";
 
 // formats/root.md, A site's repository
 
@@ -20,6 +22,7 @@ const USUAL = [
   "/mnt",
   "/media",
   "/lost+found",
+  "/opt/zferry*",
   "/var/cache",
   "/var/log",
   "/var/spool",
@@ -49,18 +52,16 @@ interface RepositoryOptions {
 
 /**
  * What {@link makeRepository} would make. Nothing is changed.
- * @throws ZferryError `not-configured` without `[root]`; `output-exists` when there is a repository; `io-failed`, `git-failed`
+ * @throws ZferryError `not-configured` without `[root]`; `output-exists` when there is a repository; `install-pending`;
+ * `io-failed`, `git-failed`
  */
 export async function planRepository(options: RepositoryOptions): Promise<SiteRepository> {
-  const place = placeOf(options);
-  const folder = mkdtempSync(join(tmpdir(), "zferry-"));
-  try {
+  const place = await placeOf(options);
+  return withScratch(async (folder) => {
     const git = await initRepository(join(folder, "git"), { ...place, exclude: excludeOf(place) });
     const { found, paths } = await listFiles(git, place);
     return { ...found, bytes: sizeOf(place, paths) };
-  } finally {
-    rmSync(folder, { recursive: true, force: true });
-  }
+  });
 }
 
 /**
@@ -73,7 +74,7 @@ export async function makeRepository(
   options: RepositoryOptions,
   now: Date,
 ): Promise<SiteRepository & { readonly commit: string }> {
-  const place = placeOf(options);
+  const place = await placeOf(options);
   const { workTree, gitDir } = place;
   const making = join(workTree, MAKING);
   rmSync(making, { recursive: true, force: true });
@@ -112,7 +113,7 @@ interface Place {
   readonly ignored: readonly string[];
 }
 
-function placeOf({ site, systemDir, ignore }: RepositoryOptions): Place {
+async function placeOf({ site, systemDir, ignore }: RepositoryOptions): Promise<Place> {
   const { path } = requireRoot(site);
   const broken = ignore.find((pattern) => /[\n\r]|^$/.test(pattern));
   if (broken !== undefined) {
@@ -126,8 +127,12 @@ function placeOf({ site, systemDir, ignore }: RepositoryOptions): Place {
       hint: "a site uses the one that it has",
     });
   }
-  const hasOwn = lstatSync(join(workTree, ".gitignore"), { throwIfNoEntry: false }) !== undefined;
   const state = join(systemDir, site.state);
+  const journal = await readUnderWay({ ...site, state });
+  // What it prepared lies beside the files, and would be committed with them.
+  if (journal !== undefined)
+    throw pending(journal, `with the repository that was there: bring ${gitDir} back`);
+  const hasOwn = lstatSync(join(workTree, ".gitignore"), { throwIfNoEntry: false }) !== undefined;
   const own = [relative(workTree, resolve(state)), relative(resolved(workTree), resolved(state))];
   const fixed = [...NEVER, ...(hasOwn ? [] : USUAL)];
   const ignored = new Set([

@@ -5,6 +5,7 @@ import {
   lstatSync,
   mkdirSync,
   readlinkSync,
+  realpathSync,
   symlinkSync,
   unlinkSync,
   type Stats,
@@ -88,7 +89,9 @@ export async function makeUnit(
     const there = join(tree.path, path);
     if (!existsSync(there)) warn(`there is no ${there}, by which zferry is started at boot`);
   }
-  return bootUnit(init, { program, config: named, state: site.state, root: site.root?.path });
+  // What links lead to in another system cannot be told from here.
+  const leadsTo = isOwn ? program.map((path) => realpathSync(path)) : [];
+  return bootUnit(init, { program, leadsTo, config: named, state: site.state, root: site.root?.path });
 }
 
 /** In another system's tree a link may lead to this system's own configuration. */

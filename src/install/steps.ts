@@ -77,8 +77,9 @@ const preparing: Step = {
 };
 
 const writing: Step = {
-  async check({ root }, { site }) {
-    if (root !== null) await requireAsPlanned(root, await siteRoot(site));
+  async check(journal, { site }) {
+    const { root } = journal;
+    if (root !== null) await requireAsPlanned(root, await siteRoot(site), !isWritten(journal));
   },
   async do({ root }, { site, scratchDir, step, progress }) {
     if (root === null) return;
@@ -355,10 +356,11 @@ export async function requireUndoable(
       });
     }
   }
-  const { root } = journal;
-  if (root !== null && isWritten(journal)) {
-    await requireAsPlanned(root, await siteRoot(site));
-  }
+  const { root, phase } = journal;
+  if (root === null || phase === "holding") return;
+  // Without its repository what is prepared cannot be taken back, and /usr is not to be the only half that is.
+  const place = await siteRoot(site);
+  if (isWritten(journal)) await requireAsPlanned(root, place);
 }
 
 /** What a rollback took is lost, so that only its end leads to both halves. */

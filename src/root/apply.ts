@@ -396,10 +396,18 @@ function syncReferences(git: Git, refs: readonly string[]): void {
 
 /**
  * Whether `commitRoot`, or `revertRoot`, would find everything as it was planned, or as an earlier run of either left it.
+ * @param isPlannedAnew whether a run of the same command plans again, so that what the site has by now can stay
  * @throws ZferryError `worktree-dirty`, `site-busy`
  */
-export async function requireAsPlanned(plan: RootPlan, { git, rootDir }: ApplyOptions): Promise<void> {
-  await checkHead(plan, git);
+export async function requireAsPlanned(
+  plan: RootPlan,
+  { git, rootDir }: ApplyOptions,
+  isPlannedAnew = false,
+): Promise<void> {
+  const hint = isPlannedAnew
+    ? "to keep what it is now, run the same command again: it plans / anew"
+    : undefined;
+  await checkHead(plan, git, hint);
   await requireRepositoryChangeable(git, movedRefs(plan.branch));
   const work = workOf(plan);
   const tree = openTree(rootDir);
@@ -410,6 +418,7 @@ export async function requireAsPlanned(plan: RootPlan, { git, rootDir }: ApplyOp
         tree,
         work.changes.map(({ path }) => path),
       ),
+      hint,
     );
     await requireChangeable(tree, work);
   } finally {
@@ -463,7 +472,11 @@ async function readRef(git: Git, ref: string): Promise<string | null> {
   return result.status === 0 ? result.stdout.toString("utf8").trim() : null;
 }
 
-async function checkHead(plan: RootPlan, git: Git): Promise<void> {
+async function checkHead(
+  plan: RootPlan,
+  git: Git,
+  hint = "take the commits since then back, and run the same command again",
+): Promise<void> {
   const symbolic = await git.ask(["symbolic-ref", "--quiet", "HEAD"]);
   const branch = symbolic.status === 0 ? symbolic.stdout.toString("utf8").trim() : null;
   const head = await readRef(git, "HEAD");
@@ -474,7 +487,7 @@ async function checkHead(plan: RootPlan, git: Git): Promise<void> {
     `the site's HEAD is ${branch ?? "no branch"} at ${head ?? "nothing"}, what is under way was planned for ${planned}`,
     {
       details: { found: head ?? "", expected: plan.head },
-      hint: "take the commits since then back, and run the same command again",
+      hint,
     },
   );
 }
@@ -546,18 +559,21 @@ async function commitFiles(
   progress?.end();
 }
 
-const neither = (paths: readonly string[]): ZferryError =>
+const neither = (
+  paths: readonly string[],
+  hint = "bring them back to what the site's last commit has, and run the same command again",
+): ZferryError =>
   new ZferryError(
     "worktree-dirty",
     `files are neither as they were nor as the release has them: ${paths.slice(0, 20).join("; ")}`,
     {
       details: { paths },
-      hint: "bring them back to what the site's last commit has, and run the same command again",
+      hint,
     },
   );
 
 /** How far each change has come. */
-function judge({ changes, directories }: Work, lives: readonly Live[]): Progress[] {
+function judge({ changes, directories }: Work, lives: readonly Live[], hint?: string): Progress[] {
   const made = new Set(directories.filter(({ before }) => before === null).map(({ path }) => path));
   const removed = new Set(directories.filter(({ after }) => after === null).map(({ path }) => path));
   const touched = new Set(changes.map(({ path }) => path));
@@ -593,7 +609,7 @@ function judge({ changes, directories }: Work, lives: readonly Live[]): Progress
     if (!isAfter && !isLike(live, path, before, removed)) strange.push(showPath(path));
     return "before";
   });
-  if (strange.length > 0) throw neither(strange);
+  if (strange.length > 0) throw neither(strange, hint);
   return progress;
 }
 

@@ -1,5 +1,3 @@
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ZferryError } from "../errors.js";
 import type { RawPath } from "../raw-path.js";
@@ -12,6 +10,7 @@ import {
   withWorkTree,
   type Git,
 } from "../system/git.js";
+import { withScratch } from "../system/scratch.js";
 import { closeTree, kindAt, openTree } from "../system/tree.js";
 import { MAX_PATCH_BYTES } from "./diff.js";
 import { indexTree, listStaged, readSite } from "./site.js";
@@ -124,13 +123,10 @@ async function compared<Result>(rootDir: string, use: (sides: Sides) => Promise<
       },
     );
   }
-  const folder = await mkdtemp(join(tmpdir(), "zferry-"));
-  try {
+  return withScratch((folder) => {
     const scratch = withWorkTree(createBorrower(join(folder, "root.git"), git), rootDir);
-    return await use({ git, scratch, release, head, tree });
-  } finally {
-    await rm(folder, { recursive: true, force: true });
-  }
+    return use({ git, scratch, release, head, tree });
+  });
 }
 
 const KINDS: Readonly<Record<string, DriftKind>> = {

@@ -79,7 +79,7 @@ export async function planRootRollback(options: RollbackOptions): Promise<RootPl
     releaseCommit: installed.previousRelease,
     previousRelease: found.releaseReference,
     ...(drift === null ? {} : { drift }),
-    ...(installed.replaced === undefined ? {} : { returning: installed.replaced }),
+    ...returningOf(installed, disk.plan.changes, returning.lost, options.warn),
     ...disk.plan,
   };
 }
@@ -148,6 +148,31 @@ async function keptOf(
     );
   }
   return { untracked: new Set([...untracked].filter((path) => !lost.has(path))), lost };
+}
+
+/**
+ * What kept untracked files for an install is done with once all of them are back; where one is not, since the site did something else
+ * with its place, it stays, and is named.
+ */
+function returningOf(
+  { replaced, changes: installed }: RootPlan,
+  changes: RootPlan["changes"],
+  lost: ReadonlySet<RawPath>,
+  warn: RollbackOptions["warn"],
+): Pick<RootPlan, "returning"> {
+  if (replaced === undefined) return {};
+  const before = new Map(installed.map(({ path, before }) => [pathOf(path), before?.blob]));
+  const back = new Set(
+    changes.flatMap(({ path, after }) =>
+      after !== null && after.blob === before.get(pathOf(path)) ? [pathOf(path)] : [],
+    ),
+  );
+  const kept = replaced.paths.map(pathOf).filter((path) => !back.has(path) && !lost.has(path));
+  if (kept.length === 0) return { returning: replaced };
+  warn?.(
+    `${kept.map(showPath).join(", ")}: what was there before the install stays in git, in ${replaced.ref}`,
+  );
+  return {};
 }
 
 const recorded = ({ uid, gid, permissions, xattrs }: FileAttributes): RecordedAttributes => ({

@@ -1,8 +1,16 @@
 import { existsSync, lstatSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { ZferryError } from "../errors.js";
 import { rawBytes, showPath, type RawPath } from "../raw-path.js";
-import { listTree, splitNul, trimmed, type Git, type TreeFile } from "../system/git.js";
+import {
+  DAMAGED_HINT,
+  INDEX_ANEW,
+  listTree,
+  splitNul,
+  trimmed,
+  type Git,
+  type TreeFile,
+} from "../system/git.js";
 
 /** What the site's repository says when the plan is made. */
 export interface Site {
@@ -19,12 +27,10 @@ const RELEASE = "refs/zferry/release";
 
 export async function readSite(git: Git): Promise<Site> {
   const head = await git.ask(["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]);
-  if (head.status !== 0) {
-    throw new ZferryError("not-configured", `the repository ${git.gitDir} has no commit`, {
-      hint: "commit the site's / first",
-    });
-  }
   const branch = await git.ask(["symbolic-ref", "--quiet", "HEAD"]);
+  if (head.status !== 0) throw await noCommit(git, branch.status === 0 ? trimmed(branch.stdout) : null);
+  const tree = await git.ask(["rev-parse", "--verify", "--quiet", "HEAD^{tree}"]);
+  if (tree.status !== 0) throw damaged(git, "HEAD", "leads to no tree");
   const named = await git.ask(["rev-parse", "--verify", "--quiet", RELEASE]);
   const release = await git.ask(["rev-parse", "--verify", "--quiet", `${RELEASE}^{commit}`]);
   if (named.status === 0 && release.status !== 0) {
@@ -35,12 +41,31 @@ export async function readSite(git: Git): Promise<Site> {
   }
   return {
     head: trimmed(head.stdout),
-    tree: trimmed(await git.run(["rev-parse", "--verify", "HEAD^{tree}"])),
+    tree: trimmed(tree.stdout),
     branch: branch.status === 0 ? trimmed(branch.stdout) : null,
     previousRelease: release.status === 0 ? trimmed(release.stdout) : null,
     releaseReference: named.status === 0 ? trimmed(named.stdout) : null,
   };
 }
+
+/** A branch that nothing was ever committed to is not there at all; one that is there leads to something that is lost. */
+async function noCommit(git: Git, branch: string | null): Promise<ZferryError> {
+  const listed = await git.ask(["for-each-ref", "--format=%(refname)", ...(branch === null ? [] : [branch])]);
+  const isThere = branch === null || existsSync(join(dirname(git.objects), branch));
+  if (!isThere && listed.stdout.length === 0 && listed.stderr === "") {
+    return new ZferryError("not-configured", `the repository ${git.gitDir} has no commit`, {
+      hint: "commit the site's / first",
+    });
+  }
+  const said = listed.stderr.split("\n").at(-1) ?? "";
+  return damaged(git, branch ?? "HEAD", `leads to no commit${said === "" ? "" : ` (${said})`}`);
+}
+
+const damaged = (git: Git, ref: string, what: string): ZferryError =>
+  new ZferryError("git-failed", `the repository ${git.gitDir} is damaged: ${ref} ${what}`, {
+    details: { ref },
+    hint: `commit nothing: ${join(git.gitDir, "logs/HEAD")} tells which commits there were; ${DAMAGED_HINT}`,
+  });
 
 export const dirty = (message: string, paths: readonly string[], hint: string): ZferryError =>
   new ZferryError("worktree-dirty", `${message}: ${paths.slice(0, 20).join("; ")}`, {
@@ -72,13 +97,21 @@ export function requireConcluded(git: Git): void {
 /**
  * Where git's index differs from a tree: what it has, null where it has nothing; sorted by path. Submodules are left out. The lists are
  * compared here: what git compares, it compares by the repository's settings.
- * @throws ZferryError `worktree-dirty` while a merge is not concluded
+ * @throws ZferryError `worktree-dirty` while a merge is not concluded, or where there is no index
  */
 export async function listStaged(git: Git, tree: string): Promise<Map<RawPath, TreeFile | null>> {
   const committed = await listTree(git, tree);
   const staged = new Map<RawPath, TreeFile | null>();
   const isSubmodule = (file: TreeFile | undefined): boolean => file?.mode === "160000";
-  for (const line of splitNul(await git.run(["ls-files", "--stage", "-z", "--full-name"]))) {
+  const lines = splitNul(await git.run(["ls-files", "--stage", "-z", "--full-name"]));
+  // What is committed then would remove every file of /.
+  if (lines.length === 0 && committed.size > 0)
+    throw dirty(
+      "git's index has nothing, as after it was removed",
+      [join(git.gitDir, "index")],
+      `commit nothing: ${INDEX_ANEW}`,
+    );
+  for (const line of lines) {
     const [, mode = "", id = "", stage, name = ""] =
       /^(\d{6}) ([0-9a-f]{40}) ([0-3])\t(.*)$/s.exec(line) ?? [];
     const path = name as RawPath;
@@ -150,6 +183,14 @@ export async function requireCheckedOut(
   );
 }
 
+/** Files that git was told not to look at. */
+const assumedUnchanged = async (git: Git): Promise<Set<RawPath>> =>
+  new Set(
+    splitNul(await git.run(["ls-files", "-v", "-z", "--full-name"]))
+      .filter((line) => /^[a-z] /.test(line))
+      .map((line) => line.slice(2) as RawPath),
+  );
+
 export async function requireClean(git: Git, scratch: Git, rootDir: string, site: Site): Promise<void> {
   requireConcluded(git);
   const hint = "commit the site's own changes (git -C / commit -a, or --commit-drift), or take them back";
@@ -158,6 +199,14 @@ export async function requireClean(git: Git, scratch: Git, rootDir: string, site
     throw dirty("git's index has changes that are not committed", staged.map(showPath), hint);
   const { changed } = await compareFiles(scratch, site.tree);
   await requireCheckedOut(git, rootDir, changed);
-  if (changed.length > 0)
-    throw dirty("files differ from the site's last commit", changed.map(showPath), hint);
+  if (changed.length === 0) return;
+  const flagged = await assumedUnchanged(git);
+  const hidden = changed.filter((path) => flagged.has(path)).map(showPath);
+  throw dirty(
+    "files differ from the site's last commit",
+    changed.map(showPath),
+    hidden.length === 0
+      ? hint
+      : `git was told not to look at ${hidden.join(", ")}: git -C ${rootDir} update-index --no-assume-unchanged ${hidden.join(" ")}; then ${hint}`,
+  );
 }

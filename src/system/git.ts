@@ -1,3 +1,4 @@
+import { createHash, type Hash } from "node:crypto";
 import { existsSync, mkdirSync, realpathSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { ZferryError } from "../errors.js";
@@ -194,23 +195,34 @@ const FULL = /No space left on device|Disk quota exceeded|Out of diskspace|unabl
 
 /** What git says of an object that is not there or not whole; its last line may name none. */
 const DAMAGED =
-  /invalid object \d{6} [0-9a-f]{40} for|object \S+ .*is (corrupt|empty)|unable to (unpack|read) |cannot read existing object/;
+  /invalid object \d{6} [0-9a-f]{40} for|object \S+ .*is (corrupt|empty)|unable to (unpack|read) |[Cc]ould not (read|parse) |cannot read existing object|bad object /;
+
+/** The same of the index. */
+const INDEX_DAMAGED =
+  /index file (corrupt|smaller than expected|open failed)|bad (index file|signature 0x)|index uses /;
 
 export const DAMAGED_HINT =
   "git fsck in its work tree names what is missing or damaged; git fetch --refetch brings what a partial clone left out, " +
   "git hash-object -w FILE what a file still has; else bring the repository back from a copy";
+
+/** How an index that is gone comes back; files and commits stay as they are. */
+export const INDEX_ANEW = "in its work tree, git reset makes it anew from the last commit";
 
 /** A git command that failed, as an error. */
 function gitFailure(args: readonly string[], result: ProcessResult): ZferryError {
   const lines = result.stderr.split("\n");
   const full = lines.find((line) => FULL.test(line));
   const damaged = lines.find((line) => DAMAGED.test(line));
+  const index = lines.find((line) => INDEX_DAMAGED.test(line));
   const said =
-    full ?? damaged ?? (lines.at(-1) || `exit status ${result.status ?? result.signal ?? "unknown"}`);
-  const hint =
-    full === undefined
-      ? damaged && `the repository is damaged: ${DAMAGED_HINT}`
-      : "free space on the disks of / and of the state folder";
+    full ??
+    damaged ??
+    index ??
+    (lines.at(-1) || `exit status ${result.status ?? result.signal ?? "unknown"}`);
+  let hint: string | undefined;
+  if (full !== undefined) hint = "free space on the disks of / and of the state folder";
+  else if (damaged !== undefined) hint = `the repository is damaged: ${DAMAGED_HINT}`;
+  else if (index !== undefined) hint = `git's index is damaged: move it away, and then ${INDEX_ANEW}`;
   return new ZferryError(
     full === undefined ? "git-failed" : "no-space",
     `git ${args[0] ?? ""} failed: ${said}`,
@@ -263,7 +275,7 @@ function cannotOpen(workTree: string, gitDir: string, stderr: string): ZferryErr
   if (!existsSync(gitDir)) {
     return new ZferryError("not-configured", `${workTree} is not the work tree of a git repository`, {
       details,
-      hint: "at a site, bundle setup --repository makes one",
+      hint: "if there was one, bring it back; at a site that never had one, bundle setup --repository makes it",
     });
   }
   return new ZferryError(
@@ -399,6 +411,7 @@ export async function blobSizes(git: Git, ids: Iterable<string>): Promise<Map<st
     if (type !== "blob") {
       throw new ZferryError("git-failed", `git object ${id} is ${type ?? "unknown"}, not a blob`, {
         details: { id },
+        hint: `the repository is damaged: ${DAMAGED_HINT}`,
       });
     }
     sizes.set(id, Number(size));
@@ -417,7 +430,7 @@ export async function missingObjects(git: Git, ids: Iterable<string>): Promise<s
 
 /**
  * Reads blobs in the order asked, in pieces, a group of small ones with one process; the pieces of each must be read
- * before the next is asked for.
+ * before the next is asked for. Each has what its id says: git itself does not look whether a stored object is the one of its name.
  * @param known the size of each, as `blobSizes` tells it, where that was asked before
  */
 export async function* readBlobs(
@@ -435,7 +448,7 @@ export async function* readBlobs(
     const size = sizes.get(id) ?? 0;
     if (size > MAX_GROUP_BYTES) {
       yield* readGroup(git, group, bytes);
-      yield { id, pieces: git.stream(["cat-file", "blob", id]) };
+      yield { id, pieces: hashed(id, size, git.stream(["cat-file", "blob", id])) };
       [group, bytes] = [[], 0];
       continue;
     }
@@ -459,7 +472,34 @@ async function* readGroup(git: Git, ids: readonly string[], bytes: number) {
   for (const id of ids) {
     const header = output.indexOf("\n", at);
     const size = Number(output.toString("latin1", at, header).split(" ")[2]);
-    yield { id, pieces: [output.subarray(header + 1, header + 1 + size)] };
+    const content = output.subarray(header + 1, header + 1 + size);
+    requireId(id, startOfBlob(size).update(content));
+    yield { id, pieces: [content] };
     at = header + 1 + size + 1;
   }
+}
+
+const startOfBlob = (size: number): Hash => createHash("sha1").update(`blob ${size}\0`);
+
+/** The pieces of a blob; fails at its end if they are not those of its id. */
+async function* hashed(
+  id: string,
+  size: number,
+  pieces: AsyncIterable<Uint8Array>,
+): AsyncGenerator<Uint8Array> {
+  const hash = startOfBlob(size);
+  for await (const piece of pieces) {
+    hash.update(piece);
+    yield piece;
+  }
+  requireId(id, hash);
+}
+
+function requireId(id: string, hash: Hash): void {
+  const found = hash.digest("hex");
+  if (found === id) return;
+  throw new ZferryError("git-failed", `the repository has as git object ${id} what is ${found}`, {
+    details: { id, found },
+    hint: `the repository is damaged: ${DAMAGED_HINT}`,
+  });
 }

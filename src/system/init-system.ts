@@ -1,5 +1,5 @@
-import { existsSync } from "node:fs";
-import { fileURLToPath } from "node:url";
+import { existsSync, realpathSync } from "node:fs";
+import { basename, dirname, join, resolve } from "node:path";
 import type { RawPath } from "../raw-path.js";
 import { kindAt, type Tree } from "./tree.js";
 
@@ -29,10 +29,17 @@ export const installedInitSystems = (tree: Tree): InitSystem[] =>
   );
 
 /**
- * The command that starts this very zferry: node and the program, as absolute paths without links. It needs no PATH;
- * and what `bundle` means elsewhere, or what a link is changed to, does not matter to it.
+ * The command that starts this very zferry: node and the program, as absolute paths. It needs no PATH, and what `bundle` means
+ * elsewhere does not matter to it. A link that stands for the file itself is followed; one on the way to its folder is
+ * kept, since that is what an update switches which was unpacked beside.
  */
-export const ownCommand = (): string[] => [
-  process.execPath,
-  fileURLToPath(new URL("../cli.js", import.meta.url)),
-];
+export const ownCommand = (): string[] => {
+  const program = process.argv[1] ?? "";
+  return [asStarted(process.argv0, process.execPath), asStarted(program, realpathSync(program))];
+};
+
+/** `file` by way of the folder that it was started from, if it is there. */
+function asStarted(name: string, file: string): string {
+  const path = join(dirname(resolve(name)), basename(file));
+  return existsSync(path) && realpathSync(path) === file ? path : file;
+}

@@ -13,9 +13,11 @@ export interface ScratchFile {
 
 const PIECE_BYTES = 256 << 10;
 
-/** Runs `use` with a folder that only its owner may look into, in `TMPDIR`, and removes it with everything in it. */
+/** Runs `use` with a folder that only its owner may look into, in `TMPDIR`, and removes it with everything in it; no folder can be made there: `io-failed`, `no-space`. */
 export async function withScratch<Result>(use: (folder: string) => Promise<Result>): Promise<Result> {
-  const folder = await mkdtemp(join(tmpdir(), "zferry-"));
+  const folder = await mkdtemp(join(tmpdir(), "zferry-")).catch((error: unknown) => {
+    throw mapSystemError(error, `${tmpdir()} (TMPDIR)`);
+  });
   try {
     return await use(folder);
   } finally {

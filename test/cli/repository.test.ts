@@ -20,7 +20,8 @@ const put = (path: string, content: string): void => {
   writeFileSync(folder.file(path), content);
 };
 const setup = (...args: string[]) => run(["setup", "--repository", "--root", folder.path, ...args]);
-const USUAL = "/home\n/root\n/mnt\n/media\n/lost+found\n/var/cache\n/var/log\n/var/spool\n/var/tmp\n";
+const USUAL =
+  "/home\n/root\n/mnt\n/media\n/lost+found\n/opt/zferry*\n/var/cache\n/var/log\n/var/spool\n/var/tmp\n";
 const NEVER = "/usr\n/proc\n/sys\n/dev\n/run\n/tmp\n";
 
 /** A system that never had git. */

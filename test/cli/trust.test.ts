@@ -7,6 +7,7 @@ import { errorOf, EXAMPLE, inFolder, PUBLIC, run, told } from "./support.js";
 
 const folder = inFolder();
 const FIRST = "0E07B77755AB6E15";
+const FIRST_LINE = readFileSync(PUBLIC, "utf8").split("\n")[1] as string;
 const second = generateKeyPair().publicKey;
 const trust = (...args: string[]) => run(["trust", "--config", "site.toml", ...args], { cwd: folder.path });
 const verify = () => run(["verify", EXAMPLE, "--config", "site.toml", "--json"], { cwd: folder.path });
@@ -28,7 +29,7 @@ describe("bundle trust", () => {
     const { status, stdout } = await trust();
     expect([status, stdout.toString()]).toEqual([
       0,
-      `signatures by 1 of these keys are needed:\n  ${FIRST} (${folder.file("keys")}/release.pub)\nno key change by a release yet\nthis site has no state yet\n`,
+      `signatures by 1 of these keys are needed:\n  ${FIRST} (${folder.file("keys")}/release.pub)\n    ${FIRST_LINE}\nno key change by a release yet\nthis site has no state yet\n`,
     ]);
     expect(existsSync(folder.file("state"))).toBe(false);
   });
@@ -141,10 +142,9 @@ describe("bundle trust", () => {
         folder.file("state/state.json"),
         JSON.stringify({ version: 1, product: "demo", highestSequence: 2, installations: [], keys }),
       );
-    const line = (file: string): string => readFileSync(file, "utf8").split("\n")[1] as string;
-    state({ counter: 7, added: [publicKeyLine(second)], revoked: [line(PUBLIC)] });
+    state({ counter: 7, added: [publicKeyLine(second)], revoked: [FIRST_LINE] });
     expect((await trust()).stdout.toString()).toBe(
-      `signatures by 1 of these keys are needed:\n  ${second.keyId} (added by a release)\n  ${FIRST} is revoked\nlast key change by a release: 7\n`,
+      `signatures by 1 of these keys are needed:\n  ${second.keyId} (added by a release)\n    ${publicKeyLine(second)}\n  ${FIRST} is revoked\nlast key change by a release: 7\n`,
     );
     expect(errorOf(await verify()).code).toBe("signature-missing");
   });

@@ -199,7 +199,8 @@ describe("boot.md", () => {
 
   test.each(INIT_SYSTEMS)("has the text and the places for %s", (init) => {
     const { text, path, mode, link } = bootUnit(init, {
-      program: ["/usr/bin/node", "/opt/zferry/dist/cli.js"],
+      program: ["/opt/zferry/bin/node", "/opt/zferry/lib/cli.js"],
+      leadsTo: ["/opt/zferry-1.0.0-linux-x64/bin/node", "/opt/zferry-1.0.0-linux-x64/lib/cli.js"],
       config: undefined,
       state: "/var/lib/zferry",
       root: "/",

@@ -23,6 +23,7 @@ beforeEach(() => {
   chmodSync(node, 0o755);
   command = {
     program: [node, join(at, "cli.js")],
+    leadsTo: [],
     config: join(at, "site.toml"),
     state: join(at, "state"),
     root: "/",

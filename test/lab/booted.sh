@@ -35,8 +35,8 @@ tar -C "$lower" -c \
 # shellcheck disable=SC2086 # as above
 tar -C "$lower" -c $modules usr/lib/modules/"$kernel"/modules.{builtin,builtin.modinfo,order} | tar -C "$root" -x
 depmod -b "$root" "$kernel"
-cp /opt/zferry/bin/node "$root/usr/bin/node"
-for name in bundle zferry; do ln -s ../lib/zferry/dist/cli.js "$root/usr/bin/$name"; done
+install -D /opt/zferry/bin/node "$root/usr/lib/zferry/bin/node"
+for name in node bundle zferry; do ln -s ../lib/zferry/bin/"$name" "$root/usr/bin/$name"; done
 
 mkdir -p "$root"/{lab,zferry,host,opt/lab,opt/zferry,mnt,proc,sys,dev,run,tmp,root}
 chmod 1777 "$root/tmp"

@@ -14,6 +14,7 @@ import { createHash } from "node:crypto";
 import { existsSync, readFileSync, renameSync, rmSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { NODE_VERSION } from "../dist/tree.js";
 import { buildImage, defaultZfs, drive, Guest, type Image, type MachineOptions } from "./guest.js";
 
 const FILL = join(dirname(fileURLToPath(import.meta.url)), "booted.sh");
@@ -34,7 +35,7 @@ export async function openBooted(options: MachineOptions = {}): Promise<BootedGu
 
 /** The disk to be copied, under a hash of what fills it. */
 async function filledDisk(image: Image): Promise<string> {
-  const hash = createHash("sha256").update(readFileSync(FILL)).update(readFileSync(process.execPath));
+  const hash = createHash("sha256").update(readFileSync(FILL)).update(NODE_VERSION);
   const filled = join(image.folder, `booted-${hash.digest("hex").slice(0, 16)}.disk`);
   if (existsSync(filled)) return filled;
   console.error("lab: filling a disk with a system that boots from it (some minutes, once)");
@@ -83,7 +84,7 @@ export class BootedGuest extends Guest {
       mount -o remount,rw /usr
       mkdir -p /opt/zferry /usr/lib/zferry
       mount -t squashfs -o ro /dev/disk/by-id/virtio-application /opt/zferry
-      tar -C /opt/zferry --exclude=./bin -c . | tar -C /usr/lib/zferry -x
+      tar -C /opt/zferry --exclude=./bin/node -c . | tar -C /usr/lib/zferry -x
       umount /opt/zferry
       zfs inherit readonly rpool/SYSTEM/USR/one
       mount -o remount,ro /usr`);

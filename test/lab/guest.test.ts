@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { NODE_VERSION } from "../dist/tree.js";
 import { type Guest, openGuest } from "./guest.js";
 
 describe("a guest", () => {
@@ -9,9 +10,9 @@ describe("a guest", () => {
   }, 200_000);
   afterAll(() => guest.close());
 
-  it("has the OpenZFS of its image, and this node", async () => {
+  it("has the OpenZFS of its image, and the node of sites", async () => {
     const { stdout } = await guest.run("zfs version; node --version");
-    expect(stdout).toBe(`${guest.zfsVersion}\n${process.version}\n`);
+    expect(stdout).toBe(`${guest.zfsVersion}\nv${NODE_VERSION}\n`);
   });
 
   it("gives output, errors and status of a script", async () => {

@@ -6,8 +6,9 @@
  *     const { stdout, stderr, status } = await machine.run("zpool create tank /dev/lab/tank && zpool list");
  *     await machine.close();
  *
- * `run` may be called again while another script still runs. `bundle`, `zferry` and `node` are in the machine's PATH,
- * and run the checkout's `dist/`, which must have been built before the machine is opened.
+ * `run` may be called again while another script still runs. `bundle`, `zferry` and `node` are in the machine's PATH: a guest
+ * has the tree that `npm run dist` packs, as the checkout is when it is opened, and this machine itself the checkout's `dist/`,
+ * which must have been built before.
  *
  * A `Guest` can lose its power: `cut()` kills QEMU, `start()` boots it again on the same disks, and imports the pools
  * it finds on them. What was acknowledged by a disk is kept; memory, with all that lies in /tmp, is lost.
@@ -15,7 +16,7 @@
 import { type ChildProcess, type StdioOptions } from "node:child_process";
 import { execFile, execFileSync, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, copyFileSync, existsSync, mkdirSync, mkdtempSync, openSync } from "node:fs";
+import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync } from "node:fs";
 import { readFileSync, readSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { constants, tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
@@ -23,7 +24,7 @@ import { createInterface } from "node:readline";
 import { text } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
-import { buildSync } from "esbuild";
+import { CHECKOUT, layTree } from "../dist/tree.js";
 
 /** A release line of OpenZFS that an image can be built for. */
 export type ZfsLine = "2.1" | "2.3";
@@ -156,7 +157,6 @@ export function defaultZfs(): ZfsLine {
 }
 
 const HERE = dirname(fileURLToPath(import.meta.url));
-const CHECKOUT = dirname(dirname(HERE));
 
 /** What is still to be undone when this process ends. */
 const leftovers = new Set<() => void>();
@@ -413,7 +413,6 @@ export class Guest extends JobMachine {
       // `zpool create` on a whole disk would wait for udev to find the partitions that it makes.
       execFileSync("sfdisk", ["--quiet", file], { input: "type=83" });
     }
-    packApplication(this.folder, join(this.folder, "application.sqfs"));
   }
 
   /** Boots the guest; resolves when it can run scripts. */
@@ -535,6 +534,8 @@ export class Guest extends JobMachine {
 
   private async boot(args: string[], kernelArgs: string, stdio: StdioOptions): Promise<ChildProcess> {
     if (this.qemu !== undefined) throw new Error("the guest is on already");
+    const application = join(this.folder, "application.sqfs");
+    if (!existsSync(application)) await packApplication(join(this.folder, "application"), application);
     const { memory = 3072, cpus = Number(process.env["ZFERRY_LAB_CPUS"] ?? 2), disks = [] } = this.options;
     const share = (tag: string, path: string, readonly: "on" | "off") => [
       ...["-fsdev", `local,id=${tag},path=${path},security_model=none,multidevs=remap,readonly=${readonly}`],
@@ -557,7 +558,7 @@ export class Guest extends JobMachine {
         `console=ttyS0 quiet panic=-1 oops=panic mitigations=off no_timer_check ${systemArgs} ${kernelArgs}`,
       ],
       ...drives,
-      ...drive("application", join(this.folder, "application.sqfs"), "readonly=on"),
+      ...drive("application", application, "readonly=on"),
       ...disks.flatMap(({ name }) => drive(name, join(this.folder, `${name}.disk`), "cache=none")),
       ...share("lab", join(HERE, "guest"), "on"),
       ...share("zferry", CHECKOUT, "on"),
@@ -579,8 +580,6 @@ export const drive = (name: string, path: string, mode: string): string[] => [
   ...["-drive", `if=none,id=drive-${name},file=${path},format=raw,${mode}`],
   ...["-device", `virtio-blk-pci,drive=drive-${name},serial=${name}`],
 ];
-
-const EXECA = "node_modules/execa";
 
 /** Milliseconds until a guest that does not answer is given up. */
 const BOOT_TIMEOUT = 180_000;
@@ -612,36 +611,12 @@ async function kvmWorks({ qemu, folder }: Image): Promise<boolean> {
   return stdout?.includes("lab: the kernel runs") ?? false;
 }
 
-/**
- * Packs node, and of the checkout what an installation of zferry has, as a squashfs: loading hundreds of small modules
- * over 9p would take seconds. Of what it needs, execa comes as one file: where all is emulated, its 130 modules take as long
- * as the rest of the program.
- */
-function packApplication(folder: string, file: string): void {
-  const lock = JSON.parse(readFileSync(join(CHECKOUT, "package-lock.json"), "utf8")) as {
-    packages: Record<string, { dev?: boolean }>;
-  };
-  const modules = Object.entries(lock.packages).flatMap(([path, { dev }]) => (dev ? [] : [path]));
-  const outermost = modules.filter((path) => path.split("node_modules/").length === 2);
-  const paths = ["package.json", "dist", "formats", ...outermost];
-  const present = paths.filter((path) => path !== EXECA && existsSync(join(CHECKOUT, path)));
-  buildSync({
-    entryPoints: [join(CHECKOUT, EXECA, "index.js")],
-    outfile: join(folder, EXECA, "index.js"),
-    bundle: true,
-    platform: "node",
-    format: "esm",
-    // Some of its own dependencies are CommonJS.
-    banner: {
-      js: 'import { createRequire } from "node:module"; const require = createRequire(import.meta.url);',
-    },
-  });
-  copyFileSync(join(CHECKOUT, EXECA, "package.json"), join(folder, EXECA, "package.json"));
-  const pack = `
-    tar -c --transform "s,^$(basename "$2")\$,bin/node," -C "$(dirname "$2")" "$(basename "$2")" -C "$3" "$4" -C "$5" "\${@:6}" |
-      sqfstar -comp lz4 -quiet -no-progress "$1"`;
-  const args = [file, process.execPath, folder, EXECA, CHECKOUT, ...present];
-  execFileSync("bash", ["-euo", "pipefail", "-c", pack, "pack", ...args], {
+/** Packs the tree that a site unpacks as a squashfs. */
+async function packApplication(folder: string, file: string): Promise<void> {
+  await layTree(folder);
+  const pack = 'cd "$2" && tar -c * | sqfstar -comp lz4 -quiet -no-progress "$1"';
+  execFileSync("bash", ["-euo", "pipefail", "-c", pack, "pack", file, folder], {
     stdio: ["ignore", "pipe", "pipe"],
   });
+  rmSync(folder, { recursive: true });
 }

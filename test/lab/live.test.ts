@@ -59,7 +59,7 @@ const WATCH = `
   kill -KILL "$(pidof script)"
   for process in /proc/[0-9]*; do
     grep -q ' ${USR}@R1 ' $process/mountinfo 2>/dev/null || continue
-    name=$(cat $process/comm)
+    name=$(basename "$(readlink $process/exe)")
     echo "$name: $(grep -c " $1 " $process/maps), $(cat $process/root/usr/local/own)"
     [ "$name" != node ] || zferry=$process
   done

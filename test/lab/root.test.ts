@@ -104,7 +104,7 @@ describe.each([
 
   it("gives the install up after it was killed behind the last file: all is as it was", async () => {
     const { status } = await attempt(
-      `STOP_AT='journal: recording' node --import ${machine.checkout}/test/lab/stop-at.mjs /opt/zferry/dist/cli.js install ${config} ${own} ${R2}`,
+      `STOP_AT='journal: recording' node --import ${machine.checkout}/test/lab/stop-at.mjs /opt/zferry/lib/cli.js install ${config} ${own} ${R2}`,
     );
     expect(status).toBe(137);
     expect(await lines(`cat ${root}/etc/newd/secret`)).toBe('token = "change me"');

@@ -45,7 +45,7 @@ export class Stopping {
 
   /** The command with a stop before a step, by its number from 1 or its name, or with none. */
   stopped(command: string, step: number | string = 0, by = "KILL"): string {
-    return `STOP_AT='${step}' STOP_BY=${by} STOP_LOG=/tmp/steps node --import ${this.machine.checkout}/test/lab/stop-at.mjs /opt/zferry/dist/cli.js ${command}`;
+    return `STOP_AT='${step}' STOP_BY=${by} STOP_LOG=/tmp/steps node --import ${this.machine.checkout}/test/lab/stop-at.mjs /opt/zferry/lib/cli.js ${command}`;
   }
 
   /** The same, where anything but a kill before the step is a failure. */

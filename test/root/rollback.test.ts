@@ -267,6 +267,22 @@ describe("files that git did not track before the install", () => {
     });
   });
 
+  it("stay in git, and are named, where the site keeps what took their place", async () => {
+    const { site, installed } = await installedSite(own, options);
+    site.commit({ "etc/new": "changed\n" });
+    const warnings: string[] = [];
+    const policies = [{ ...parsePattern("etc/new"), policy: "ours", command: [] } as const];
+    await site.rollBack(installed, { policies, warn: (what) => warnings.push(what) });
+    expect(warnings).toEqual([
+      "etc/new: what was there before the install stays in git, in refs/zferry/replaced/r2",
+    ]);
+    expect([sh(site.root, "cat etc/new"), site.git("show refs/zferry/replaced/r2:etc/new")]).toEqual([
+      "changed\n",
+      "mine",
+    ]);
+    expect(site.status()).toContain("?? etc/new-name\n");
+  });
+
   it("are told where git does not have them any more", async () => {
     const { site, installed } = await installedSite(own, options);
     sh(

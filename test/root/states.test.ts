@@ -114,6 +114,66 @@ describe("a repository that is not whole", () => {
     });
   });
 
+  it("has another object by the name of one that the release brings", async () => {
+    const site = siteAfter(
+      `id=$(printf 'new\\n' | git hash-object --stdin); object=.git/objects/$(echo $id | cut -c1-2)/$(echo $id | cut -c3-)
+       mkdir -p $(dirname $object); other=$(printf 'NEW\\n' | git hash-object -w --stdin)
+       rm -f $object; cp .git/objects/$(echo $other | cut -c1-2)/$(echo $other | cut -c3-) $object`,
+    );
+    const filesOf = ({ root }: Site): string => sh(root, "grep -r . --exclude-dir=.git | sort");
+    const before = filesOf(site);
+    await expect(host.part("r1", "r2").then((part) => site.install(part))).rejects.toMatchObject({
+      code: "git-failed",
+      message: message(/^the repository has as git object 3e7\w+ what is \w+$/),
+      hint,
+    });
+    expect(filesOf(site)).toBe(before);
+  });
+
+  it.each([
+    ["an empty reference", ": >.git/refs/heads/main"],
+    ["a commit that is gone", `${loose("HEAD")} rm -f $object`],
+    ["a tree that is gone", `${loose("HEAD^{tree}")} rm -f $object`],
+  ])("has %s: nobody is told to commit", async (_, command) => {
+    const site = siteAfter(command);
+    await expect(site.plan(await host.part("r1", "r2"))).rejects.toMatchObject({
+      code: "git-failed",
+      message: message(/^the repository .* is damaged: /),
+      hint: message(/^commit nothing: /),
+    });
+  });
+
+  it("has no index: nobody is told to commit", async () => {
+    const site = siteAfter("rm .git/index");
+    await expect(site.plan(await host.part("r1", "r2"))).rejects.toMatchObject({
+      code: "worktree-dirty",
+      details: { paths: [`${site.root}/.git/index`] },
+      hint: message(/^commit nothing: .*git reset/),
+    });
+    await expect(site.plan(await host.part("r1", "r2"), { commitDrift: true })).rejects.toMatchObject({
+      hint: message(/^commit nothing: /),
+    });
+    sh(site.root, "git reset -q");
+    await site.install(await host.part("r1", "r2"));
+  });
+
+  it("has an index that is damaged", async () => {
+    const site = siteAfter("printf garbage >.git/index");
+    await expect(site.plan(await host.part("r1", "r2"))).rejects.toMatchObject({
+      code: "git-failed",
+      hint: message(/git reset/),
+    });
+  });
+
+  it("does not look at a file: the hint says how it does", async () => {
+    const site = siteAfter("git update-index --assume-unchanged etc/own; echo other >etc/own");
+    await refused(site, {
+      code: "worktree-dirty",
+      details: { paths: ["etc/own"] },
+      hint: message(/--no-assume-unchanged etc\/own; then /),
+    });
+  });
+
   it("is a partial clone: nothing is fetched", async () => {
     const site = siteAfter(
       `${loose("HEAD:etc/gone")} rm -f $object
