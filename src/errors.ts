@@ -37,6 +37,7 @@ export const EXIT_STATUS = {
   "git-failed": 15,
   "merge-conflict": 15,
   "io-failed": 16,
+  "volume-missing": 16,
   "no-space": 16,
   "output-exists": 17,
   "release-exists": 17,
