@@ -7,6 +7,7 @@ import * as v from "valibot";
 import { POOL_FEATURES } from "../../src/bundle/streams.js";
 import { parseHeader, LIMITS, SUMS_NAME } from "../../src/bundle/layout.js";
 import { manifestSchema, parseManifest } from "../../src/bundle/manifest.js";
+import { VOLUME_LIMITS } from "../../src/bundle/volumes.js";
 import { canonicalJson } from "../../src/canonical-json.js";
 import { buildSchema, parseConfig, siteSchema } from "../../src/config.js";
 import { EXIT_STATUS, ZferryError } from "../../src/errors.js";
@@ -80,6 +81,15 @@ describe("bundle.md", () => {
     expect(
       Object.fromEntries(rows.map(([name, value = ""]) => [name, Number(value.replaceAll(",", ""))])),
     ).toEqual(LIMITS);
+  });
+});
+
+describe("volumes.md", () => {
+  test("has the limits of the code", () => {
+    const rows = rowsOf(readPage("volumes.md")).filter(([name = ""]) => name in VOLUME_LIMITS);
+    expect(
+      Object.fromEntries(rows.map(([name, value = ""]) => [name, Number(value.replaceAll(",", ""))])),
+    ).toEqual(VOLUME_LIMITS);
   });
 });
 
