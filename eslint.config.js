@@ -1,11 +1,12 @@
 import tseslint from "typescript-eslint";
 
-// The layers: commands → build, install → root → bundle, trust, stream; only system/ touches the machine.
+// The layers: commands → build, install, carry → root → bundle, trust, stream; only system/ touches the machine.
 // For each folder of src/, the other folders and top-level files that it may import.
 const LAYERS = {
   commands: [
     "build",
     "install",
+    "carry",
     "root",
     "bundle",
     "trust",
@@ -30,6 +31,7 @@ const LAYERS = {
     "report",
     "schema",
   ],
+  carry: ["bundle", "trust", "system", "errors", "report"],
   root: ["system", "canonical-json", "errors", "raw-path", "report", "schema"],
   bundle: ["trust", "stream", "canonical-json", "errors", "in-order", "schema"],
   stream: ["errors"],
@@ -96,7 +98,7 @@ export default tseslint.config(
     },
   },
   {
-    files: ["src/{build,bundle,commands,install,root,stream,trust}/**/*.ts"],
+    files: ["src/{build,bundle,carry,commands,install,root,stream,trust}/**/*.ts"],
     rules: {
       "no-restricted-properties": [
         "error",

@@ -55,7 +55,7 @@ export async function runSign(path: string, options: SignOptions, env: Environme
     }
     if (file.inVolumes && options.output === undefined) {
       throw new ZferryError("usage", `${path} is a volume, and a signature changes all of them`, {
-        hint: "name a file for the whole bundle with --output",
+        hint: "name a file for the whole bundle with --output, and write volumes of it with bundle copy",
       });
     }
     if (options.output === undefined) file.lock();

@@ -250,7 +250,10 @@ const ended = (program: string, args: readonly string[], stdio: StdioOptions): P
   });
 
 /** Has the disk work while there is more to come, so that little is left for the sync at the end. */
-function syncingEarly(file: FileHandle): { wrote(bytes: number): Promise<void>; ended(): Promise<void> } {
+export function syncingEarly(file: FileHandle): {
+  wrote(bytes: number): Promise<void>;
+  ended(): Promise<void>;
+} {
   let unsynced = 0;
   let syncing: Promise<void> = Promise.resolve();
   return {
@@ -355,7 +358,8 @@ async function refuseExisting(path: string): Promise<void> {
   }
 }
 
-async function writeAll(handle: FileHandle, bytes: Uint8Array, position: number): Promise<void> {
+/** Writes all of `bytes`. */
+export async function writeAll(handle: FileHandle, bytes: Uint8Array, position: number): Promise<void> {
   for (let done = 0; done < bytes.length;) {
     done += (await handle.write(bytes, done, bytes.length - done, position + done)).bytesWritten;
   }

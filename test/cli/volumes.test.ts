@@ -70,7 +70,7 @@ describe("a bundle in volumes", () => {
     expect(told(result)).toEqual({
       status: 2,
       message: "R2.bundle.001 is a volume, and a signature changes all of them",
-      hint: "name a file for the whole bundle with --output",
+      hint: "name a file for the whole bundle with --output, and write volumes of it with bundle copy",
     });
     expect((await runHere("sign", name(1), "--key", "second.key", "-o", "signed.bundle")).status).toBe(0);
     expect((await runHere("verify", "signed.bundle", "--key", "second.pub")).status).toBe(0);
