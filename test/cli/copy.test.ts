@@ -1,17 +1,23 @@
 import { spawnSync } from "node:child_process";
 import { randomBytes, randomInt } from "node:crypto";
+import { once } from "node:events";
 import {
+  closeSync,
   copyFileSync,
   mkdirSync,
   mkdtempSync,
+  openSync,
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   writeFileSync,
+  writeSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import { Framer } from "../bench/stream.js";
 import { begin, end, seal, write } from "../stream/support.js";
 import { ended, errorOf, EXAMPLE, inFolder, PUBLIC, run, SECRET, start, told } from "./support.js";
 
@@ -82,6 +88,26 @@ beforeAll(async () => {
   noise = readFileSync(join(made, "R2.bundle"));
 });
 afterAll(() => rmSync(made, { recursive: true }));
+
+/** Makes a bundle of more bytes than that, from a pipe. */
+async function createLarge(bytes: number): Promise<void> {
+  const args =
+    "create --product demo --release R2 --sequence 2 --level 1 --stream usr=- -o R2.bundle -q".split(" ");
+  const child = start([...args, "--key", SECRET], folder.path);
+  const result = ended(child);
+  let full = false;
+  const framer = new Framer((record) => (full = !child.stdin.write(record)));
+  const file = 32 * MIB;
+  for (let done = 0; done < bytes; done += file) {
+    const pool = randomBytes(file);
+    framer.file(file, (offset) => pool.subarray(offset, offset + (128 << 10)));
+    if (full) await once(child.stdin, "drain");
+  }
+  framer.end();
+  child.stdin.end();
+  expect(await result).toMatchObject({ status: 0 });
+}
+
 const putNoise = (): void => copyFileSync(join(made, "R2.bundle"), folder.file("R2.bundle"));
 
 describe("bundle copy", () => {
@@ -194,6 +220,55 @@ describe.skipIf(!hasSticks)("sticks", () => {
     expect((await runHere("copy", "one/R2.bundle.001", "disk", ...search)).status).toBe(0);
     expect(readFileSync(folder.file("disk/R2.bundle")).equals(noise)).toBe(true);
   });
+
+  // 12 GB on the disk, and minutes.
+  test.skipIf(process.env["ZFERRY_TEST_ALL"] !== "1")(
+    "three of them carry a bundle of 6 GB",
+    async () => {
+      await createLarge(6e9);
+      const bytes = statSync(folder.file("R2.bundle")).size;
+      expect(bytes).toBeGreaterThan(6e9);
+      const size = ["--volume-size", "1100000000"];
+      for (const [name, volumes] of [
+        ["one", "1-2"],
+        ["two", "3-4"],
+        ["three", "5-6"],
+      ] as const) {
+        stick(name, 2_200);
+        const copied = await runHere(
+          "copy",
+          "R2.bundle",
+          name,
+          "--key",
+          PUBLIC,
+          ...size,
+          "--volumes",
+          volumes,
+          "-q",
+        );
+        expect(copied).toMatchObject({ status: 0, stderr: "" });
+      }
+      rmSync(folder.file("R2.bundle"));
+      const search = ["--search", "two", "--search", "three"];
+      const { status, stdout } = await runHere(
+        "verify",
+        "one/R2.bundle.001",
+        "--key",
+        PUBLIC,
+        "--json",
+        ...search,
+      );
+      expect([status, JSON.parse(stdout.toString())]).toEqual([0, expect.objectContaining({ bytes })]);
+      const volume = openSync(folder.file("two/R2.bundle.004"), "r+");
+      writeSync(volume, "damage", 500_000_000);
+      closeSync(volume);
+      const { message } = told(
+        await runHere("verify", "one/R2.bundle.001", "--key", PUBLIC, "-q", ...search),
+      );
+      expect(message).toContain("two/R2.bundle.004: streams/usr/");
+    },
+    1_200_000,
+  );
 
   test("one that ends before it says is found, and nothing on it has the bundle's name", async () => {
     putNoise();

@@ -59,8 +59,12 @@ async function putSource(): Promise<void> {
   await guest.run(`cp ${guest.share.there}/{R2.bundle,release.pub} /root/`);
 }
 
+/** The whole disk: the name in /dev/lab is that of its first partition, which these sticks have not. */
 const mount = (type: string, name: string): Promise<unknown> =>
-  guest.run(`modprobe ${type}; mkdir -p /mnt/${name}; mount -t ${type} ${guest.disk(name)} /mnt/${name}`);
+  guest.run(
+    `modprobe ${type}; mkdir -p /mnt/${name}; partition=$(readlink ${guest.disk(name)}); ` +
+      `mount -t ${type} "\${partition%1}" /mnt/${name}`,
+  );
 
 const copy = (name: string, ...more: string[]) =>
   guest.run(`cd /root; bundle copy R2.bundle /mnt/${name} --key release.pub ${more.join(" ")}`, {
