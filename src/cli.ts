@@ -40,6 +40,11 @@ const VERBS: readonly Verb[] = [
     summary: "say whether a bundle is whole and from us",
     load: () => import("./commands/verify.js"),
   },
+  {
+    name: "copy",
+    summary: "copy bundles to a medium, and read back what arrived",
+    load: () => import("./commands/copy.js"),
+  },
   { name: "inspect", summary: "show what is in a bundle", load: () => import("./commands/inspect.js") },
   {
     name: "plan",

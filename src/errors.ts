@@ -39,6 +39,8 @@ export const EXIT_STATUS = {
   "git-failed": 15,
   "merge-conflict": 15,
   "io-failed": 16,
+  "volume-missing": 16,
+  "copy-damaged": 16,
   "no-space": 16,
   "output-exists": 17,
   "release-exists": 17,

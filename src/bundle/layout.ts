@@ -1,4 +1,4 @@
-import { ZferryError, type ErrorCode } from "../errors.js";
+import { ZferryError } from "../errors.js";
 
 // formats/bundle.md: the archive and its list of hashes, bytes to values and back.
 
@@ -122,11 +122,8 @@ export function parseHeader(bytes: Uint8Array, offset: number): MemberHeader {
   return { name, size, mtime };
 }
 
-export const archiveFault = (
-  fault: string,
-  offset: number,
-  code: ErrorCode = "archive-malformed",
-): ZferryError => new ZferryError(code, `byte ${offset}: ${fault}`, { details: { offset } });
+export const archiveFault = (fault: string, offset: number, hint?: string): ZferryError =>
+  new ZferryError("archive-malformed", `byte ${offset}: ${fault}`, { details: { offset }, hint });
 
 export interface Sum {
   readonly name: string;

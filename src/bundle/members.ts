@@ -12,7 +12,45 @@ export interface ByteSource {
   /** Exactly `length` bytes from `offset`, all of which lie below `size`. */
   read(offset: number, length: number): Promise<Uint8Array>;
   /** How members are read, if not one after another on the calling thread. */
-  readonly work?: MemberWork;
+  readonly work?: MemberWork | undefined;
+  /** Which files hold these bytes, for messages, where it is not the one of `name`: a bundle's volumes. */
+  filesOf?(offset: number, length: number): readonly string[];
+  /**
+   * Told how many bytes the bundle has, once its manifest is read: then `size` and `work` are settled. Before, `size`
+   * may be more.
+   * @throws ZferryError when some of it is not there
+   */
+  complete?(size: number): Promise<void>;
+}
+
+const WHOLE_AGAIN = "the file is damaged or was changed; copy it again from where it is whole";
+const VOLUME_AGAIN =
+  "the volume is damaged, or of another bundle or copy; copy it again from where the bundle is whole";
+
+/** What a fault in these bytes is told of. */
+function faultPlace(
+  source: ByteSource,
+  offset: number,
+  length: number,
+): { readonly name: string; readonly file: string | readonly string[]; readonly hint: string } {
+  const files = source.filesOf?.(offset, length);
+  if (files === undefined) return { name: source.name, file: source.name, hint: WHOLE_AGAIN };
+  const [file = source.name] = files;
+  return { name: files.join(" and "), file: files.length === 1 ? file : files, hint: VOLUME_AGAIN };
+}
+
+/** Does `work`; of a source in volumes, what is wrong with the archive is told of the volume that it is in. */
+export async function inItsVolume<Value>(source: ByteSource, work: () => Promise<Value>): Promise<Value> {
+  try {
+    return await work();
+  } catch (error) {
+    const volumes = source.filesOf;
+    if (volumes === undefined || !(error instanceof ZferryError) || error.code !== "archive-malformed")
+      throw error;
+    const { code, message, details } = error;
+    const { name, file, hint } = faultPlace(source, Number(details["offset"]), 1);
+    throw new ZferryError(code, `${name}: ${message}`, { details: { ...details, file }, hint, cause: error });
+  }
 }
 
 /** A member that the list of hashes names. */
@@ -61,6 +99,9 @@ export interface PackWork {
 const PIECE_BYTES = 256 << 10;
 const NOTHING = { release: () => undefined };
 
+/** Whether an error is of bytes that were read, and not of a volume that is not there or cannot be opened. */
+const isRange = ({ details }: ZferryError): boolean => "offset" in details || "needed" in details;
+
 /** Reads bytes of a member; what the source throws names the member too. */
 export async function readOf(
   source: ByteSource,
@@ -71,7 +112,7 @@ export async function readOf(
   try {
     return await source.read(offset, length);
   } catch (error) {
-    if (!(error instanceof ZferryError)) throw error;
+    if (!(error instanceof ZferryError) || !isRange(error)) throw error;
     const { code, message, details, hint } = error;
     throw new ZferryError(code, `${message}, in ${member}`, {
       details: { ...details, member },
@@ -85,7 +126,10 @@ export async function readOf(
  * Checks every byte of a member: header, content, padding.
  * @throws ZferryError `archive-malformed`, `content-mismatch`, and what the source gives
  */
-export async function checkMember(source: ByteSource, member: StoredMember, created: number): Promise<void> {
+export const checkMember = (source: ByteSource, member: StoredMember, created: number): Promise<void> =>
+  inItsVolume(source, () => checkMemberBytes(source, member, created));
+
+async function checkMemberBytes(source: ByteSource, member: StoredMember, created: number): Promise<void> {
   const { name, offset, storedBytes } = member;
   const header = await readOf(source, name, offset - BLOCK_BYTES, BLOCK_BYTES);
   if (Buffer.compare(header, encodeHeader({ name, size: storedBytes, mtime: created })) !== 0) {
@@ -103,27 +147,25 @@ export async function checkMember(source: ByteSource, member: StoredMember, crea
  */
 export async function* readMemberPieces(
   source: ByteSource,
-  { name, offset, storedBytes, sha256 }: StoredMember,
+  member: StoredMember,
 ): AsyncGenerator<Uint8Array, void, void> {
+  const { name, offset, storedBytes } = member;
   const hash = createHash("sha256");
   for (let done = 0; done < storedBytes; done += PIECE_BYTES) {
     const piece = await readOf(source, name, offset + done, Math.min(PIECE_BYTES, storedBytes - done));
     hash.update(piece);
     yield piece;
   }
-  requireHash(source, name, hash.digest("hex"), sha256);
+  requireHash(source, member, hash.digest("hex"));
 }
 
 /**
  * A member's content, its hash checked.
  * @throws ZferryError `content-mismatch`, and what the source gives
  */
-export async function readMember(
-  source: ByteSource,
-  { name, offset, storedBytes, sha256 }: StoredMember,
-): Promise<Uint8Array> {
-  const bytes = await readOf(source, name, offset, storedBytes);
-  requireHash(source, name, createHash("sha256").update(bytes).digest("hex"), sha256);
+export async function readMember(source: ByteSource, member: StoredMember): Promise<Uint8Array> {
+  const bytes = await readOf(source, member.name, member.offset, member.storedBytes);
+  requireHash(source, member, createHash("sha256").update(bytes).digest("hex"));
   return bytes;
 }
 
@@ -171,15 +213,15 @@ export const PACK_WORK: PackWork = {
 
 /** @throws ZferryError `content-mismatch` */
 export function requireHash(
-  { name }: { name: string },
-  member: string,
+  source: ByteSource,
+  { name: member, offset, storedBytes, sha256: expected }: StoredMember,
   found: string,
-  expected: string,
 ): void {
   if (found === expected) return;
+  const { name, file, hint } = faultPlace(source, offset, storedBytes);
   throw new ZferryError("content-mismatch", `${name}: ${member} has SHA-256 ${found}, not ${expected}`, {
-    details: { file: name, member, expected, found },
-    hint: "the file is damaged or was changed; copy it again from where it is whole",
+    details: { file, member, expected, found },
+    hint,
   });
 }
 

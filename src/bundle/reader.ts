@@ -28,6 +28,7 @@ import {
 } from "./manifest.js";
 import {
   decodeMember,
+  inItsVolume,
   memberWork,
   readMember,
   readMemberPieces,
@@ -39,6 +40,7 @@ import {
   type MemberWork,
   type StoredMember,
 } from "./members.js";
+import { parseVolumeName, volumeName } from "./volumes.js";
 
 export interface Signature {
   /** 16 upper-case hex digits, from the member's name. */
@@ -87,13 +89,22 @@ async function readExactly(
   return readOf(source, member, offset, length);
 }
 
-async function readHead(source: ByteSource): Promise<Head> {
+const readHead = (source: ByteSource): Promise<Head> => inItsVolume(source, () => readHeadBytes(source));
+
+async function readHeadBytes(source: ByteSource): Promise<Head> {
   let offset = 0;
   let mtime: number | undefined;
   const requireBundle = (start: Uint8Array): void => {
     const name = Buffer.from(SUMS_NAME).subarray(0, start.length);
     if (name.equals(start.subarray(0, SUMS_NAME.length))) return;
-    throw archiveFault(`${source.name} is no bundle: it does not begin with ${SUMS_NAME}`, 0);
+    const volume = parseVolumeName(source.name);
+    throw archiveFault(
+      `${source.name} is no bundle: it does not begin with ${SUMS_NAME}`,
+      0,
+      volume === undefined || volume.number === 1
+        ? undefined
+        : `a volume of a bundle? Name the first: ${volumeName(volume.bundle, 1)}`,
+    );
   };
   const next = async (): Promise<{ name: string; bytes: Uint8Array; headerOffset: number }> => {
     const headerOffset = offset;
@@ -163,11 +174,23 @@ function headLimit(name: string): number | undefined {
   return keyIdOfSignature(name) === undefined ? undefined : LIMITS.signatureBytes;
 }
 
-/** From a believed (or knowingly not believed) list of hashes to the place of every member. */
-function locateMembers(
-  source: ByteSource,
-  head: Head,
-): { manifest: Manifest; members: Map<string, StoredMember>; end: number } {
+/** What a bundle's head leads to. */
+interface Located {
+  readonly manifest: Manifest;
+  readonly members: ReadonlyMap<string, StoredMember>;
+  /** Bytes of the whole bundle. */
+  readonly end: number;
+}
+
+/** From a believed (or knowingly not believed) list of hashes to the place of every member, and to a source with all of them. */
+async function locate(source: ByteSource, head: Head): Promise<Located> {
+  const located = locateMembers(source, head);
+  await source.complete?.(located.end);
+  requireSize(source, located.end);
+  return located;
+}
+
+function locateMembers(source: ByteSource, head: Head): Located {
   const sums = parseSums(head.sums);
   const manifestSum = sums[0] as Sum;
   if (manifestSum.name !== MANIFEST_NAME) {
@@ -179,7 +202,13 @@ function locateMembers(
       },
     );
   }
-  requireHash(source, MANIFEST_NAME, sha256(head.manifest), manifestSum.sha256);
+  const stored = {
+    name: MANIFEST_NAME,
+    offset: head.manifestHeaderOffset + BLOCK_BYTES,
+    storedBytes: head.manifest.length,
+    sha256: manifestSum.sha256,
+  };
+  requireHash(source, stored, sha256(head.manifest));
   const manifest = parseManifest(head.manifest);
   if (manifest.created !== head.mtime) {
     throw archiveFault(`the members have time ${head.mtime}, the manifest says ${manifest.created}`, 0);
@@ -202,7 +231,10 @@ function locateMembers(
     members.set(name, { name, offset: offset + BLOCK_BYTES, storedBytes, sha256: sum.sha256 });
     offset += BLOCK_BYTES + storedBytes + paddingOf(storedBytes);
   }
-  const end = offset + TRAILER.length;
+  return { manifest, members, end: offset + TRAILER.length };
+}
+
+function requireSize(source: ByteSource, end: number): void {
   if (source.size < end) {
     throw new ZferryError(
       "bundle-truncated",
@@ -216,7 +248,6 @@ function locateMembers(
   if (source.size > end) {
     throw archiveFault(`${source.name} goes on to byte ${source.size} after the end of the bundle`, end);
   }
-  return { manifest, members, end };
 }
 
 /**
@@ -238,8 +269,7 @@ export class Bundle {
   readonly #members: ReadonlyMap<string, StoredMember>;
   readonly #end: number;
 
-  protected constructor(source: ByteSource, head: Head) {
-    const { manifest, members, end } = locateMembers(source, head);
+  protected constructor(source: ByteSource, head: Head, { manifest, members, end }: Located) {
     this.manifest = manifest;
     this.sums = head.sums;
     this.identity = sha256(head.sums);
@@ -254,7 +284,8 @@ export class Bundle {
 
   /** Reads a bundle without asking who made it: for showing it, never for using it. */
   static async readUnverified(source: ByteSource): Promise<Bundle> {
-    return new Bundle(source, await readHead(source));
+    const head = await readHead(source);
+    return new Bundle(source, head, await locate(source, head));
   }
 
   #member(name: string): StoredMember {
@@ -329,7 +360,9 @@ export class Bundle {
       progress(offset + storedBytes, this.#end);
     }
     const trailer = this.#end - TRAILER.length;
-    requirePadding(await readExactly(this.#source, "the end", trailer, TRAILER.length), trailer);
+    await inItsVolume(this.#source, async () =>
+      requirePadding(await readExactly(this.#source, "the end", trailer, TRAILER.length), trailer),
+    );
     progress(this.#end, this.#end);
   }
 }
@@ -338,8 +371,8 @@ export class Bundle {
 export class VerifiedBundle extends Bundle {
   readonly signers: readonly Signer[];
 
-  private constructor(source: ByteSource, head: Head, signers: readonly Signer[]) {
-    super(source, head);
+  private constructor(source: ByteSource, head: Head, located: Located, signers: readonly Signer[]) {
+    super(source, head, located);
     this.signers = signers;
   }
 
@@ -351,6 +384,6 @@ export class VerifiedBundle extends Bundle {
   static async verify(source: ByteSource, trust: Trust): Promise<VerifiedBundle> {
     const head = await readHead(source);
     const signers = await checkSignatures(head.sums, head.signatures, trust.keys, trust.threshold);
-    return new VerifiedBundle(source, head, signers);
+    return new VerifiedBundle(source, head, await locate(source, head), signers);
   }
 }

@@ -1,6 +1,7 @@
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { VerifiedBundle, type Trust } from "../bundle/reader.js";
+import { parseVolumeName } from "../bundle/volumes.js";
 import { ZferryError } from "../errors.js";
 import { throwIfInterrupted, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
@@ -31,17 +32,23 @@ export interface BundleFolder {
 
 const MAX_FILES = 10_000;
 
-/** The one place that says which files of a folder are bundles. */
-const isBundleName = (name: string): boolean => name.endsWith(".bundle") && !name.startsWith(".");
+/** Whether a file of a folder is a bundle, or the first volume of one. */
+function isBundleName(name: string): boolean {
+  const volume = parseVolumeName(name);
+  const bundle = volume?.number === 1 ? volume.bundle : name;
+  return bundle.endsWith(".bundle") && !name.startsWith(".");
+}
 
 /**
  * Reads the heads of the bundles that lie in a folder, itself and not those below it.
  * @param trust decides what counts; the rest is told in `left`
+ * @param search folders where other volumes may be
  * @throws ZferryError `io-failed` for a folder that cannot be read, `usage` for one with too many bundles, `interrupted`
  */
 export async function readBundleFolder(
   path: string,
   trust: Trust,
+  search: readonly string[],
   { signal, progress }: Pick<Environment, "signal" | "progress">,
 ): Promise<BundleFolder> {
   const names = await readdir(path).catch((error: unknown) => {
@@ -61,7 +68,7 @@ export async function readBundleFolder(
       progress.update(`looking at the bundles in ${path}`, index, bundles.length, { unit: "files" });
       const file = join(path, name);
       try {
-        links.push(await readLink(file, trust));
+        links.push(await readLink(file, trust, search));
       } catch (error) {
         // What lies beside is somebody else's, or damaged, and no reason to leave the site as it is.
         if (!(error instanceof ZferryError) || error.code === "interrupted") throw error;
@@ -74,8 +81,8 @@ export async function readBundleFolder(
   return { links, left };
 }
 
-async function readLink(path: string, trust: Trust): Promise<FileLink> {
-  const file = await openBundleFile(path);
+async function readLink(path: string, trust: Trust, search: readonly string[]): Promise<FileLink> {
+  const file = await openBundleFile(path, 0, { folders: search });
   try {
     const { manifest, identity, size } = await VerifiedBundle.verify(file, trust);
     const rawBytes = manifest.streams.reduce((sum, stream) => sum + stream.rawBytes, 0);

@@ -6,19 +6,28 @@ import { formatBytes, formatTime, printable, printableLines, type Environment } 
 import { showPath } from "../raw-path.js";
 import { checkCounts, parseMetadata, type RootMetadata } from "../root/metadata.js";
 import { pathOf } from "../root/paths.js";
-import { openBundleFile } from "../system/bundle-file.js";
 import { keepAt, withScratch } from "../system/scratch.js";
 import { parseSignature } from "../trust/minisign.js";
-import { describeBase, describeKeyChange, isExpired, readTrust, repeatable, summaryOf } from "./summary.js";
+import {
+  addSearchOption,
+  describeBase,
+  describeKeyChange,
+  isExpired,
+  openGiven,
+  readTrust,
+  repeatable,
+  summaryOf,
+} from "./summary.js";
 
 interface InspectOptions {
   readonly key?: readonly string[];
   readonly config?: string;
   readonly patch?: boolean;
+  readonly search?: readonly string[];
 }
 
 export function define(command: Command, environment: () => Environment): void {
-  command
+  addSearchOption(command)
     .argument("<file>", "the bundle")
     .option("-k, --key <file>", "verify the signatures with this public key; can be repeated", repeatable)
     .option("--config <file>", "verify the signatures with the keys of a site's configuration")
@@ -32,7 +41,7 @@ export function define(command: Command, environment: () => Environment): void {
 
 /** Shows what a bundle says of itself. Without a key nothing of it is verified, and the output says so. */
 export async function runInspect(path: string, options: InspectOptions, env: Environment): Promise<void> {
-  const file = await openBundleFile(path);
+  const file = await openGiven(path, options, env);
   try {
     const bundle =
       options.key === undefined && options.config === undefined

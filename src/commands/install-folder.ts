@@ -12,7 +12,6 @@ import { openState, type Journal } from "../install/state.js";
 import { readSiteTrust } from "../install/trust.js";
 import { readUnderWay } from "../install/under-way.js";
 import { formatBytes, printable, type Environment } from "../report.js";
-import { openBundleFile } from "../system/bundle-file.js";
 import { readSiteConfig } from "../system/settings.js";
 import {
   asText,
@@ -26,7 +25,7 @@ import {
   type CommandOptions,
   type Done,
 } from "./install.js";
-import { threadsOf } from "./summary.js";
+import { openGiven, threadsOf } from "./summary.js";
 import { checkWhole } from "./verify.js";
 
 /** What is chosen of a folder. */
@@ -138,7 +137,7 @@ async function finishBegun(
   const journal = await readUnderWay(site);
   if (journal === undefined) return;
   requireGoingForward(journal);
-  const { links } = await readBundleFolder(path, await readSiteTrust(site), env);
+  const { links } = await readBundleFolder(path, await readSiteTrust(site), options.search ?? [], env);
   const begun = links.find(({ id }) => id === journal.release.identity);
   if (begun !== undefined) done.push(await installFile(begun.file, site, options, env, begun.id));
   else if (await needsBundle(journal, site)) throw pending(journal, `and its bundle is not in ${path}`);
@@ -162,7 +161,7 @@ async function chooseFrom(
   env: Environment,
   begun?: Journal,
 ): Promise<Chosen> {
-  const { links, left } = await readBundleFolder(path, await readSiteTrust(site), env);
+  const { links, left } = await readBundleFolder(path, await readSiteTrust(site), options.search ?? [], env);
   const state = await openState(site.state).readState();
   try {
     const first = links.find(({ id }) => id === begun?.release.identity);
@@ -276,7 +275,7 @@ async function checkFile(
   options: CommandOptions,
   env: Environment,
 ): Promise<void> {
-  const file = await openBundleFile(path, threadsOf(options));
+  const file = await openGiven(path, options, env, threadsOf(options));
   try {
     const bundle = await VerifiedBundle.verify(file, await readSiteTrust(site));
     requireIdentity(bundle, id);

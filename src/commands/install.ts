@@ -20,11 +20,17 @@ import type { RootPlan } from "../root/plan.js";
 import type { Uses } from "../system/in-use.js";
 import { fullName } from "../system/zfs.js";
 import { formatBytes, formatDuration, printable, type Environment } from "../report.js";
-import { openBundleFile } from "../system/bundle-file.js";
 import { RESULT } from "../system/relay.js";
 import { readSiteTrust } from "../install/trust.js";
 import { readSiteConfig } from "../system/settings.js";
-import { addThreadsOption, describeKeyChange, threadsOf, wholeNumber } from "./summary.js";
+import {
+  addSearchOption,
+  addThreadsOption,
+  describeKeyChange,
+  openGiven,
+  threadsOf,
+  wholeNumber,
+} from "./summary.js";
 import { checkWhole } from "./verify.js";
 
 export interface CommandOptions {
@@ -34,6 +40,7 @@ export interface CommandOptions {
   readonly acceptTime?: boolean;
   readonly config?: string;
   readonly threads?: string;
+  readonly search?: readonly string[];
   readonly live?: boolean;
   readonly commitDrift?: boolean;
   readonly replaceUntracked?: boolean;
@@ -51,7 +58,7 @@ export const addInstallOptions = (command: Command): Command =>
 /** What every command has that judges a release for this site. */
 export const addReleaseOptions = (command: Command): Command =>
   addThreadsOption(
-    command
+    addSearchOption(command)
       .option(
         "--allow-downgrade <sequence>",
         "take the release of this number, though this site has had a newer one",
@@ -129,7 +136,7 @@ export async function installFile(
   const trust = await readSiteTrust(site);
   const dangers: string[] = [];
   const work = workOf(site, env, options, dangers);
-  const file = await openBundleFile(path, threads);
+  const file = await openGiven(path, options, env, threads);
   try {
     work.step(`verifying ${path}`);
     const bundle = await VerifiedBundle.verify(file, trust);

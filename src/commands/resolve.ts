@@ -9,10 +9,9 @@ import { readSiteTrust } from "../install/trust.js";
 import { readUnderWay } from "../install/under-way.js";
 import { rawPath } from "../raw-path.js";
 import { printable, type Environment } from "../report.js";
-import { openBundleFile } from "../system/bundle-file.js";
 import { readSiteConfig } from "../system/settings.js";
 import { addReleaseOptions, exceptionsOf, warnIn, workOf, type CommandOptions } from "./install.js";
-import { repeatable, threadsOf } from "./summary.js";
+import { repeatable, openGiven, threadsOf } from "./summary.js";
 import { checkWhole } from "./verify.js";
 
 interface ResolveCommandOptions extends CommandOptions {
@@ -118,7 +117,7 @@ async function runResolve(path: string, options: ResolveCommandOptions, env: Env
   const { commitDrift = false, replaceUntracked = false } = options;
   const tool = await toolOf(options, env);
   const trust = await readSiteTrust(site);
-  const file = await openBundleFile(path, threadsOf(options));
+  const file = await openGiven(path, options, env, threadsOf(options));
   try {
     workOf(site, env, options).step(`verifying ${path}`);
     const bundle = await VerifiedBundle.verify(file, trust);

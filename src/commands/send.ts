@@ -4,9 +4,8 @@ import { VerifiedBundle } from "../bundle/reader.js";
 import { ZferryError } from "../errors.js";
 import { untilInterrupted, type Environment } from "../report.js";
 import type { ResumeToken } from "../stream/resume-token.js";
-import { openBundleFile } from "../system/bundle-file.js";
 import { chunksFrom, streamOfToken } from "../install/resume.js";
-import { addThreadsOption, readTrust, repeatable, threadsOf } from "./summary.js";
+import { addSearchOption, addThreadsOption, openGiven, readTrust, repeatable, threadsOf } from "./summary.js";
 
 interface SendOptions {
   readonly key?: readonly string[];
@@ -14,11 +13,12 @@ interface SendOptions {
   readonly stream?: string;
   readonly threads?: string;
   readonly token?: string;
+  readonly search?: readonly string[];
 }
 
 export function define(command: Command, environment: () => Environment): void {
   addThreadsOption(
-    command
+    addSearchOption(command)
       .argument("<file>", "the bundle")
       .option("-k, --key <file>", "a public key that may have signed it; can be repeated", repeatable)
       .option("-s, --stream <role>", "which stream (default: the only one)")
@@ -50,7 +50,7 @@ export async function runSend(path: string, options: SendOptions, env: Environme
     });
   }
   const token = options.token === undefined ? undefined : await parseToken(options.token);
-  const file = await openBundleFile(path, threadsOf(options));
+  const file = await openGiven(path, options, env, threadsOf(options));
   try {
     const trust = await readTrust(options);
     const bundle = await VerifiedBundle.verify(file, trust);

@@ -3,10 +3,11 @@ import { readDetached, resigned, signBundle, withSignature } from "../build/sign
 import { Bundle, type Signature } from "../bundle/reader.js";
 import { ZferryError } from "../errors.js";
 import { printable, type Environment } from "../report.js";
-import { openBundleFile, writeBundleFile } from "../system/bundle-file.js";
+import { writeBundleFile } from "../system/bundle-file.js";
 import { requireFileName } from "../system/files.js";
 import { readPublicKey, readSecretKey, readSignatureFile } from "../system/key-files.js";
 import { publicKeyOf, type PublicKey } from "../trust/minisign.js";
+import { addSearchOption, openGiven } from "./summary.js";
 import { checkWhole } from "./verify.js";
 
 interface SignOptions {
@@ -14,10 +15,11 @@ interface SignOptions {
   readonly passwordFile?: string;
   readonly attach?: string;
   readonly output?: string;
+  readonly search?: readonly string[];
 }
 
 export function define(command: Command, environment: () => Environment): void {
-  command
+  addSearchOption(command)
     .argument("<file>", "the bundle")
     .option(
       "-k, --key <file>",
@@ -44,11 +46,16 @@ export async function runSign(path: string, options: SignOptions, env: Environme
   }
   const output = options.output ?? path;
   requireFileName(output, "--output");
-  const file = await openBundleFile(path);
+  const file = await openGiven(path, options, env);
   try {
     if (file.stat.isBlockDevice() && options.output === undefined) {
       throw new ZferryError("usage", `${path} is a device, which cannot be replaced`, {
         hint: "name a file with --output",
+      });
+    }
+    if (file.inVolumes && options.output === undefined) {
+      throw new ZferryError("usage", `${path} is a volume, and a signature changes all of them`, {
+        hint: "name a file for the whole bundle with --output, and write volumes of it with bundle copy",
       });
     }
     if (options.output === undefined) file.lock();

@@ -3,6 +3,8 @@ import { VerifiedBundle, type Bundle, type Trust } from "../bundle/reader.js";
 import type { Manifest, ManifestStream } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
 import type { SiteTrust } from "../install/trust.js";
+import type { Environment } from "../report.js";
+import { openBundleFile, type OpenedFile } from "../system/bundle-file.js";
 import { readPublicKey } from "../system/key-files.js";
 import { usualThreads } from "../system/threads.js";
 import type { KeyChange } from "../trust/keys.js";
@@ -80,6 +82,27 @@ export const addThreadsOption = (command: Command): Command =>
 /** How many threads take part in what is heavy. */
 export const threadsOf = ({ threads }: { readonly threads?: string }): number =>
   wholeNumber(threads, "--threads", 1, 256) ?? usualThreads();
+
+/** Adds the option that {@link openGiven} reads. */
+export const addSearchOption = (command: Command): Command =>
+  command.option(
+    "--search <folder>",
+    "where else the volumes of a bundle may be, in it or in a folder in it; can be repeated",
+    repeatable,
+  );
+
+/** Opens the bundle that a command is given. Volumes that are missing are asked for, at a terminal. */
+export const openGiven = (
+  path: string,
+  { search = [] }: { readonly search?: readonly string[] },
+  env: Environment,
+  threads = 0,
+): Promise<OpenedFile> =>
+  openBundleFile(path, threads, {
+    folders: search,
+    ask: (question) => env.askToGoOn(question),
+    warn: (what) => env.note(`warning: ${what}`),
+  });
 
 /**
  * The keys that are named, one of which is enough; or else the site's, with its product.

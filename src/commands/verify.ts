@@ -3,12 +3,13 @@ import type { Command } from "commander";
 import { VerifiedBundle, type Bundle, type Trust } from "../bundle/reader.js";
 import type { ByteSource } from "../bundle/members.js";
 import { formatBytes, formatTime, printable, throwIfInterrupted, type Environment } from "../report.js";
-import { openBundleFile } from "../system/bundle-file.js";
 import { keepAt, withScratch } from "../system/scratch.js";
 import {
+  addSearchOption,
   addThreadsOption,
   describeStreams,
   isExpired,
+  openGiven,
   readTrust,
   repeatable,
   summaryOf,
@@ -20,11 +21,12 @@ interface VerifyOptions {
   readonly config?: string;
   readonly deep?: boolean;
   readonly threads?: string;
+  readonly search?: readonly string[];
 }
 
 export function define(command: Command, environment: () => Environment): void {
   addThreadsOption(
-    command
+    addSearchOption(command)
       .argument("<file>", "the bundle")
       .option("-k, --key <file>", "a public key that may have signed it; can be repeated", repeatable)
       .option(
@@ -88,7 +90,7 @@ async function checkDeep(bundle: Bundle, env: Environment): Promise<void> {
 
 /** Checks a whole bundle: signatures, then every byte. */
 export async function runVerify(path: string, options: VerifyOptions, env: Environment): Promise<void> {
-  const file = await openBundleFile(path, threadsOf(options));
+  const file = await openGiven(path, options, env, threadsOf(options));
   try {
     const trust = await readTrust(options);
     const bundle = await verifyWhole(file, trust, env);

@@ -4,17 +4,21 @@ import { constants, type Stats } from "node:fs";
 import { lstat, open, rename, rm, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import type { ByteSource } from "../bundle/members.js";
+import { parseVolumeName, volumeName } from "../bundle/volumes.js";
 import { ZferryError } from "../errors.js";
 import { throwIfInterrupted } from "../report.js";
 import { mapSystemError, syncPath } from "./files.js";
 import { lockDescriptor } from "./lock.js";
-import { readAt } from "./read-at.js";
+import { filesIn, openToRead, sourceOf, type OpenFile, type VolumesToRead } from "./read-at.js";
 import { readingThreads } from "./threads.js";
+import { volumeSet, type VolumeSearch, type VolumeSet } from "./volumes.js";
 
-/** A bundle's file, open for reading. */
+/** A bundle's file, or its volumes, open for reading. */
 export interface OpenedFile extends ByteSource {
-  /** As it was opened. */
+  /** As it was opened; of volumes the first. */
   readonly stat: Stats;
+  /** Whether it is the first of a bundle's volumes. */
+  readonly inVolumes: boolean;
   /**
    * Keeps other processes from replacing the file, until it is closed.
    * @throws ZferryError `site-busy`
@@ -23,82 +27,96 @@ export interface OpenedFile extends ByteSource {
   close(): Promise<void>;
 }
 
-const OPEN_FAILURES: Record<string, string> = {
-  ENOENT: "there is no such file",
-  ELOOP: "is a symbolic link",
-  EACCES: "permission denied",
-};
-
-/** A file that is not larger is read before threads have started. */
+/** A bundle that is not larger is read before threads have started. */
 const THREADS_FROM_BYTES = 16 << 20;
 
 /**
- * Opens a regular file or a block device, not following a link at the last component.
+ * Opens a regular file or a block device, not following a link at the last component. The name of a first volume opens
+ * the whole set, the others of which are found once the size of the bundle is known.
  * @param threads how many take part in reading it, if it is large
  * @throws ZferryError `io-failed`
  */
-export async function openBundleFile(path: string, threads = 0): Promise<OpenedFile> {
-  let handle: FileHandle;
-  try {
-    // Without O_NONBLOCK the opening of a FIFO would wait for a writer for ever.
-    handle = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
-  } catch (error) {
-    const { code = "unknown", message } = error as NodeJS.ErrnoException;
-    throw new ZferryError("io-failed", `${path}: ${OPEN_FAILURES[code] ?? message}`, {
-      details: { file: path, reason: code },
-      ...(code === "ELOOP" ? { hint: "give the path of the file that it leads to" } : {}),
+export async function openBundleFile(
+  path: string,
+  threads = 0,
+  search: VolumeSearch = {},
+): Promise<OpenedFile> {
+  const file = await openToRead(path).catch(async (error: unknown) => {
+    throw await hintAtVolumes(path, error);
+  });
+  const readingIn = (volumes: VolumesToRead): Reading | undefined => {
+    const size = volumes.reduce((sum, volume) => sum + volume.size, 0);
+    return threads > 0 && size > THREADS_FROM_BYTES ? readingThreads(threads, volumes) : undefined;
+  };
+  const lock = (): void =>
+    lockDescriptor(file.fd, path, {
+      message: `${path}: another process is replacing it`,
+      hint: "run the same command again",
     });
+  if (file.stat.isFile() && file.size > 0 && parseVolumeName(path)?.number === 1) {
+    return openVolumes(file, volumeSet(file, search), readingIn, lock);
   }
-  const stat = await handle.stat();
-  const size = await readableSize(handle, stat);
-  if (size === undefined) {
-    await handle.close();
-    throw new ZferryError("io-failed", `${path}: is not a regular file or block device`, {
-      details: { file: path },
-    });
-  }
-  const file = { fd: handle.fd, name: path, size };
-  const work = threads > 0 && size > THREADS_FROM_BYTES ? readingThreads(threads, file) : undefined;
+  const toRead: VolumesToRead = [{ fd: file.fd, name: path, size: file.size }];
+  const work = readingIn(toRead);
   return {
-    name: path,
-    size,
-    stat,
-    lock: () =>
-      lockDescriptor(handle.fd, path, {
-        message: `${path}: another process is replacing it`,
-        hint: "run the same command again",
-      }),
-    async read(offset, length) {
-      const bytes = Buffer.allocUnsafe(length);
-      readAt(file, bytes, offset);
-      return bytes;
-    },
+    ...sourceOf(toRead, (bytes) => Buffer.allocUnsafe(bytes)),
+    stat: file.stat,
+    inVolumes: false,
+    lock,
     ...(work === undefined ? {} : { work }),
     async close() {
       // A thread that still read from a descriptor that is closed could read from another file.
       await work?.close();
-      await handle.close();
+      await file.handle.close();
     },
   };
 }
 
-async function readableSize(handle: FileHandle, stat: Stats): Promise<number | undefined> {
-  if (stat.isFile()) return stat.size;
-  if (!stat.isBlockDevice()) return undefined;
-  // A device has no size to stat: look for the last byte that can be read.
-  let low = 0;
-  let high = 2 ** 50;
-  const one = Buffer.alloc(1);
-  while (low < high) {
-    const middle = Math.floor((low + high) / 2);
-    // What fails there is there; behind the end nothing fails.
-    const { bytesRead } = await handle
-      .read(one, 0, 1, middle)
-      .catch(({ code }: NodeJS.ErrnoException) => ({ bytesRead: code === "EIO" ? 1 : 0 }));
-    if (bytesRead === 1) low = middle + 1;
-    else high = middle;
-  }
-  return low;
+type Reading = ReturnType<typeof readingThreads>;
+
+function openVolumes(
+  first: OpenFile,
+  set: VolumeSet,
+  readingIn: (volumes: VolumesToRead) => Reading | undefined,
+  lock: () => void,
+): OpenedFile {
+  let work: Reading | undefined;
+  let volumes: VolumesToRead = [first];
+  return {
+    name: first.name,
+    get size() {
+      return set.size;
+    },
+    stat: first.stat,
+    inVolumes: true,
+    lock,
+    read: set.read,
+    filesOf: (offset, length) => filesIn(volumes)(offset, length),
+    async complete(size) {
+      volumes = await set.complete(size);
+      work ??= readingIn(volumes);
+    },
+    get work() {
+      return work;
+    },
+    async close() {
+      await work?.close();
+      await set.close();
+    },
+  };
+}
+
+/** Whoever names a bundle that lies there in volumes is told so. */
+async function hintAtVolumes(path: string, error: unknown): Promise<unknown> {
+  if (!(error instanceof ZferryError) || error.details["reason"] !== "ENOENT") return error;
+  const first = volumeName(path, 1);
+  if ((await lstat(first).catch(() => undefined)) === undefined) return error;
+  const { code, message, details } = error;
+  return new ZferryError(code, message, {
+    details,
+    hint: `it is there in volumes: name ${first}`,
+    cause: error,
+  });
 }
 
 /** A bundle's file in the making. Nothing has its final name before it is whole and on the disk. */
@@ -233,7 +251,10 @@ const ended = (program: string, args: readonly string[], stdio: StdioOptions): P
   });
 
 /** Has the disk work while there is more to come, so that little is left for the sync at the end. */
-function syncingEarly(file: FileHandle): { wrote(bytes: number): Promise<void>; ended(): Promise<void> } {
+export function syncingEarly(file: FileHandle): {
+  wrote(bytes: number): Promise<void>;
+  ended(): Promise<void>;
+} {
   let unsynced = 0;
   let syncing: Promise<void> = Promise.resolve();
   return {
@@ -338,7 +359,8 @@ async function refuseExisting(path: string): Promise<void> {
   }
 }
 
-async function writeAll(handle: FileHandle, bytes: Uint8Array, position: number): Promise<void> {
+/** Writes all of `bytes`. */
+export async function writeAll(handle: FileHandle, bytes: Uint8Array, position: number): Promise<void> {
   for (let done = 0; done < bytes.length;) {
     done += (await handle.write(bytes, done, bytes.length - done, position + done)).bytesWritten;
   }

@@ -1,25 +1,22 @@
 import { parentPort, workerData } from "node:worker_threads";
-import { checkMember, decodeMember, packChunk, type ByteSource } from "../bundle/members.js";
+import { checkMember, decodeMember, packChunk } from "../bundle/members.js";
 import { asZferryError } from "../report.js";
-import { readAt, type FileToRead } from "./read-at.js";
+import { sourceOf, type VolumesToRead } from "./read-at.js";
 import type { Answer, PackJob, ReadJob } from "./threads.js";
 
 // What runs in a thread: one job at a time, as system/threads.ts gives them.
 
-const file = workerData as FileToRead | undefined;
+const volumes = workerData as VolumesToRead | undefined;
 
 // Nothing keeps what it read beyond the next read, so all reads of a thread share one piece of memory.
 let memory = new Uint8Array(256 << 10);
 
-const source: ByteSource | undefined = file && {
-  ...file,
-  async read(offset, length) {
-    if (memory.length < length) memory = new Uint8Array(length);
-    const bytes = memory.subarray(0, length);
-    readAt(file, bytes, offset);
-    return bytes;
-  },
-};
+const source =
+  volumes &&
+  sourceOf(volumes, (bytes) => {
+    if (memory.length < bytes) memory = new Uint8Array(bytes);
+    return memory.subarray(0, bytes);
+  });
 
 async function run(job: ReadJob | PackJob): Promise<unknown> {
   if (job.kind === "pack") return packChunk(job.raw, job.level, job.into);

@@ -3,7 +3,7 @@ import { Worker } from "node:worker_threads";
 import { frameBound } from "../bundle/frame.js";
 import { packChunk, type MemberWork, type PackWork, type StoredMember } from "../bundle/members.js";
 import { ZferryError, type ErrorCode, type ErrorDetails } from "../errors.js";
-import type { FileToRead } from "./read-at.js";
+import type { VolumesToRead } from "./read-at.js";
 
 export type ReadJob =
   | { readonly kind: "check"; readonly member: StoredMember; readonly created: number }
@@ -54,7 +54,7 @@ const MOST_USUAL_THREADS = 16;
  */
 export const usualThreads = (): number => Math.min(availableParallelism(), MOST_USUAL_THREADS);
 
-function startThreads(count: number, file?: FileToRead): Threads {
+function startThreads(count: number, volumes?: VolumesToRead): Threads {
   const queue: Waiting[] = [];
   const idle: Worker[] = [];
   const busy = new Map<Worker, Waiting>();
@@ -74,7 +74,7 @@ function startThreads(count: number, file?: FileToRead): Threads {
   };
   const workers = Array.from({ length: count }, () => {
     const worker = new Worker(new URL("./thread.js", import.meta.url), {
-      workerData: file,
+      workerData: volumes,
       // Otherwise node opens this process's own streams for the thread, which makes standard output non-blocking.
       stdout: true,
       stderr: true,
@@ -141,9 +141,9 @@ function sharedMemory(): { take(bytes: number): Uint8Array; giveBack(memory: Uin
 // While one result is used and each thread has a job, one more waits, so that no thread has to.
 const heldAhead = (count: number): number => count + 2;
 
-/** Reads, hashes and decompresses the members of a file in `count` threads. */
-export function readingThreads(count: number, file: FileToRead): MemberWork & Pick<Threads, "close"> {
-  const threads = startThreads(count, file);
+/** Reads, hashes and decompresses the members of a bundle in `count` threads. */
+export function readingThreads(count: number, volumes: VolumesToRead): MemberWork & Pick<Threads, "close"> {
+  const threads = startThreads(count, volumes);
   const memory = sharedMemory();
   return {
     ahead: heldAhead(count),

@@ -22,7 +22,7 @@ const progress = { update: () => undefined, end: () => undefined };
 const env = { signal: new AbortController().signal, progress };
 let folder: string;
 const put = (name: string, bytes: Uint8Array): void => writeFileSync(join(folder, name), bytes);
-const read = (trust = TRUST) => readBundleFolder(folder, trust, env);
+const read = (trust = TRUST) => readBundleFolder(folder, trust, [], env);
 
 beforeEach(() => {
   folder = mkdtempSync(join(tmpdir(), "zferry-folder-"));
@@ -45,6 +45,24 @@ describe("a folder of bundles", () => {
       root: null,
       created: 1_750_000_000,
       expires: undefined,
+    });
+  });
+
+  test("gives a bundle in volumes by its first, wherever the others are", async () => {
+    const [first, second] = [bundle.subarray(0, 4096), bundle.subarray(4096)];
+    put("R2.bundle.001", first);
+    mkdirSync(join(folder, "stick"));
+    put("stick/R2.bundle.002", second);
+    expect(await read()).toMatchObject({
+      links: [],
+      left: [
+        { file: join(folder, "R2.bundle.001"), reason: expect.stringContaining("R2.bundle.002") as string },
+      ],
+    });
+    const found = await readBundleFolder(folder, TRUST, [join(folder, "stick")], env);
+    expect(found).toMatchObject({
+      links: [{ file: join(folder, "R2.bundle.001"), bytes: bundle.length, release: { name: "R2" } }],
+      left: [],
     });
   });
 
@@ -97,7 +115,9 @@ describe("a folder of bundles", () => {
   });
 
   test("that is not there is refused", async () => {
-    expect((await refusal(() => readBundleFolder(join(folder, "none"), TRUST, env))).code).toBe("io-failed");
+    expect((await refusal(() => readBundleFolder(join(folder, "none"), TRUST, [], env))).code).toBe(
+      "io-failed",
+    );
   });
 
   test("is left when it is interrupted", async () => {
@@ -105,7 +125,7 @@ describe("a folder of bundles", () => {
     const interrupt = new AbortController();
     interrupt.abort();
     const { code } = await refusal(() =>
-      readBundleFolder(folder, TRUST, { signal: interrupt.signal, progress }),
+      readBundleFolder(folder, TRUST, [], { signal: interrupt.signal, progress }),
     );
     expect(code).toBe("interrupted");
   });

@@ -89,10 +89,10 @@ export function errorOf(result: Result): {
   return error;
 }
 
-/** Runs the program in a terminal, typing each answer once its question is there. */
+/** Runs the program in a terminal, doing and typing each answer once its question is there. */
 export async function inTerminal(
   args: readonly string[],
-  answers: readonly { readonly question: string; readonly answer: string }[] = [],
+  answers: readonly { readonly question: string; readonly answer: string; readonly act?: () => void }[] = [],
   cwd?: string,
 ): Promise<{ status: number | null; screen: string }> {
   const words = [process.execPath, CLI, ...args].map((word) => `'${word}'`).join(" ");
@@ -106,6 +106,7 @@ export async function inTerminal(
     if (next === undefined || !screen.includes(next.question, from)) return;
     from = screen.length;
     left.shift();
+    next.act?.();
     child.stdin.write(next.answer);
   });
   const status = await new Promise<number | null>((resolve, reject) => {

@@ -17,7 +17,7 @@ import { CLI, errorOf, EXAMPLE, inFolder, PUBLIC, run, told } from "./support.js
 const folder = inFolder();
 const runHere = (...args: string[]) => run(args, { cwd: folder.path });
 const VERBS = [
-  ...["keygen", "snapshot", "create", "sign", "sums", "verify", "inspect"],
+  ...["keygen", "snapshot", "create", "sign", "sums", "verify", "inspect", "copy"],
   ...["plan", "install", "resolve", "rollback", "confirm", "history", "trust", "setup", "status", "send"],
   ...["environments", "activate", "request", "receipt", "sites"],
 ];

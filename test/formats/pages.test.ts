@@ -9,6 +9,7 @@ import { parseHeader, LIMITS, SUMS_NAME } from "../../src/bundle/layout.js";
 import { manifestSchema, parseManifest } from "../../src/bundle/manifest.js";
 import { parseReceipt, receiptSchema } from "../../src/carry/receipt.js";
 import { parseRequest, requestSchema } from "../../src/carry/request.js";
+import { VOLUME_LIMITS } from "../../src/bundle/volumes.js";
 import { canonicalJson } from "../../src/canonical-json.js";
 import { buildSchema, parseConfig, siteSchema } from "../../src/config.js";
 import { EXIT_STATUS, ZferryError } from "../../src/errors.js";
@@ -82,6 +83,15 @@ describe("bundle.md", () => {
     expect(
       Object.fromEntries(rows.map(([name, value = ""]) => [name, Number(value.replaceAll(",", ""))])),
     ).toEqual(LIMITS);
+  });
+});
+
+describe("volumes.md", () => {
+  test("has the limits of the code", () => {
+    const rows = rowsOf(readPage("volumes.md")).filter(([name = ""]) => name in VOLUME_LIMITS);
+    expect(
+      Object.fromEntries(rows.map(([name, value = ""]) => [name, Number(value.replaceAll(",", ""))])),
+    ).toEqual(VOLUME_LIMITS);
   });
 });
 

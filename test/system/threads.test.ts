@@ -114,7 +114,7 @@ describe("reading in threads", () => {
     writeFileSync(path, bytes);
     const file = await openBundleFile(path);
     const fd = openSync(path, "r");
-    const work = readingThreads(3, { fd, name: path, size: bytes.length });
+    const work = readingThreads(3, [{ fd, name: path, size: bytes.length }]);
     opened = {
       file,
       async close() {
