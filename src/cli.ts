@@ -1,10 +1,10 @@
 #!/usr/bin/env node
+import { readFileSync } from "node:fs";
 import { basename } from "node:path";
 import { Command, CommanderError, InvalidArgumentError, Option } from "commander";
 import { EXIT_STATUS, ToldElsewhere, ZferryError } from "./errors.js";
 import { asZferryError, errorAsJson, printable, printableJson, type Environment } from "./report.js";
 import { isMoved, isOutputStuck, processEnvironment, settleMoved, writeOutput } from "./system/terminal.js";
-import { readVersion } from "./system/version.js";
 
 /** What a file in commands/ exports: it adds arguments, options, an example and the action. */
 interface CommandModule {
@@ -145,18 +145,21 @@ async function main(argv: readonly string[]): Promise<number> {
   for (const signal of ["SIGINT", "SIGTERM", ...(isMoved() ? [] : ["SIGHUP"])])
     process.on(signal, () => interrupted.abort());
 
+  const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as {
+    version: string;
+  };
   let help = "";
   const program = new Command(PROGRAM)
     .description("Carries operating system updates on ZFS over an air gap: one signed file a release.")
-    .version(readVersion())
+    .version(version)
     .configureOutput({ outputError: () => undefined, writeOut: (text) => (help += text) })
     .addOption(new Option("--json", "print the result, or the error, as JSON"))
     .addOption(new Option("-q, --quiet", "no progress and no steps"))
     .exitOverride();
 
-  const options = (): { json: boolean; quiet: boolean } => {
+  const options = (): { json: boolean; quiet: boolean; version: string } => {
     const { json = false, quiet = false } = program.opts<{ json?: boolean; quiet?: boolean }>();
-    return { json, quiet };
+    return { json, quiet, version };
   };
   const [first, second] = argv.filter((argument) => !argument.startsWith("-"));
   const wanted = first === "help" ? second : first;

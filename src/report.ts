@@ -11,6 +11,8 @@ export interface Environment {
   relay(bytes: Uint8Array): void;
   readonly stdin: Readable;
   readonly json: boolean;
+  /** Of the running zferry. */
+  readonly version: string;
   /** Neither progress nor steps are told; warnings are. */
   readonly quiet: boolean;
   /** Whether standard output is a terminal. */

@@ -8,7 +8,6 @@ import { printable, type Environment } from "../report.js";
 import { writeBundleFile } from "../system/bundle-file.js";
 import { requireFileName } from "../system/files.js";
 import { readSiteConfig } from "../system/settings.js";
-import { readVersion } from "../system/version.js";
 import { once } from "./request.js";
 
 interface ReceiptOptions {
@@ -41,7 +40,7 @@ async function runReceipt(options: ReceiptOptions, env: Environment): Promise<vo
     site: itself.name,
     product: site.product,
     made: Math.floor(env.now().getTime() / 1000),
-    zferry: readVersion(),
+    zferry: env.version,
   });
   const bytes = await writeBundleFile(output, once(encodeReceipt(receipt, key)), env.signal);
   const signedBy = key?.keyId ?? null;

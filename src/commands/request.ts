@@ -7,7 +7,6 @@ import { formatBytes, printable, type Environment } from "../report.js";
 import { writeBundleFile } from "../system/bundle-file.js";
 import { requireFileName } from "../system/files.js";
 import { readSiteConfig } from "../system/settings.js";
-import { readVersion } from "../system/version.js";
 
 interface RequestOptions {
   readonly output?: string;
@@ -36,7 +35,7 @@ async function runRequest(options: RequestOptions, env: Environment): Promise<vo
   const state = await openState(site.state).readState();
   const request = await describeSite(site, state, await readSiteTrust(site), {
     made: Math.floor(env.now().getTime() / 1000),
-    zferry: readVersion(),
+    zferry: env.version,
   });
   const bytes = await writeBundleFile(output, once(encodeRequest(request, key)), env.signal);
   const signedBy = key?.keyId ?? null;

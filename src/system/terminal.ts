@@ -9,7 +9,7 @@ import { progressOn } from "./progress.js";
 
 /** The environment of the running process: its streams, its clock, its terminal. */
 export function processEnvironment(
-  options: { readonly json: boolean; readonly quiet: boolean },
+  options: Pick<Environment, "json" | "quiet" | "version">,
   signal: AbortSignal,
 ): Environment {
   return {
@@ -21,6 +21,7 @@ export function processEnvironment(
     relay: (bytes) => void process.stderr.write(bytes),
     stdin: process.stdin,
     json: options.json,
+    version: options.version,
     quiet: options.quiet,
     terminal: isatty(1),
     interactive: isatty(0) && isatty(2),

@@ -43,7 +43,10 @@ const PACK = `
 
 async function main(): Promise<void> {
   const { key: keyFile, "password-file": passwordFile, output } = values;
-  const ask = processEnvironment({ json: false, quiet: true }, new AbortController().signal).askPassphrase;
+  const ask = processEnvironment(
+    { json: false, quiet: true, version: readVersion() },
+    new AbortController().signal,
+  ).askPassphrase;
   const key = keyFile === undefined ? undefined : await readSecretKey(keyFile, passwordFile, ask);
   const epoch = epochOf();
   if (process.env["SOURCE_DATE_EPOCH"] === undefined && git("status", "--porcelain") !== "")
