@@ -156,12 +156,16 @@ async function commitWorkTree(git: Git, message: string | undefined, name: strin
   if (status === "") return false;
   if (message === undefined) {
     const paths = status.split("\0").filter((entry) => entry !== "");
+    const isFirst = (await git.ask(["rev-parse", "--verify", "--quiet", "HEAD"])).status !== 0;
+    const commit = `bundle snapshot ${name} -m MESSAGE`;
     throw new ZferryError(
       "worktree-dirty",
       `the work tree has ${paths.length} changes that are not committed`,
       {
         details: { paths: paths.slice(0, 20) },
-        hint: `commit them, or let zferry do it: bundle snapshot ${name} -m MESSAGE`,
+        hint: isFirst
+          ? `nothing is committed yet: have a .gitignore first, as formats/build-host.gitignore, so that no secret is; then ${commit}`
+          : `commit them, or let zferry do it: ${commit}`,
       },
     );
   }

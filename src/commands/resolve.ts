@@ -18,6 +18,7 @@ interface ResolveCommandOptions extends CommandOptions {
   readonly to?: string;
   readonly ours?: readonly string[];
   readonly theirs?: readonly string[];
+  readonly again?: readonly string[];
   readonly tool?: string | true;
   readonly rollback?: boolean;
 }
@@ -29,8 +30,17 @@ export function define(command: Command, environment: () => Environment): void {
       .argument("[file]", "the bundle")
       .option("--rollback", "instead of a bundle's conflicts those of bundle rollback")
       .option("--to <folder>", "where the conflicts are put (default: resolve in the state folder)")
-      .option("--ours <path>", "keep what the site has of this path; can be repeated", repeatable)
-      .option("--theirs <path>", "take what the release has of this path; can be repeated", repeatable)
+      .option(
+        "--ours <path>",
+        "keep what the site has of this path, the whole file; can be repeated",
+        repeatable,
+      )
+      .option(
+        "--theirs <path>",
+        "take what the release has of this path, the whole file; can be repeated",
+        repeatable,
+      )
+      .option("--again <path>", "open this path again, however it was settled; can be repeated", repeatable)
       .option(
         "--tool [=name]",
         "open git mergetool on the texts, with the tool that git's own settings name",
@@ -87,12 +97,19 @@ async function runResolveRollback(
   });
   const { release } = found.installation;
   const name = `the rollback of ${site.product} release ${release.name} (${release.sequence})`;
-  await tellResolved(found, { product: site.product, release }, name, "bundle rollback", env);
+  await tellResolved(
+    found,
+    { product: site.product, release },
+    name,
+    `bundle rollback${commitDrift ? " --commit-drift" : ""}`,
+    env,
+  );
 }
 
-const chosenOf = ({ ours, theirs }: ResolveCommandOptions) => ({
+const chosenOf = ({ ours, theirs, again }: ResolveCommandOptions) => ({
   ours: pathsOf(ours),
   theirs: pathsOf(theirs),
+  again: pathsOf(again),
 });
 
 /** @throws ZferryError `usage` without a terminal; `not-configured` where git has no such tool */
@@ -137,7 +154,13 @@ async function runResolve(path: string, options: ResolveCommandOptions, env: Env
     });
     const told = { product, release: { ...release, identity: bundle.identity } };
     const name = `${product} release ${release.name} (${release.sequence})`;
-    await tellResolved(found, told, name, `bundle install ${path}`, env);
+    // What the plan was made with, an install needs as well.
+    const next = [
+      `bundle install ${path}`,
+      ...(commitDrift ? ["--commit-drift"] : []),
+      ...(replaceUntracked ? ["--replace-untracked"] : []),
+    ].join(" ");
+    await tellResolved(found, told, name, next, env);
   } finally {
     env.progress.end();
     await file.close();

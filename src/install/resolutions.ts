@@ -5,6 +5,7 @@ import {
   encodeCanonical,
   findAttribute,
   findContent,
+  isSameKey,
   MAX_RESOLUTIONS,
   MAX_RESOLUTIONS_BYTES,
   NO_RESOLUTIONS,
@@ -30,6 +31,8 @@ export interface ResolutionStore {
     readonly contents: readonly ContentResolution[];
     readonly attributes: readonly AttributeResolution[];
     readonly files: readonly Uint8Array[];
+    /** Keys of what is forgotten. */
+    readonly reopened: readonly object[];
   }): void;
 }
 
@@ -55,11 +58,18 @@ export function openResolutions(statePath: string): ResolutionStore {
       },
       attributes: (conflict) => findAttribute(recorded, conflict)?.side,
     },
-    record({ contents, attributes, files }) {
+    record({ contents, attributes, files, reopened }) {
+      const isKept = (key: object): boolean => !reopened.some((each) => isSameKey(each, key));
       const next: RecordedResolutions = {
         version: 1,
-        contents: [...recorded.contents, ...contents].slice(-MAX_RESOLUTIONS),
-        attributes: [...recorded.attributes, ...attributes].slice(-MAX_RESOLUTIONS),
+        contents: [
+          ...recorded.contents.filter(({ path, base, ours, theirs }) => isKept({ path, base, ours, theirs })),
+          ...contents,
+        ].slice(-MAX_RESOLUTIONS),
+        attributes: [
+          ...recorded.attributes.filter(({ path, conflict }) => isKept({ path, conflict })),
+          ...attributes,
+        ].slice(-MAX_RESOLUTIONS),
       };
       guarded(folder, () => mkdirSync(folder, { recursive: true, mode: 0o700 }));
       syncPath(statePath);

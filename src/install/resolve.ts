@@ -54,8 +54,8 @@ export interface ResolveOptions {
   readonly with: string;
   /** Of that, a name that follows `release`, for the markers in texts. */
   readonly theirs: string;
-  /** Paths whose conflicts are settled with one side. */
-  readonly chosen: Readonly<Record<Side, readonly RawPath[]>>;
+  /** Paths whose conflicts are settled with one side, or, however they were settled before, are to be settled again. */
+  readonly chosen: Readonly<Record<Side | "again", readonly RawPath[]>>;
   /** Opened once, on the texts that are left. */
   readonly tool: MergeTool | undefined;
   /** Plans `/`; refused for conflicts, it tells them first. */
@@ -88,7 +88,10 @@ const README = "README";
  * the tool was open; whatever the plan is refused for besides conflicts
  */
 export async function resolveConflicts(options: ResolveOptions): Promise<Resolved> {
-  const unused = new Set([...options.chosen.ours, ...options.chosen.theirs]);
+  const { ours, theirs, again } = options.chosen;
+  const chosen = new Set([...ours, ...theirs, ...again]);
+  const unused = new Set(chosen);
+  const settledNow = new Set<string>();
   let { tool } = options;
   for (;;) {
     const store = openResolutions(options.state);
@@ -97,12 +100,18 @@ export async function resolveConflicts(options: ResolveOptions): Promise<Resolve
     let left: LeftConflict[] = [];
     try {
       await options.plan({
-        resolutions: counting(store.lookup, hits),
+        resolutions: counting(
+          store.lookup,
+          hits,
+          (kind, path) => chosen.has(path) && !settledNow.has(`${kind} ${path}`),
+        ),
         conflicts: async (open, git) => {
           const record = async (): Promise<void> => {
             const taken = await take(open, git, options, unused);
             recorded = taken.contents.length + taken.attributes.length > 0;
-            if (recorded) store.record(taken);
+            for (const kind of ["contents", "attributes"] as const)
+              for (const { path } of taken[kind]) settledNow.add(`${kind} ${pathOf(path)}`);
+            if (recorded || taken.reopened.length > 0) store.record(taken);
           };
           await record();
           if (recorded) return;
@@ -136,14 +145,19 @@ function requireUsed(unused: ReadonlySet<RawPath>): void {
   });
 }
 
-const counting = (lookup: Resolutions, hits: Set<string>): Resolutions => ({
+/** @param isAgain of which conflicts what was settled before does not count */
+const counting = (
+  lookup: Resolutions,
+  hits: Set<string>,
+  isAgain: (kind: keyof Resolutions, path: RawPath) => boolean,
+): Resolutions => ({
   contents(conflict) {
-    const found = lookup.contents(conflict);
+    const found = isAgain("contents", conflict.path) ? undefined : lookup.contents(conflict);
     if (found !== undefined) hits.add(`contents ${conflict.path}`);
     return found;
   },
   attributes(conflict) {
-    const found = lookup.attributes(conflict);
+    const found = isAgain("attributes", conflict.path) ? undefined : lookup.attributes(conflict);
     if (found !== undefined) hits.add(`attributes ${conflict.path}`);
     return found;
   },
@@ -170,6 +184,8 @@ interface Taken {
   readonly contents: ContentResolution[];
   readonly attributes: AttributeResolution[];
   readonly files: Buffer[];
+  /** Keys of conflicts that are open again. */
+  readonly reopened: object[];
 }
 
 async function take(
@@ -179,22 +195,30 @@ async function take(
   unused: Set<RawPath>,
 ): Promise<Taken> {
   const { chosen, folder } = options;
-  const taken: Taken = { contents: [], attributes: [], files: [] };
+  const taken: Taken = { contents: [], attributes: [], files: [], reopened: [] };
+  const isReopened = (path: RawPath, key: object): boolean => {
+    if (!chosen.again.includes(path)) return false;
+    if (unused.delete(path)) taken.reopened.push(key);
+    return true;
+  };
   const sideOf = (path: RawPath): Side | undefined => {
     const side = (["ours", "theirs"] as const).find((each) => chosen[each].includes(path));
     if (side !== undefined) unused.delete(path);
     return side;
   };
   for (const conflict of open.attributes) {
+    const key = attributeKey(conflict);
+    if (isReopened(conflict.path, key)) continue;
     const side = sideOf(conflict.path);
-    if (side !== undefined) taken.attributes.push({ ...attributeKey(conflict), side });
+    if (side !== undefined) taken.attributes.push({ ...key, side });
   }
   const listed = readList(folder);
   const tree = listed === undefined ? undefined : openTree(folder);
   try {
     for (const conflict of open.contents) {
-      const side = sideOf(conflict.path);
       const key = contentKey(conflict);
+      if (isReopened(conflict.path, key)) continue;
+      const side = sideOf(conflict.path);
       if (side !== undefined) taken.contents.push({ ...key, result: { side } });
       else if (tree !== undefined && listed?.some((each) => isSameKey(each, key))) {
         const result = await readResult(tree, conflict);

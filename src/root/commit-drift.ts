@@ -45,7 +45,7 @@ export async function writeUncommitted(
     throw dirty(
       "git's index has changes that are neither in the last commit nor in the files",
       differing.map(showPath),
-      "commit them (git -C / commit), or take them out of the index (git -C / reset)",
+      `commit them (git -C ${rootDir} commit), or take them out of the index (git -C ${rootDir} reset)`,
     );
   }
   await scratch.run(["update-index", "--add", "--remove", "-z", "--stdin"], {

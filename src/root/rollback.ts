@@ -38,7 +38,7 @@ export async function planRootRollback(options: RollbackOptions): Promise<RootPl
   const { git, installed, release } = options;
   const found = await readSite(git);
   await requireMovable(git, found.branch);
-  requireRelease(found, installed);
+  requireRelease(git, found, installed);
   const scratch = createBorrower(join(options.scratchDir, "root.git"), git);
   const uncommitted = await takeUncommitted(scratch, found, options);
   const [base, theirs] = await treesOf(git, installed.mergeCommit);
@@ -85,8 +85,9 @@ export async function planRootRollback(options: RollbackOptions): Promise<RootPl
 }
 
 /** The release that is to be taken back must be the one that `/` has. */
-function requireRelease({ previousRelease }: Site, { releaseCommit }: RootPlan): void {
+function requireRelease({ gitDir }: Git, { previousRelease }: Site, { releaseCommit }: RootPlan): void {
   if (previousRelease === releaseCommit) return;
+  const update = `git --git-dir=${gitDir} update-ref`;
   throw new ZferryError(
     "base-mismatch",
     `refs/zferry/release is ${previousRelease ?? "not there"}, the install left ${releaseCommit ?? "none"}`,
@@ -94,8 +95,8 @@ function requireRelease({ previousRelease }: Site, { releaseCommit }: RootPlan):
       details: { found: previousRelease ?? "", expected: releaseCommit ?? "" },
       hint:
         releaseCommit === null
-          ? "git -C / update-ref -d refs/zferry/release brings it back to that"
-          : `git -C / update-ref refs/zferry/release ${releaseCommit} brings it back to that`,
+          ? `${update} -d refs/zferry/release brings it back to that`
+          : `${update} refs/zferry/release ${releaseCommit} brings it back to that`,
     },
   );
 }

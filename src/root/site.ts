@@ -116,7 +116,7 @@ export async function listStaged(git: Git, tree: string): Promise<Map<RawPath, T
       /^(\d{6}) ([0-9a-f]{40}) ([0-3])\t(.*)$/s.exec(line) ?? [];
     const path = name as RawPath;
     if (stage !== "0")
-      throw dirty("a merge is not concluded", [showPath(path)], "conclude it: git -C / add, and commit");
+      throw dirty("a merge is not concluded", [showPath(path)], "conclude it: git add, and commit");
     const was = committed.get(path);
     committed.delete(path);
     const isSame = was?.mode === mode && was.id === id;
@@ -193,7 +193,7 @@ const assumedUnchanged = async (git: Git): Promise<Set<RawPath>> =>
 
 export async function requireClean(git: Git, scratch: Git, rootDir: string, site: Site): Promise<void> {
   requireConcluded(git);
-  const hint = "commit the site's own changes (git -C / commit -a, or --commit-drift), or take them back";
+  const hint = `commit the site's own changes (git -C ${rootDir} commit -a, or --commit-drift), or take them back`;
   const staged = [...(await listStaged(git, site.head)).keys()];
   if (staged.length > 0)
     throw dirty("git's index has changes that are not committed", staged.map(showPath), hint);

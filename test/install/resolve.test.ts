@@ -48,6 +48,12 @@ const OURS: Edits = {
 
 const ODD_NAME = "caf\\\\351 'and' \\$(touch evil) *";
 
+interface Chosen {
+  readonly ours?: string[];
+  readonly theirs?: string[];
+  readonly again?: string[];
+}
+
 class Resolving {
   readonly #host: BuildHost;
   readonly site: Site;
@@ -66,7 +72,7 @@ class Resolving {
   }
 
   /** @param tool a script that git mergetool is to run */
-  async run(chosen: { ours?: string[]; theirs?: string[] } = {}, tool?: string): Promise<Resolved> {
+  async run(chosen: Chosen = {}, tool?: string): Promise<Resolved> {
     const part = await this.#host.part("r1", "r2");
     const before = this.site.state();
     const resolved = await resolveConflicts({
@@ -76,7 +82,11 @@ class Resolving {
       with: "release r2",
       theirs: "r2",
       tool: tool === undefined ? undefined : this.tool(tool),
-      chosen: { ours: (chosen.ours ?? []) as RawPath[], theirs: (chosen.theirs ?? []) as RawPath[] },
+      chosen: {
+        ours: (chosen.ours ?? []) as RawPath[],
+        theirs: (chosen.theirs ?? []) as RawPath[],
+        again: (chosen.again ?? []) as RawPath[],
+      },
       plan: (how) =>
         this.installed === undefined
           ? this.site.plan(part, how)
@@ -86,7 +96,7 @@ class Resolving {
     return resolved;
   }
 
-  async left(chosen: { ours?: string[]; theirs?: string[] } = {}): Promise<string[]> {
+  async left(chosen: Chosen = {}): Promise<string[]> {
     return (await this.run(chosen)).left.map(({ path, reason }) => `${path} (${reason})`).sort();
   }
 
@@ -191,6 +201,23 @@ it("takes a side of each path", async () => {
   expect(resolving.read("etc/kept")).toBe("kept 2\n");
   expect(resolving.read("etc/binary")).toBe("\0two");
   expect(sh(resolving.site.root, "stat -c %a etc/owned").trim()).toBe("640");
+});
+
+it("takes another decision in the place of the first, or opens it again", async () => {
+  const resolving = new Resolving(OURS);
+  const all = Object.keys(OURS);
+  expect(await resolving.left({ theirs: all })).toEqual([]);
+  expect(await resolving.left({ ours: ["etc/text", "etc/owned"] })).toEqual([]);
+  expect(await resolving.left({ again: ["etc/binary"] })).toEqual([expect.stringContaining("etc/binary (")]);
+  expect(await resolving.left()).toEqual([expect.stringContaining("etc/binary (")]);
+  expect(await resolving.left({ ours: ["etc/binary"] })).toEqual([]);
+  expect(await resolving.left({ again: ["etc/owned"] })).toEqual([expect.stringContaining("etc/owned (")]);
+  expect(await resolving.left({ ours: ["etc/owned"] })).toEqual([]);
+  await resolving.install();
+  expect(resolving.read("etc/text")).toBe("one\nsite\nthree\n");
+  expect(resolving.read("etc/binary")).toBe("\0own");
+  expect(sh(resolving.site.root, "stat -c %a etc/owned").trim()).toBe("640");
+  expect(resolving.site.has("etc/gone")).toBe(false);
 });
 
 it("offers what was settled before for a conflict that is like it, to be confirmed", async () => {
