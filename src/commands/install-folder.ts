@@ -81,7 +81,7 @@ export async function runInstallFolder(
     return env.write(`${JSON.stringify(result)}\n`);
   }
   const { name, sequence } = chosen.release;
-  const present = printable(`${site.product} release ${name} (${sequence}) is installed; nothing to do\n`);
+  const present = `${printable(`${site.product} release ${name} (${sequence}) is installed; nothing to do`)}\n`;
   await env.write(outcome === "present" ? present : done.map((each) => asText(each, options)).join(""));
 }
 
@@ -220,8 +220,8 @@ async function planFolder(
   const [first, ...others] = links;
   if (first === undefined) {
     const present = { outcome: "present", product: site.product, release, chain: [], left: chosen.leftFiles };
-    const text = `${site.product} release ${release.name} (${release.sequence}) is installed; nothing to do\n`;
-    return env.write(env.json ? `${JSON.stringify(present)}\n` : printable(text));
+    const text = `${site.product} release ${release.name} (${release.sequence}) is installed; nothing to do`;
+    return env.write(`${env.json ? JSON.stringify(present) : printable(text)}\n`);
   }
   const onTheWay = { ...options, allowExpired: String(first.release.sequence) };
   const done = await installFile(first.file, site, others.length > 0 ? onTheWay : options, env, first.id);
