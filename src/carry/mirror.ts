@@ -7,7 +7,7 @@ import { ZferryError } from "../errors.js";
 import { throwIfInterrupted, type Environment } from "../report.js";
 import { linkBundleFile, openBundleFile, writeBundleFile, type OpenedFile } from "../system/bundle-file.js";
 import { guarded, syncPath, writeFileDurably } from "../system/files.js";
-import { readSmallFile } from "../system/key-files.js";
+import { isMissing, readSmallFile } from "../system/key-files.js";
 import { lockFolder } from "../system/lock.js";
 import { publicKeyOf, type PublicKey, type SecretKey } from "../trust/minisign.js";
 import {
@@ -161,11 +161,7 @@ async function readIndex(folder: string, { key, trusted }: MirrorOptions): Promi
   const path = join(folder, INDEX_NAME);
   const bytes = await readSmallFile(path, "index", INDEX_LIMITS.indexBytes, "index-malformed").catch(
     (error: unknown) => {
-      if (
-        error instanceof ZferryError &&
-        (error.cause as NodeJS.ErrnoException | undefined)?.code === "ENOENT"
-      )
-        return undefined;
+      if (isMissing(error)) return undefined;
       throw error;
     },
   );

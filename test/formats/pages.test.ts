@@ -19,6 +19,7 @@ import { stateSchema } from "../../src/install/state.js";
 import { errorAsJson } from "../../src/report.js";
 import { FEATURES } from "../../src/stream/records.js";
 import { BY_NAME } from "../../src/root/secrets.js";
+import { HTTP_LIMITS } from "../../src/system/http.js";
 import { INIT_SYSTEMS } from "../../src/system/init-system.js";
 import { PUBLIC_KEY } from "../bundle/support.js";
 import { jsonSchema } from "./json-schema.js";
@@ -177,10 +178,11 @@ describe("mirror.md", () => {
   });
 
   test("has the limits of the code", () => {
-    const rows = rowsOf(page).filter(([name = ""]) => name in INDEX_LIMITS);
+    const limits = { ...INDEX_LIMITS, ...HTTP_LIMITS };
+    const rows = rowsOf(page).filter(([name = ""]) => name in limits);
     expect(
       Object.fromEntries(rows.map(([name, value = ""]) => [name, Number(value.replaceAll(",", ""))])),
-    ).toEqual(INDEX_LIMITS);
+    ).toEqual(limits);
   });
 });
 
