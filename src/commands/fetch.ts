@@ -24,7 +24,7 @@ interface FetchCommandOptions {
   readonly for?: string;
   readonly full?: boolean;
   readonly to?: string;
-  readonly output: string;
+  readonly output?: string;
   readonly connections?: string;
   readonly retries?: string;
   readonly timeout?: string;
@@ -49,7 +49,7 @@ export function define(command: Command, environment: () => Environment): void {
     .option("--for <file>", "a site's request, which says what it has")
     .option("--full", "for a new site: start from nothing")
     .option("--to <release>", "the release to lead to (default: the newest)")
-    .option("-o, --output <folder>", "where the bundles go", ".")
+    .option("-o, --output <folder>", "where the bundles go (default: the working folder)")
     .option(
       "--connections <number>",
       `at a time (default: ${CONNECTIONS.usual}, at most ${CONNECTIONS.most})`,
@@ -91,7 +91,8 @@ export async function runFetch(
   if (options.key !== undefined && starts.length === 0) {
     throw new ZferryError("usage", "with --key, --from, --for or --full must say what to start from");
   }
-  requireFolder(options.output);
+  const { output = "." } = options;
+  requireFolder(output);
   const trust = await readTrust(options);
   const client = await openHttp({
     caFile: options.caFile,
@@ -123,7 +124,7 @@ export async function runFetch(
     const chain = await choose(index, options);
     const files: FetchedFile[] = [];
     for (const { entry } of chain.links) {
-      const file = join(options.output, entry.path);
+      const file = join(output, entry.path);
       const isThere = existsSync(file);
       if (isThere) await requireSame(file, entry, trust, env);
       else await fetchBundle(entry, index.product, mirrors, file, trust, fetching);
