@@ -1,4 +1,4 @@
-import { spawn, type ChildProcess } from "node:child_process";
+import { spawn, spawnSync, type ChildProcess } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { createServer as createHttpServer } from "node:http";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
@@ -193,6 +193,53 @@ describe("bundle fetch from nginx", () => {
     const refused = await fetch([address(), ...FROM, "--retries", "0"], env);
     expect([refused.status, asked]).toEqual([16, [`${address()}index.signed`]]);
     expect((await fetch([address(), ...FROM], { ...env, no_proxy: "127.0.0.1" })).status).toBe(0);
+    proxy.close();
+    proxy.closeAllConnections();
+  });
+});
+
+describe("bundle fetch over TLS", () => {
+  test("believes the certificates of --ca-file, also through a proxy's CONNECT, and no others", async () => {
+    const request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=mirror";
+    const made = spawnSync(
+      "openssl",
+      [
+        ...request.split(" "),
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-keyout",
+        "tls.key",
+        "-out",
+        "tls.pem",
+      ],
+      { cwd: folder.path },
+    );
+    expect(made.status).toBe(0);
+    const tls = await freePort();
+    await nginx(
+      port,
+      `listen 127.0.0.1:${tls} ssl; ssl_certificate ${folder.file("tls.pem")}; ssl_certificate_key ${folder.file("tls.key")};`,
+    );
+    const url = `https://127.0.0.1:${tls}/`;
+    const { status, hint } = told(await fetch([url, ...FROM]));
+    expect([status, hint]).toEqual([16, "if the server has an authority of its own, --ca-file names it"]);
+
+    const asked: string[] = [];
+    const proxy = createHttpServer().on("connect", ({ url: to = "" }, socket) => {
+      asked.push(to);
+      const server = connect(tls, "127.0.0.1", () => {
+        socket.write("HTTP/1.1 200 OK\r\n\r\n");
+        server.pipe(socket).pipe(server);
+      });
+      for (const each of [server, socket]) each.on("error", () => undefined);
+    });
+    await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
+    const { port: at } = proxy.address() as AddressInfo;
+    const result = await fetch([url, ...FROM, "--ca-file", "tls.pem"], {
+      https_proxy: `http://127.0.0.1:${at}`,
+    });
+    expect([result.status, isWhole()]).toEqual([0, true]);
+    expect(new Set(asked)).toEqual(new Set([`127.0.0.1:${tls}`]));
     proxy.close();
     proxy.closeAllConnections();
   });
