@@ -131,6 +131,16 @@ const VERBS: readonly Verb[] = [
     summary: "write a bundle's stream to standard output",
     load: () => import("./commands/send.js"),
   },
+  {
+    name: "mirror",
+    summary: "keep a folder of bundles, with a signed index, for a web server",
+    load: () => import("./commands/mirror.js"),
+  },
+  {
+    name: "fetch",
+    summary: "download the bundles that lead to a release from mirrors",
+    load: () => import("./commands/fetch.js"),
+  },
 ];
 
 /** The name that zferry was started by. */

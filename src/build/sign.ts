@@ -1,6 +1,5 @@
-import { LIMITS, TRAILER } from "../bundle/layout.js";
+import { LIMITS } from "../bundle/layout.js";
 import type { Bundle, Signature } from "../bundle/reader.js";
-import { encodeHead, encodeMember } from "../bundle/writer.js";
 import { ZferryError } from "../errors.js";
 import {
   encodeSignature,
@@ -76,16 +75,4 @@ async function fits(bundle: Bundle, { keyId, bytes }: Signature, publicKey: Publ
   } catch {
     return false;
   }
-}
-
-/** The bundle's file with these signatures. Every content is hashed again as it is copied. */
-export async function* resigned(
-  bundle: Bundle,
-  signatures: readonly Signature[],
-): AsyncGenerator<Uint8Array, void> {
-  yield encodeHead(bundle.manifest, bundle.sums, signatures);
-  for await (const { name, bytes } of bundle.contents()) {
-    yield encodeMember(name, bytes, bundle.manifest.created);
-  }
-  yield TRAILER;
 }

@@ -39,7 +39,7 @@ export const snapshotName = v.pipe(
   v.maxCodePoints(255),
   v.regex(/^[\w.:-][\w.: -]*$/, "is not a snapshot name"),
 );
-const seconds = v.pipe(integer(0, LIMITS.time), v.description("Seconds since 1970."));
+export const seconds = v.pipe(integer(0, LIMITS.time), v.description("Seconds since 1970."));
 export const featureName = v.pipe(v.string(), v.regex(/^[a-z][a-z0-9_]{0,63}$/, "is not a feature name"));
 
 const chunk = table({

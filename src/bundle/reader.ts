@@ -294,6 +294,11 @@ export class Bundle {
     return member;
   }
 
+  /** Where the members lie that follow the manifest, in archive order. */
+  get storedMembers(): readonly StoredMember[] {
+    return [...this.#members.values()].filter(({ name }) => name !== MANIFEST_NAME);
+  }
+
   /** One of the root half's members, decompressed. */
   async rootMember(kind: keyof typeof ROOT_MEMBERS): Promise<Uint8Array> {
     return decodeMember(this.#source, this.#member(ROOT_MEMBERS[kind]), this.#rootBytes(kind));
@@ -342,8 +347,8 @@ export class Bundle {
 
   /** Every member after the signatures and the manifest, as it is stored, in archive order. */
   async *contents(): AsyncGenerator<{ name: string; bytes: Uint8Array }, void, void> {
-    for (const [name, member] of this.#members) {
-      if (name !== MANIFEST_NAME) yield { name, bytes: await readMember(this.#source, member) };
+    for (const member of this.storedMembers) {
+      yield { name: member.name, bytes: await readMember(this.#source, member) };
     }
   }
 

@@ -7,10 +7,11 @@ import {
   paddingOf,
   signatureName,
   SUMS_NAME,
+  TRAILER,
   type Sum,
 } from "./layout.js";
 import { encodeManifest, type Manifest } from "./manifest.js";
-import type { Signature } from "./reader.js";
+import type { Bundle, Signature } from "./reader.js";
 
 /** One member as it lies in the archive: header, content, padding. */
 export const memberParts = (name: string, content: Uint8Array, created: number): Uint8Array[] => [
@@ -46,6 +47,18 @@ export function encodeHead(
     ...sorted.map(({ keyId, bytes }) => encodeMember(signatureName(keyId), bytes, created)),
     encodeMember(MANIFEST_NAME, encodeManifest(manifest), created),
   ]);
+}
+
+/** The bundle's file with these signatures. Every content is hashed again as it is copied. */
+export async function* resigned(
+  bundle: Bundle,
+  signatures: readonly Signature[],
+): AsyncGenerator<Uint8Array, void> {
+  yield encodeHead(bundle.manifest, bundle.sums, signatures);
+  for await (const { name, bytes } of bundle.contents()) {
+    yield encodeMember(name, bytes, bundle.manifest.created);
+  }
+  yield TRAILER;
 }
 
 /** Below so much of raw stream a head is not padded. */

@@ -1,6 +1,7 @@
 import type { Command } from "commander";
-import { readDetached, resigned, signBundle, withSignature } from "../build/sign.js";
+import { readDetached, signBundle, withSignature } from "../build/sign.js";
 import { Bundle, type Signature } from "../bundle/reader.js";
+import { resigned } from "../bundle/writer.js";
 import { ZferryError } from "../errors.js";
 import { printable, type Environment } from "../report.js";
 import { writeBundleFile } from "../system/bundle-file.js";

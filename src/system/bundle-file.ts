@@ -1,7 +1,7 @@
 import { spawn, type StdioOptions } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { constants, type Stats } from "node:fs";
-import { lstat, open, rename, rm, type FileHandle } from "node:fs/promises";
+import { link, lstat, open, rename, rm, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import type { ByteSource } from "../bundle/members.js";
 import { parseVolumeName, volumeName } from "../bundle/volumes.js";
@@ -117,6 +117,37 @@ async function hintAtVolumes(path: string, error: unknown): Promise<unknown> {
     hint: `it is there in volumes: name ${first}`,
     cause: error,
   });
+}
+
+const NO_LINK = new Set(["EXDEV", "EPERM", "EMLINK", "EOPNOTSUPP", "ENOTSUP", "ENOSYS"]);
+const READABLE_BY_ALL = 0o444;
+
+/**
+ * Gives an opened bundle's file a second name, which it must not have yet. A web server must be able to read it.
+ * @returns false where it must be copied: on another file system, or readable for its owner only
+ * @throws ZferryError `output-exists`, `io-failed`
+ */
+export async function linkBundleFile({ name, stat }: OpenedFile, path: string): Promise<boolean> {
+  if (!stat.isFile() || (stat.mode & READABLE_BY_ALL) !== READABLE_BY_ALL) return false;
+  const temporary = temporaryBeside(path);
+  try {
+    await link(name, temporary);
+  } catch (error) {
+    if (NO_LINK.has((error as NodeJS.ErrnoException).code ?? "")) return false;
+    throw mapSystemError(error, path);
+  }
+  try {
+    // What has this name now need not be what was opened, and checked.
+    await requireSame(temporary, stat, name);
+    syncPath(temporary);
+    await refuseExisting(path);
+    await writing(path, () => rename(temporary, path));
+  } catch (error) {
+    await rm(temporary, { force: true });
+    throw error;
+  }
+  syncPath(dirname(path));
+  return true;
 }
 
 /** A bundle's file in the making. Nothing has its final name before it is whole and on the disk. */
@@ -337,11 +368,11 @@ async function writing<Value>(path: string, work: () => Promise<Value>): Promise
 }
 
 /** Two who sign one file at a time must not lose a signature. Each has a lock on the file that it opened. */
-async function requireSame(path: string, before: Stats): Promise<void> {
+async function requireSame(path: string, before: Stats, shown = path): Promise<void> {
   const now = await lstat(path).catch(() => undefined);
   if (now?.ino === before.ino && now.dev === before.dev && now.mtimeMs === before.mtimeMs) return;
-  throw new ZferryError("io-failed", `${path}: was changed or replaced in the meantime`, {
-    details: { file: path },
+  throw new ZferryError("io-failed", `${shown}: was changed or replaced in the meantime`, {
+    details: { file: shown },
     hint: "run the same command again",
   });
 }

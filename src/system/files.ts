@@ -68,6 +68,15 @@ export function requireFileName(path: string, option: string): void {
   }
 }
 
+/**
+ * Refuses a folder that is not there before the work of making what goes into it.
+ * @throws ZferryError `io-failed`
+ */
+export function requireFolder(path: string): void {
+  if (fs.statSync(path, { throwIfNoEntry: false })?.isDirectory() === true) return;
+  throw new ZferryError("io-failed", `${path}: there is no such folder`, { details: { path } });
+}
+
 /** Runs `use`; its system calls fail as {@link mapSystemError} has it. */
 export function guarded<T>(what: string, use: () => T): T {
   try {

@@ -1,7 +1,7 @@
 import { constants } from "node:fs";
 import { lstat, open, readdir, rm, stat, type FileHandle } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { ZferryError, type ErrorCode } from "../errors.js";
+import { systemCode, ZferryError, type ErrorCode } from "../errors.js";
 import { rawBytes, rawPath, showPath } from "../raw-path.js";
 import {
   parsePublicKey,
@@ -55,6 +55,10 @@ export async function readSmallFile(
     );
   }
 }
+
+/** Whether reading a small file failed because there is none. */
+export const isMissing = (error: unknown): boolean =>
+  error instanceof ZferryError && systemCode(error.cause) === "ENOENT";
 
 /** A passphrase is the first line of its file. */
 export async function readPassphraseFile(path: string): Promise<string> {

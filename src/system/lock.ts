@@ -4,7 +4,7 @@ import { open } from "node:fs/promises";
 import { ZferryError } from "../errors.js";
 import { mapSystemError } from "./files.js";
 
-const { O_APPEND, O_CREAT, O_NOFOLLOW, O_NONBLOCK, O_WRONLY } = constants;
+const { O_APPEND, O_CREAT, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_WRONLY } = constants;
 
 /**
  * Takes an exclusive lock on a file, which it makes where there is none. The kernel takes the lock back when this process
@@ -30,6 +30,26 @@ export async function acquireLock(
     throw error;
   }
   return () => file.close();
+}
+
+/**
+ * Takes an exclusive lock on a folder itself, so that there is no file for it.
+ * @throws ZferryError `site-busy`, `io-failed` where there is no such folder
+ */
+export async function lockFolder(path: string): Promise<() => Promise<void>> {
+  const folder = await open(path, O_RDONLY | O_DIRECTORY).catch((error: unknown) => {
+    throw mapSystemError(error, path);
+  });
+  try {
+    lockDescriptor(folder.fd, path, {
+      message: `${path} is locked: another process is changing it`,
+      hint: "wait for it to end, and run the same command again",
+    });
+  } catch (error) {
+    await folder.close();
+    throw error;
+  }
+  return () => folder.close();
 }
 
 /**

@@ -1,4 +1,6 @@
 import { isUtf8 } from "node:buffer";
+import { homedir } from "node:os";
+import { join } from "node:path";
 import {
   BUILD_CONFIG_PATH,
   buildSchema,
@@ -46,4 +48,13 @@ export async function readKeyChange({ keys }: BuildConfig): Promise<KeyChange | 
   const lines = async (paths: readonly string[]): Promise<string[]> =>
     (await Promise.all(paths.map(readPublicKey))).map(publicKeyLine).sort();
   return { counter: keys.counter, add: await lines(keys.add), revoke: await lines(keys.revoke) };
+}
+
+/** The environment variables of this process. */
+export const processVariables = (): Readonly<Record<string, string | undefined>> => process.env;
+
+/** Where a user keeps what a site has in its state folder: the XDG Base Directory Specification has it so. */
+export function userStateFolder(): string {
+  const state = process.env["XDG_STATE_HOME"];
+  return join(state?.startsWith("/") === true ? state : join(homedir(), ".local/state"), "zferry");
 }

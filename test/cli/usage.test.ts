@@ -19,7 +19,7 @@ const runHere = (...args: string[]) => run(args, { cwd: folder.path });
 const VERBS = [
   ...["keygen", "snapshot", "create", "sign", "sums", "verify", "inspect", "copy"],
   ...["plan", "install", "resolve", "rollback", "confirm", "history", "trust", "setup", "status", "send"],
-  ...["environments", "activate", "request", "receipt", "sites"],
+  ...["environments", "activate", "request", "receipt", "sites", "mirror", "fetch"],
 ];
 
 describe("help", () => {

@@ -11,6 +11,7 @@ import { parseReceipt, receiptSchema } from "../../src/carry/receipt.js";
 import { parseRequest, requestSchema } from "../../src/carry/request.js";
 import { VOLUME_LIMITS } from "../../src/bundle/volumes.js";
 import { canonicalJson } from "../../src/canonical-json.js";
+import { INDEX_LIMITS, indexSchema, verifyIndex } from "../../src/carry/index-format.js";
 import { buildSchema, parseConfig, siteSchema } from "../../src/config.js";
 import { EXIT_STATUS, ZferryError } from "../../src/errors.js";
 import { bootUnit } from "../../src/install/boot-units.js";
@@ -18,7 +19,9 @@ import { stateSchema } from "../../src/install/state.js";
 import { errorAsJson } from "../../src/report.js";
 import { FEATURES } from "../../src/stream/records.js";
 import { BY_NAME } from "../../src/root/secrets.js";
+import { HTTP_LIMITS } from "../../src/system/http.js";
 import { INIT_SYSTEMS } from "../../src/system/init-system.js";
+import { PUBLIC_KEY } from "../bundle/support.js";
 import { jsonSchema } from "./json-schema.js";
 import { blocksOf, readPage, rowsOf } from "./page.js";
 
@@ -116,6 +119,7 @@ describe("JSON schemas", () => {
     ["build.schema.json", buildSchema],
     ["request.schema.json", requestSchema],
     ["receipt.schema.json", receiptSchema],
+    ["mirror.schema.json", indexSchema],
   ])("%s is what the code checks", (name, schema) => {
     expect(JSON.parse(readPage(name))).toEqual(jsonSchema(schema));
   });
@@ -159,6 +163,26 @@ describe("configuration.md", () => {
       Object.keys(properties[part].properties).map((key) => `${part}.${key}`),
     );
     expect(keys.sort()).toEqual(known.sort());
+  });
+});
+
+describe("mirror.md", () => {
+  const page = readPage("mirror.md");
+
+  test("has an index that is one, signed by the key of the tests", async () => {
+    const [block = ""] = blocksOf(page, "json example");
+    const [lines = ""] = blocksOf(page, "signature");
+    const bytes = Buffer.from(lines + canonicalJson(JSON.parse(block)));
+    const { index } = await verifyIndex(bytes, [PUBLIC_KEY], "index.signed");
+    expect(index.bundles.map(({ release }) => release.name)).toEqual(["R2"]);
+  });
+
+  test("has the limits of the code", () => {
+    const limits = { ...INDEX_LIMITS, ...HTTP_LIMITS };
+    const rows = rowsOf(page).filter(([name = ""]) => name in limits);
+    expect(
+      Object.fromEntries(rows.map(([name, value = ""]) => [name, Number(value.replaceAll(",", ""))])),
+    ).toEqual(limits);
   });
 });
 

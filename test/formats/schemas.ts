@@ -1,6 +1,7 @@
 // Writes the JSON Schemas of formats/ from the code's own: npx tsx test/formats/schemas.ts
 import { writeFileSync } from "node:fs";
 import { manifestSchema } from "../../src/bundle/manifest.js";
+import { indexSchema } from "../../src/carry/index-format.js";
 import { receiptSchema } from "../../src/carry/receipt.js";
 import { requestSchema } from "../../src/carry/request.js";
 import { buildSchema, siteSchema } from "../../src/config.js";
@@ -12,6 +13,7 @@ const schemas = {
   build: buildSchema,
   request: requestSchema,
   receipt: receiptSchema,
+  mirror: indexSchema,
 };
 
 for (const [name, schema] of Object.entries(schemas)) {

@@ -1,0 +1,108 @@
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import * as v from "valibot";
+import { productName, publicKeyText, seconds, sequenceNumber } from "../bundle/manifest.js";
+import { ZferryError } from "../errors.js";
+import { formatTime } from "../report.js";
+import { checkValue, list, table } from "../schema.js";
+import { guarded, writeFileDurably } from "../system/files.js";
+import { isMissing, readSmallFile } from "../system/key-files.js";
+import { publicKeyLine, type PublicKey } from "../trust/minisign.js";
+import type { MirrorIndex } from "./index-format.js";
+
+// formats/mirror.md, What a client remembers.
+
+const FILE_NAME = "mirrors.json";
+const MAX_BYTES = 1 << 20;
+
+export const seenSchema = table({
+  version: v.literal(1),
+  indexes: v.pipe(
+    list(
+      table({ product: productName, key: publicKeyText, counter: sequenceNumber, created: seconds }),
+      1_000,
+    ),
+    v.description("The newest index by each key, of each product."),
+  ),
+});
+type Seen = v.InferOutput<typeof seenSchema>;
+
+/** The newest indexes that a client accepted, so that no mirror can turn back. */
+export interface SeenIndexes {
+  /** @throws ZferryError `index-expired`, `index-rolled-back` */
+  judge(index: MirrorIndex, signer: PublicKey, name: string, now: Date): void;
+  /** Remembers an index that was judged. */
+  accept(index: MirrorIndex, signer: PublicKey): void;
+}
+
+/**
+ * @param folder where they are kept; made if it is not there
+ * @throws ZferryError `journal-malformed`, `not-permitted`, `io-failed`
+ */
+export async function openSeenIndexes(folder: string): Promise<SeenIndexes> {
+  const path = join(folder, FILE_NAME);
+  let seen = await readSeen(path);
+  const of = (product: string, signer: PublicKey) =>
+    seen.indexes.find((each) => each.product === product && each.key === publicKeyLine(signer));
+  return {
+    judge({ product, counter, expires }, signer, name, now) {
+      const before = of(product, signer);
+      const time = Math.max(Math.floor(now.getTime() / 1000), before?.created ?? 0);
+      if (expires < time) {
+        throw new ZferryError(
+          "index-expired",
+          `${name}: the index expired at ${formatTime(expires)}, it is ${formatTime(time)}`,
+          {
+            details: { url: name, expires, time },
+            hint: "the mirror may hide what is new: ask its publisher, who renews it with bundle mirror index",
+          },
+        );
+      }
+      if (before !== undefined && counter < before.counter) {
+        throw new ZferryError(
+          "index-rolled-back",
+          `${name}: the index has counter ${counter}, ${before.counter} was seen before`,
+          {
+            details: { url: name, found: counter, seen: before.counter },
+            hint: "a copy of a mirror may be late: try again later, or take another mirror",
+          },
+        );
+      }
+    },
+    accept({ product, counter, created }, signer) {
+      const before = of(product, signer);
+      if (before !== undefined && before.counter >= counter) return;
+      const key = publicKeyLine(signer);
+      seen = {
+        version: 1,
+        indexes: [...seen.indexes.filter((each) => each !== before), { product, key, counter, created }],
+      };
+      guarded(folder, () => mkdirSync(folder, { recursive: true, mode: 0o700 }));
+      writeFileDurably(path, `${JSON.stringify(seen)}\n`, 0o600);
+    },
+  };
+}
+
+async function readSeen(path: string): Promise<Seen> {
+  const bytes = await readSmallFile(path, "seen indexes", MAX_BYTES, "journal-malformed").catch(
+    (error: unknown) => {
+      if (isMissing(error)) return undefined;
+      throw error;
+    },
+  );
+  if (bytes === undefined) return { version: 1, indexes: [] };
+  const malformed = (fault: string): ZferryError =>
+    new ZferryError("journal-malformed", `${path}: ${fault}`, {
+      details: { file: path },
+      hint: "it says which indexes were seen; without it an old one could be taken for new",
+    });
+  let value: unknown;
+  try {
+    value = JSON.parse(bytes.toString("utf8"));
+  } catch {
+    throw malformed("is no JSON");
+  }
+  const parsed = checkValue(seenSchema, value);
+  if (parsed.fault !== undefined) throw malformed(parsed.fault);
+  return parsed.value;
+}

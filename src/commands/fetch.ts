@@ -1,0 +1,213 @@
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Command } from "commander";
+import { chooseChain, type Chain, type ChainStart } from "../carry/chain.js";
+import { fetchBundle, fetchIndex, mirrorAt, startFrom, type FetchOptions } from "../carry/fetch.js";
+import { entryLink, type IndexEntry, type MirrorIndex } from "../carry/index-format.js";
+import { openSeenIndexes } from "../carry/seen.js";
+import type { Trust } from "../bundle/reader.js";
+import { ZferryError } from "../errors.js";
+import { formatBytes, formatTime, printable, type Environment } from "../report.js";
+import { openBundleFile } from "../system/bundle-file.js";
+import { openHttp, parseUrl } from "../system/http.js";
+import { requireFolder } from "../system/files.js";
+import { processVariables, userStateFolder } from "../system/settings.js";
+import { usualThreads } from "../system/threads.js";
+import { readTrust, repeatable, wholeNumber } from "./summary.js";
+import { verifyWhole } from "./verify.js";
+
+interface FetchCommandOptions {
+  readonly key?: readonly string[];
+  readonly config?: string;
+  readonly from?: readonly string[];
+  readonly for?: string;
+  readonly full?: boolean;
+  readonly to?: string;
+  readonly output?: string;
+  readonly connections?: string;
+  readonly retries?: string;
+  readonly timeout?: string;
+  readonly limitRate?: string;
+  readonly caFile?: string;
+}
+
+const CONNECTIONS = { usual: 4, most: 16 };
+const RETRIES = { usual: 5, most: 100 };
+const TIMEOUT = { usual: 30, most: 600 };
+const LONGEST_PAUSE_SECONDS = 30;
+
+export function define(command: Command, environment: () => Environment): void {
+  command
+    .argument("<urls...>", "mirrors of one publisher, as http:// or https:// addresses of their folders")
+    .option("-k, --key <file>", "a public key that may have signed; can be repeated", repeatable)
+    .option(
+      "--config <file>",
+      "the site's configuration, where this is a site (default: /etc/zferry/site.toml)",
+    )
+    .option("--from <guid>", "the snapshot to start from; can be repeated, one for each stream", repeatable)
+    .option("--for <file>", "a site's request, which says what it has")
+    .option("--full", "for a new site: start from nothing")
+    .option("--to <release>", "the release to lead to (default: the newest)")
+    .option("-o, --output <folder>", "where the bundles go (default: the working folder)")
+    .option(
+      "--connections <number>",
+      `at a time (default: ${CONNECTIONS.usual}, at most ${CONNECTIONS.most})`,
+    )
+    .option(
+      "--retries <number>",
+      `failures in a row until a mirror is left alone (default: ${RETRIES.usual})`,
+    )
+    .option(
+      "--timeout <seconds>",
+      `until a server that gives nothing counts as failed (default: ${TIMEOUT.usual})`,
+    )
+    .option("--limit-rate <rate>", "bytes a second at most, of all connections; with k, M or G: times 1024")
+    .option("--ca-file <file>", "certificates to believe instead of the usual ones, in PEM")
+    .addHelpText(
+      "after",
+      "\nWhat was downloaded in part is gone on with by the same command. http_proxy, https_proxy and no_proxy are respected." +
+        "\n\nExamples:\n  bundle fetch https://mirror.example/gentoo/ -o /var/cache/bundles      # on a site" +
+        "\n  bundle fetch https://mirror.example/gentoo/ --key release.pub --from 1234605616436508552 -o /media/stick",
+    )
+    .action((urls: readonly string[], options: FetchCommandOptions) =>
+      runFetch(urls, options, environment()),
+    );
+}
+
+/** Downloads the bundles that lead to a release, from one mirror or several. */
+export async function runFetch(
+  urls: readonly string[],
+  options: FetchCommandOptions,
+  env: Environment,
+): Promise<void> {
+  const mirrors = urls.map(parseUrl).map(mirrorAt);
+  const connections = wholeNumber(options.connections, "--connections", 1, CONNECTIONS.most);
+  const retries = wholeNumber(options.retries, "--retries", 0, RETRIES.most);
+  const timeoutSeconds = wholeNumber(options.timeout, "--timeout", 1, TIMEOUT.most) ?? TIMEOUT.usual;
+  const bytesPerSecond = rateOf(options.limitRate);
+  const starts = [options.from, options.for, options.full].filter((each) => each !== undefined);
+  if (starts.length > 1) throw new ZferryError("usage", "--from, --for and --full contradict each other");
+  if (options.key !== undefined && starts.length === 0) {
+    throw new ZferryError("usage", "with --key, --from, --for or --full must say what to start from");
+  }
+  const { output = "." } = options;
+  requireFolder(output);
+  const trust = await readTrust(options);
+  const client = await openHttp({
+    caFile: options.caFile,
+    bytesPerSecond,
+    timeoutSeconds,
+    signal: env.signal,
+    env: processVariables(),
+  });
+  try {
+    const fetching: FetchOptions = {
+      client,
+      connections: connections ?? CONNECTIONS.usual,
+      retries: retries ?? RETRIES.usual,
+      pause: (failures) =>
+        sleep(Math.min(LONGEST_PAUSE_SECONDS, 2 ** (failures - 1)) * 1000, undefined, { signal: env.signal }),
+      note: (line) => env.note(line),
+      progress: env.progress,
+      signal: env.signal,
+    };
+    const seen = await openSeenIndexes(await stateFolder(options));
+    const index = await fetchIndex(mirrors, trust.keys, seen, env.now(), fetching);
+    if (trust.product !== undefined && trust.product !== index.product) {
+      throw new ZferryError(
+        "product-mismatch",
+        `the mirror is of product ${index.product}, this site has ${trust.product}`,
+        { details: { found: index.product, expected: trust.product } },
+      );
+    }
+    const chain = await choose(index, options);
+    const files: FetchedFile[] = [];
+    for (const { entry } of chain.links) {
+      const file = join(output, entry.path);
+      const isThere = existsSync(file);
+      if (isThere) await requireSame(file, entry, trust, env);
+      else await fetchBundle(entry, index.product, mirrors, file, trust, fetching);
+      files.push({ file, bytes: entry.size, release: entry.release, fetched: !isThere });
+      if (!env.json) await env.write(`${printable(file)}\n`);
+      if (entry.expires !== undefined && entry.expires * 1000 < env.now().getTime())
+        env.note(`${file} expired at ${formatTime(entry.expires)}`);
+    }
+    const bytes = files.reduce((sum, file) => sum + (file.fetched ? file.bytes : 0), 0);
+    if (env.json) {
+      const { product, counter, expires } = index;
+      const result = { product, release: chain.release, counter, expires, files };
+      return await env.write(`${JSON.stringify(result)}\n`);
+    }
+    env.note(
+      files.length === 0
+        ? `nothing to do: release ${chain.release.name} is there`
+        : `release ${chain.release.name}: ${files.length} ${files.length === 1 ? "bundle" : "bundles"}, ${formatBytes(bytes)} downloaded`,
+    );
+  } finally {
+    env.progress.end();
+    client.close();
+  }
+}
+
+interface FetchedFile {
+  readonly file: string;
+  readonly bytes: number;
+  readonly release: IndexEntry["release"];
+  /** False for one that was there. */
+  readonly fetched: boolean;
+}
+
+/** @throws ZferryError `usage` */
+function rateOf(text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  const [, digits = "", unit = ""] = /^([0-9]{1,9})([kKMG]?)$/.exec(text) ?? [];
+  const rate = Number(digits) * 1024 ** " kMG".indexOf(unit.replace("K", "k") || " ");
+  if (digits !== "" && rate > 0) return rate;
+  throw new ZferryError("usage", `--limit-rate: ${text} is not a number of bytes such as 500k or 2M`);
+}
+
+/** Where the indexes are remembered that were seen: a site's state, or the user's. */
+async function stateFolder({ key, config }: FetchCommandOptions): Promise<string> {
+  if (key !== undefined) return userStateFolder();
+  const { readSiteConfig } = await import("../system/settings.js");
+  return (await readSiteConfig(config)).state;
+}
+
+type EntryLink = ReturnType<typeof entryLink>;
+
+async function choose(index: MirrorIndex, options: FetchCommandOptions): Promise<Chain<EntryLink>> {
+  const links = index.bundles.map((entry) => entryLink(entry, index.product));
+  const { to, full } = options;
+  return chooseChain(links, await startOf(index, options), { to, full });
+}
+
+async function startOf(index: MirrorIndex, options: FetchCommandOptions): Promise<ChainStart> {
+  if (options.from !== undefined || options.full === true) return startFrom(index, options.from ?? []);
+  if (options.for !== undefined) {
+    const { parseRequest, startOfRequest } = await import("../carry/request.js");
+    const { readStatementFile } = await import("../carry/sites.js");
+    const bytes = await readStatementFile(options.for, "request");
+    return startOfRequest(parseRequest(bytes, options.for).value);
+  }
+  const { readSiteConfig } = await import("../system/settings.js");
+  const { readChainStart } = await import("../carry/site.js");
+  const { openState } = await import("../install/state.js");
+  const site = await readSiteConfig(options.config);
+  return readChainStart(site, await openState(site.state).readState());
+}
+
+/** One that is there already counts if it is the one that the index names, whole. */
+async function requireSame(path: string, entry: IndexEntry, trust: Trust, env: Environment): Promise<void> {
+  const file = await openBundleFile(path, usualThreads());
+  try {
+    const { identity } = await verifyWhole(file, trust, env);
+    if (identity === entry.identity) return;
+    throw new ZferryError("output-exists", `${path}: there is another bundle of this name already`, {
+      details: { file: path, expected: entry.identity, found: identity },
+      hint: "remove it, or name another folder with -o",
+    });
+  } finally {
+    await file.close();
+  }
+}

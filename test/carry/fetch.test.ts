@@ -1,0 +1,364 @@
+import { randomBytes } from "node:crypto";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { Bundle } from "../../src/bundle/reader.js";
+import { fetchBundle, fetchIndex, mirrorAt, startFrom, type FetchOptions } from "../../src/carry/fetch.js";
+import { encodeIndex, entryOf, INDEX_NAME, type IndexEntry } from "../../src/carry/index-format.js";
+import { openSeenIndexes } from "../../src/carry/seen.js";
+import { openHttp, parseUrl, type HttpClient } from "../../src/system/http.js";
+import { partOf } from "../../src/system/part-file.js";
+import { generateKeyPair } from "../../src/trust/minisign.js";
+import { encodeRecord } from "../../src/stream/records.js";
+import { KEY, input, pack, PUBLIC_KEY, refusal, rootInput, sourceOf, TRUST } from "../bundle/support.js";
+import { randomOf } from "../fuzz/random.js";
+import { begin, end, seal, TOGUID } from "../stream/support.js";
+import { faultServer, type Fault, type FaultServer } from "./fault-server.js";
+import { DAY, entry, index, NOW } from "./mirrors.js";
+
+/** A stream whose chunks do not become smaller. */
+const noise = (): Uint8Array =>
+  seal([
+    begin({ toname: "tank/BUILD/gentoo/usr@R2" }),
+    ...Array.from({ length: 10 }, (_, at) =>
+      encodeRecord(
+        "WRITE",
+        { object: BigInt(at + 1), type: 19, logicalSize: BigInt(100 << 10), toguid: TOGUID },
+        randomBytes(100 << 10),
+      ),
+    ),
+    end(),
+  ]);
+
+/** From 0 up to 1. */
+const randomFrom = (seed: number): (() => number) => {
+  const below = randomOf(seed);
+  return () => below(2 ** 32) / 2 ** 32;
+};
+
+const whole = await pack({ streams: [input("usr", noise())], root: rootInput() });
+const other = await pack({ streams: [input("usr", noise())], root: rootInput() });
+const entryOfBytes = async (bytes: Buffer): Promise<IndexEntry> =>
+  entryOf(await Bundle.readUnverified(sourceOf(bytes)), "R2.bundle");
+const listed = await entryOfBytes(whole);
+const files = new Map([["R2.bundle", whole]]);
+
+let folder = "";
+let client: HttpClient;
+const servers: FaultServer[] = [];
+const notes: string[] = [];
+const stop = { controller: new AbortController() };
+
+beforeEach(async () => {
+  folder = mkdtempSync(join(tmpdir(), "zferry-fetch-"));
+  stop.controller = new AbortController();
+  notes.length = 0;
+  client = await openHttp({
+    caFile: undefined,
+    bytesPerSecond: undefined,
+    timeoutSeconds: 0.3,
+    signal: stop.controller.signal,
+    env: {},
+  });
+});
+afterEach(async () => {
+  client.close();
+  await Promise.all(servers.splice(0).map((server) => server.close()));
+  rmSync(folder, { recursive: true });
+});
+
+const options = (changed: Partial<FetchOptions> = {}): FetchOptions => ({
+  client,
+  connections: 3,
+  retries: 5,
+  pause: async () => undefined,
+  note: (line) => notes.push(line),
+  progress: { update: () => undefined, end: () => undefined },
+  signal: stop.controller.signal,
+  ...changed,
+});
+
+async function serve(
+  choose: (path: string) => Fault,
+  random?: () => number,
+  has: ReadonlyMap<string, Buffer> = files,
+): Promise<FaultServer> {
+  const server = await faultServer(has, choose, random, other);
+  servers.push(server);
+  return server;
+}
+
+const target = (): string => join(folder, "R2.bundle");
+const fetchFrom = (from: readonly FaultServer[], changed: Partial<FetchOptions> = {}, what = listed) =>
+  fetchBundle(
+    what,
+    "demo",
+    from.map(({ url }) => mirrorAt(url)),
+    target(),
+    TRUST,
+    options(changed),
+  );
+
+describe("a bundle", () => {
+  test("comes from an honest server, and nothing else is left", async () => {
+    const { identity } = await fetchFrom([await serve(() => "none")]);
+    expect(identity).toBe(listed.identity);
+    expect(readFileSync(target()).equals(whole)).toBe(true);
+    expect(readdirSync(folder)).toEqual(["R2.bundle"]);
+  });
+
+  test("comes from two servers at once", async () => {
+    const both = [await serve(() => "none"), await serve(() => "none")];
+    await fetchFrom(both, { connections: 4 });
+    expect(both.every(({ asked }) => asked.length > 0)).toBe(true);
+    expect(readFileSync(target()).equals(whole)).toBe(true);
+  });
+
+  test.each<Fault>(["whole", "longer"])("comes from a server that is %s", async (fault) => {
+    const server = await serve(() => fault);
+    await fetchFrom([server]);
+    expect(readFileSync(target()).equals(whole)).toBe(true);
+  });
+
+  test.each<Fault>(["cut", "flip", "zeros", "swap", "length-lie", "total-lie", "range-lie", "busy", "stall"])(
+    "comes though the only server answers with %s now and then",
+    async (fault) => {
+      const random = randomFrom(7);
+      let turn = 0;
+      await fetchFrom([await serve(() => ((turn += 1) % 3 === 1 ? fault : "none"), random)]);
+      expect(readFileSync(target()).equals(whole)).toBe(true);
+    },
+  );
+
+  test.each<Fault>(["gone", "gzip", "loop", "to-file", "headers", "swap", "flip", "stall", "busy", "zeros"])(
+    "comes from the other server where one always answers with %s",
+    async (fault) => {
+      await fetchFrom([await serve(() => fault), await serve(() => "none")], { retries: 2 });
+      expect(readFileSync(target()).equals(whole)).toBe(true);
+    },
+  );
+
+  test.each<[Fault, string]>([
+    ["gone", "download-failed"],
+    ["gzip", "download-failed"],
+    ["loop", "download-failed"],
+    ["to-file", "download-failed"],
+    ["headers", "download-failed"],
+    ["busy", "download-failed"],
+    ["stall", "download-failed"],
+    ["range-lie", "download-failed"],
+    ["total-lie", "download-failed"],
+    ["swap", "content-mismatch"],
+  ])("does not come where all servers always answer with %s: %s", async (fault, code) => {
+    const { code: found } = await refusal(async () => fetchFrom([await serve(() => fault)], { retries: 1 }));
+    expect([found, existsSync(target())]).toEqual([code, false]);
+  });
+
+  test("whose chunks are wrong everywhere is named so, and what was right stays for the next time", async () => {
+    const wrong = Buffer.from(whole);
+    const at = whole.length - 20_000;
+    wrong[at] = (wrong[at] as number) ^ 1;
+    const bad = await serve(() => "none", undefined, new Map([["R2.bundle", wrong]]));
+    const { code, message } = await refusal(() => fetchFrom([bad]));
+    expect([code, message]).toEqual([
+      "content-mismatch",
+      expect.stringMatching(/streams\/usr\/0000000[0-9]/),
+    ]);
+    expect(readdirSync(folder)).toEqual([".R2.bundle.part"]);
+
+    const good = await serve(() => "none");
+    await fetchFrom([good]);
+    expect(readFileSync(target()).equals(whole)).toBe(true);
+    // One chunk, and no head.
+    expect(good.asked).toHaveLength(1);
+  });
+
+  test("goes on within a chunk after an interruption", async () => {
+    const server = await serve(() => "none");
+    let calls = 0;
+    const progress = {
+      update: () => void ((calls += 1) === 8 && stop.controller.abort()),
+      end: () => undefined,
+    };
+    expect((await refusal(() => fetchFrom([server], { progress, connections: 1 }))).code).toBe("interrupted");
+    expect(readdirSync(folder)).toEqual([".R2.bundle.part"]);
+    stop.controller = new AbortController();
+    client = await openHttp({
+      caFile: undefined,
+      bytesPerSecond: undefined,
+      timeoutSeconds: 1,
+      signal: stop.controller.signal,
+      env: {},
+    });
+    const again = await serve(() => "none");
+    await fetchFrom([again]);
+    expect(readFileSync(target()).equals(whole)).toBe(true);
+    const asked = again.asked.map(({ range = "" }) => Number(/=([0-9]+)-/.exec(range)?.[1]));
+    expect(Math.min(...asked)).toBeGreaterThan(100_000);
+  });
+
+  test("is not spoilt by what lies in its part", async () => {
+    writeFileSync(partOf(target()), randomBytes(whole.length + 5_000));
+    await fetchFrom([await serve(() => "none")]);
+    expect(readFileSync(target()).equals(whole)).toBe(true);
+  });
+
+  test("is refused where the index tells of it what is not so", async () => {
+    const lie = { ...listed, release: { name: "R3", sequence: 3 } };
+    const { code } = await refusal(async () => fetchFrom([await serve(() => "none")], {}, lie));
+    expect([code, existsSync(target())]).toEqual(["index-malformed", false]);
+  });
+
+  test("that is not signed by a trusted key is refused, though the index lists it", async () => {
+    const foreign = await pack({ key: generateKeyPair().secretKey });
+    const server = await serve(() => "none", undefined, new Map([["R2.bundle", foreign]]));
+    const { code } = await refusal(async () => fetchFrom([server], {}, await entryOfBytes(foreign)));
+    expect([code, existsSync(target())]).toEqual(["signature-missing", false]);
+  });
+});
+
+const SEED = Number(process.env["ZFERRY_SEED"] ?? 20261126);
+const TRANSIENT: Fault[] = [
+  "none",
+  "none",
+  "cut",
+  "flip",
+  "zeros",
+  "swap",
+  "whole",
+  "longer",
+  "length-lie",
+  "total-lie",
+  "range-lie",
+  "busy",
+];
+const LASTING: Fault[] = ["gone", "gzip", "loop", "to-file", "headers"];
+
+test(`200 faulty downloads: none is accepted wrong, and all but the impossible come (seed ${SEED})`, async () => {
+  const random = randomFrom(SEED);
+  const one = <Item>(from: readonly Item[]): Item => from[Math.floor(random() * from.length)] as Item;
+  let impossible = 0;
+  for (let round = 0; round < 200; round += 1) {
+    // Of up to three servers the last one is honest at times; without it, it need not come.
+    const lasting = Array.from({ length: Math.floor(random() * 3) }, () => {
+      const fault = one(LASTING);
+      return () => (random() < 0.7 ? fault : one(TRANSIENT));
+    });
+    const isPossible = random() < 0.9;
+    const last = isPossible
+      ? () => (random() < 0.5 ? one(TRANSIENT) : "none")
+      : () => one<Fault>(["flip", "swap", "busy", "gzip"]);
+    const from = await Promise.all([...lasting, last].map((choose) => serve(choose, random)));
+    let error: unknown;
+    try {
+      await fetchFrom(from, { retries: 30, connections: 1 + Math.floor(random() * 4) });
+    } catch (thrown) {
+      error = thrown;
+    }
+    if (existsSync(target())) expect(readFileSync(target()).equals(whole)).toBe(true);
+    else {
+      expect([round, isPossible, error]).toEqual([round, false, expect.any(Error)]);
+      impossible += 1;
+    }
+    expect(error === undefined).toBe(existsSync(target()));
+    rmSync(target(), { force: true });
+    rmSync(partOf(target()), { force: true });
+    await Promise.all(servers.splice(0).map((server) => server.close()));
+  }
+  expect(impossible).toBeLessThan(40);
+});
+
+describe("an index", () => {
+  const stranger = generateKeyPair();
+  const now = new Date((NOW + DAY) * 1000);
+  const good = index([entry(1), entry(2)]);
+  const read = async (bytes: readonly (Buffer | Uint8Array)[], at = now) => {
+    const from = await Promise.all(
+      bytes.map((each) => serve(() => "none", undefined, new Map([[INDEX_NAME, Buffer.from(each)]]))),
+    );
+    const seen = await openSeenIndexes(join(folder, "state"));
+    return fetchIndex(
+      from.map(({ url }) => mirrorAt(url)),
+      [PUBLIC_KEY],
+      seen,
+      at,
+      options(),
+    );
+  };
+  const older = index([entry(1)], { counter: NOW - 1, created: NOW - 1 });
+
+  test("is read, and remembered", async () => {
+    expect(await read([encodeIndex(good, KEY)])).toEqual(good);
+    expect(statSync(join(folder, "state/mirrors.json")).mode & 0o777).toBe(0o600);
+    expect(await read([encodeIndex(good, KEY)])).toEqual(good);
+  });
+
+  test.each<[string, Uint8Array, string]>([
+    ["an old one, replayed", encodeIndex(older, KEY), "index-rolled-back"],
+    [
+      "one that expired",
+      encodeIndex(
+        index([entry(1)], { counter: NOW + 1, created: NOW - 9 * DAY, expires: NOW + DAY - 1 }),
+        KEY,
+      ),
+      "index-expired",
+    ],
+    [
+      "one by a foreign key",
+      encodeIndex(index([entry(1)], { counter: NOW + 9 }), stranger.secretKey),
+      "signature-missing",
+    ],
+    ["a huge one", Buffer.alloc((16 << 20) + 1), "index-malformed"],
+    ["an empty one", Buffer.alloc(0), "index-malformed"],
+  ])("is refused: %s", async (_, bytes, code) => {
+    await read([encodeIndex(good, KEY)]);
+    expect((await refusal(() => read([bytes]))).code).toBe(code);
+  });
+
+  test("that was seen makes time go on, where the clock was set back", async () => {
+    await read([
+      encodeIndex(index([], { created: NOW + 40 * DAY, counter: NOW, expires: NOW + 50 * DAY }), KEY),
+    ]);
+    const replayed = encodeIndex(index([], { counter: NOW + 1 }), KEY);
+    expect((await refusal(() => read([replayed]))).code).toBe("index-expired");
+  });
+
+  test("of another mirror counts where one is refused; the newest of several", async () => {
+    const newest = index([entry(1), entry(2), entry(3)], { counter: NOW + 1 });
+    const all = [encodeIndex(good, KEY), Buffer.from("x"), encodeIndex(newest, KEY)];
+    expect(await read(all)).toEqual(newest);
+    expect(notes).toEqual([expect.stringMatching(/^left alone: .*index\.signed/)]);
+  });
+
+  test("is not judged by a memory that is damaged", async () => {
+    await read([encodeIndex(good, KEY)]);
+    writeFileSync(join(folder, "state/mirrors.json"), "{");
+    expect((await refusal(() => read([encodeIndex(good, KEY)]))).code).toBe("journal-malformed");
+  });
+});
+
+describe("what a chain starts from", () => {
+  const mirror = index([entry(1), entry(2)]);
+  test("is the release that a guid is the target of", () => {
+    const { installed, streams, highestSequence } = startFrom(mirror, ["1001"]);
+    expect([installed?.name, highestSequence, streams.get("usr")]).toEqual(["R1", 1, ["1001"]]);
+  });
+
+  test("is a base that no bundle leads to", () => {
+    const { installed, streams } = startFrom(mirror, ["1000"]);
+    expect([installed, streams.get("usr")]).toEqual([undefined, ["1000"]]);
+  });
+
+  test("is not a guid that no bundle knows", async () => {
+    expect((await refusal(() => startFrom(mirror, ["7"]))).code).toBe("chain-missing");
+  });
+});
+
+test.each(["file:///etc/passwd", "ftp://a/", "a/b", "http://user:secret@a/"])(
+  "%s is no address of a mirror",
+  async (text) => {
+    const { code, message } = await refusal(() => parseUrl(text));
+    expect([code, message.includes("secret")]).toEqual(["usage", false]);
+  },
+);

@@ -1,0 +1,231 @@
+import { spawn } from "node:child_process";
+import {
+  chmodSync,
+  copyFileSync,
+  existsSync,
+  linkSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { beforeEach, describe, expect, test } from "vitest";
+import { verifyIndex } from "../../src/carry/index-format.js";
+import { encodePublicKey, encodeSecretKey, generateKeyPair } from "../../src/trust/minisign.js";
+import { flipped, pack, PUBLIC_KEY } from "../bundle/support.js";
+import { errorOf, inFolder, PUBLIC, run, SECRET, told } from "./support.js";
+
+const folder = inFolder();
+const runHere = (...args: string[]) => run(args, { cwd: folder.path });
+const mirror = (...args: string[]) => runHere("mirror", ...args, "--key", SECRET);
+const r2 = await pack();
+const r3 = await pack({ release: { name: "R3", sequence: 3 } });
+const other = generateKeyPair();
+beforeEach(async () => {
+  writeFileSync(folder.file("R2.bundle"), r2);
+  writeFileSync(folder.file("R3.bundle"), r3);
+  writeFileSync(folder.file("other.key"), await encodeSecretKey(other.secretKey, undefined));
+  writeFileSync(folder.file("other.pub"), encodePublicKey(other.publicKey));
+});
+
+const files = (): string[] => readdirSync(folder.file("m")).sort();
+const bundles = (): string[] => files().filter((name) => name.endsWith(".bundle"));
+const index = async (key = PUBLIC_KEY) =>
+  (await verifyIndex(readFileSync(folder.file("m/index.signed")), [key], "index")).index;
+
+describe("bundle mirror add", () => {
+  test("makes a folder with the bundles, a signed index and a page", async () => {
+    const { status, stdout } = await mirror("add", "R3.bundle", "R2.bundle", "m");
+    expect([status, stdout.toString()]).toEqual([
+      0,
+      expect.stringMatching(
+        /^added R3-[0-9a-f]{16}\.bundle, .*\nadded R2-[0-9a-f]{16}\.bundle, .*\nm: product demo, bundles: 2, counter [0-9]+, signed by 0E07B77755AB6E15, until .*\n$/,
+      ),
+    ]);
+    expect(files()).toEqual([...bundles(), "index.html", "index.signed"]);
+    const { bundles: listed, product } = await index();
+    expect([product, listed.map(({ release, path }) => [release.name, path])]).toEqual([
+      "demo",
+      [
+        ["R2", bundles()[0]],
+        ["R3", bundles()[1]],
+      ],
+    ]);
+    expect(readFileSync(folder.file(`m/${bundles()[0]}`)).equals(r2)).toBe(true);
+    expect(readFileSync(folder.file("m/index.html"), "utf8")).toContain(bundles()[0]);
+    expect(statSync(folder.file("m/index.signed")).mode & 0o777).toBe(0o644);
+  });
+
+  test("links what everyone may read, and copies what not", async () => {
+    chmodSync(folder.file("R3.bundle"), 0o600);
+    await mirror("add", "R2.bundle", "R3.bundle", "m");
+    const [two, three] = bundles().map((name) => statSync(folder.file(`m/${name}`)));
+    expect(two?.ino).toBe(statSync(folder.file("R2.bundle")).ino);
+    expect(three?.ino).not.toBe(statSync(folder.file("R3.bundle")).ino);
+    expect((three?.mode ?? 0) & 0o777).toBe(0o644);
+  });
+
+  test("adds one at a time; the counter rises, and what is there stays", async () => {
+    await mirror("add", "R2.bundle", "m");
+    const before = await index();
+    const { stdout } = await mirror("add", "R2.bundle", "R3.bundle", "m", "--json");
+    const result = JSON.parse(stdout.toString()) as { added: { release: object }[]; bundles: object[] };
+    expect(result.added.map(({ release }) => release)).toEqual([{ name: "R3", sequence: 3 }]);
+    expect(result.bundles).toHaveLength(2);
+    expect((await index()).counter).toBeGreaterThan(before.counter);
+  });
+
+  test("a bundle with one more signature takes the place of the one without", async () => {
+    await mirror("add", "R2.bundle", "m");
+    const [before = ""] = bundles();
+    await runHere("sign", "R2.bundle", "--key", "other.key");
+    await mirror("add", "R2.bundle", "m");
+    const [after = ""] = bundles();
+    expect(bundles()).toEqual([after]);
+    expect(after).not.toBe(before);
+    expect((await index()).bundles[0]?.signers).toHaveLength(2);
+  });
+
+  test("takes an index key of its own, with --trust for the bundles'", async () => {
+    const args = ["mirror", "add", "R2.bundle", "m", "--key", "other.key"];
+    expect(errorOf(await runHere(...args, "--json")).code).toBe("signature-missing");
+    expect((await runHere(...args, "--trust", PUBLIC)).status).toBe(0);
+    expect((await index(other.publicKey)).bundles).toHaveLength(1);
+  });
+
+  test.each<[string, () => Buffer | Promise<Buffer>, string]>([
+    ["a flipped bit", () => flipped(r3, r3.length - 1_500), "content-mismatch"],
+    ["a foreign signature", () => pack({ key: other.secretKey }), "signature-missing"],
+    ["another product", () => pack({ product: "office" }), "product-mismatch"],
+    ["the end missing", () => r3.subarray(0, -512), "bundle-truncated"],
+  ])("refuses one with %s, and adds none", async (_, make, code) => {
+    await mirror("add", "R2.bundle", "m");
+    const before = [files(), readFileSync(folder.file("m/index.signed"), "hex")];
+    writeFileSync(folder.file("bad.bundle"), await make());
+    expect(errorOf(await mirror("add", "R3.bundle", "bad.bundle", "m", "--json")).code).toBe(code);
+    expect([files(), readFileSync(folder.file("m/index.signed"), "hex")]).toEqual(before);
+  });
+
+  test("does not go on from an index that somebody else signed", async () => {
+    await mirror("add", "R2.bundle", "m");
+    const result = await runHere("mirror", "add", "R3.bundle", "m", "--key", "other.key", "--trust", PUBLIC);
+    expect(result.status).toBe(0);
+    // R2's own is trusted there; a stranger's is not.
+    const { status, hint } = told(await mirror("add", "R3.bundle", "m"));
+    expect([status, hint]).toEqual([
+      11,
+      "bundle mirror index makes it anew, of all the bundles that are there",
+    ]);
+  });
+
+  test("killed while it copies, leaves nothing that the next one does not remove", async () => {
+    await mirror("add", "R2.bundle", "m");
+    writeFileSync(folder.file("m/.R3-x.bundle.0123456789ab"), "half");
+    writeFileSync(folder.file("m/.keep"), "");
+    await mirror("add", "R3.bundle", "m");
+    expect(files()).toEqual([".keep", ...bundles(), "index.html", "index.signed"]);
+  });
+
+  test("one at a time changes a folder", async () => {
+    mkdirSync(folder.file("m"));
+    const flock = spawn("flock", ["m", "sh", "-c", "echo locked; read -r line"], {
+      cwd: folder.path,
+      stdio: ["pipe", "pipe", "ignore"],
+    });
+    try {
+      await new Promise((resolve) => flock.stdout.once("data", resolve));
+      expect(errorOf(await mirror("add", "R2.bundle", "m", "--json")).code).toBe("site-busy");
+      expect(files()).toEqual([]);
+    } finally {
+      flock.stdin.end("\n");
+      await new Promise((resolve) => flock.once("close", resolve));
+    }
+  });
+});
+
+describe("bundle mirror remove", () => {
+  test("takes all bundles of a release out", async () => {
+    await mirror("add", "R2.bundle", "R3.bundle", "m");
+    const { stdout } = await mirror("remove", "R2", "m");
+    expect(stdout.toString()).toMatch(/^removed R2-/);
+    expect((await index()).bundles.map(({ release }) => release.name)).toEqual(["R3"]);
+    expect(bundles()).toEqual([expect.stringMatching(/^R3-/)]);
+    expect(existsSync(folder.file("R2.bundle"))).toBe(true);
+    await mirror("remove", "R3", "m");
+    expect((await index()).bundles).toEqual([]);
+  });
+
+  test("of a release that is not there changes nothing", async () => {
+    await mirror("add", "R2.bundle", "m");
+    expect(told(await mirror("remove", "R2", "R9", "m"))).toEqual({
+      status: 2,
+      message: "m: has no bundle of release R9",
+      hint: undefined,
+    });
+    expect(bundles()).toHaveLength(1);
+  });
+});
+
+describe("bundle mirror index", () => {
+  test("renews the expiry, and counts on", async () => {
+    await mirror("add", "R2.bundle", "m", "--expires-days", "1");
+    const before = await index();
+    expect(before.expires - before.created).toBe(86_400);
+    await mirror("index", "m");
+    const after = await index();
+    expect(after.expires).toBeGreaterThan(before.expires);
+    expect(after.counter).toBeGreaterThan(before.counter);
+    expect(after.bundles).toEqual(before.bundles);
+  });
+
+  test("has what lies there, whoever put it there, and not what is gone", async () => {
+    await mirror("add", "R2.bundle", "m");
+    rmSync(folder.file(`m/${bundles()[0]}`));
+    copyFileSync(folder.file("R3.bundle"), folder.file("m/mine.bundle"));
+    await mirror("index", "m");
+    expect((await index()).bundles.map(({ path }) => path)).toEqual(["mine.bundle"]);
+  });
+
+  test("begins anew where the index is somebody else's or damaged, and still counts on", async () => {
+    await mirror("add", "R2.bundle", "m");
+    const { counter } = await index();
+    writeFileSync(folder.file("m/index.signed"), "x");
+    const { status, stderr } = await mirror("index", "m");
+    expect([status, stderr]).toEqual([0, expect.stringContaining("the index of before counts for nothing")]);
+    expect((await index()).counter).toBeGreaterThanOrEqual(counter);
+  });
+
+  test("of one bundle twice has the one with more signatures", async () => {
+    await mirror("add", "R2.bundle", "m");
+    linkSync(folder.file(`m/${bundles()[0]}`), folder.file("m/again.bundle"));
+    await runHere("sign", "m/again.bundle", "--key", "other.key");
+    const { stderr } = await mirror("index", "m");
+    expect(stderr).toMatch(/^R2-.*\.bundle is the same bundle as again\.bundle, and is left out\n$/);
+    expect((await index()).bundles.map(({ path }) => path)).toEqual(["again.bundle"]);
+  });
+
+  test.each<[string, Buffer | undefined, string]>([
+    ["a folder without bundles", undefined, "usage"],
+    ["a damaged bundle", Buffer.alloc(2_000), "archive-malformed"],
+  ])("refuses %s", async (_, bytes, code) => {
+    mkdirSync(folder.file("m"));
+    if (bytes !== undefined) writeFileSync(folder.file("m/x.bundle"), bytes);
+    expect(errorOf(await mirror("index", "m", "--json")).code).toBe(code);
+    expect(existsSync(folder.file("m/index.signed"))).toBe(false);
+  });
+});
+
+describe("bundle mirror", () => {
+  test.each([
+    [["add", "m"], "mirror add: m is the only name; the mirror's folder comes last"],
+    [["index", "R2.bundle", "m"], "mirror index takes the mirror's folder alone, not also R2.bundle"],
+    [
+      ["add", "R2.bundle", "m", "--expires-days", "367"],
+      "--expires-days: 367 is not a whole number from 1 to 366",
+    ],
+  ])("%j is a usage error", async (args, message) => {
+    expect(told(await mirror(...args))).toMatchObject({ status: 2, message });
+  });
+});
