@@ -36,6 +36,7 @@ const JOURNAL: InstallJournal = {
   present: [],
   site: { product: "gentoo", root: "/" },
   origin: { file: "/media/R5.bundle", created: 1_800_000_000, signers: [], keys: null },
+  environment: null,
   root: {
     format: 1,
     head: ID,
@@ -72,7 +73,7 @@ const INSTALLATION: Installation = {
   commit: ID,
 };
 const stateOf = (...installations: Installation[]) =>
-  ({ version: 2, product: "demo", highestSequence: 5, installations }) as const;
+  ({ version: 3, product: "demo", highestSequence: 5, installations }) as const;
 
 let folder: string;
 const file = (name: string): string => join(folder, name);

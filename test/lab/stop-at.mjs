@@ -41,12 +41,16 @@ fs.rmSync = (path, options) => {
   rmSync(path, options);
 };
 const CHANGING = {
-  zfs: ["hold", "release", "receive", "rollback", "destroy"],
+  zfs: ["hold", "release", "receive", "rollback", "destroy", "snapshot", "clone"],
+  zpool: ["set"],
   git: ["pack-objects", "update-ref"],
 };
+/** What changes something whatever it is told. */
+const ALWAYS = ["mount", "umount", "chroot"];
 childProcess.spawn = (file, args, options) => {
   const verb = Array.isArray(args) ? args.find((word) => CHANGING[file]?.includes(word)) : undefined;
-  if (verb !== undefined) step(`${file} ${verb}`);
+  if (verb !== undefined && args[0] !== "list") step(`${file} ${verb}`);
+  if (ALWAYS.includes(file)) step(file);
   return spawn(file, args, options);
 };
 syncBuiltinESMExports();

@@ -1,0 +1,120 @@
+import { realpathSync } from "node:fs";
+import { relative } from "node:path";
+import { requireRoot, type SiteConfig } from "../config.js";
+import { ZferryError } from "../errors.js";
+import { showPath, type RawPath } from "../raw-path.js";
+import { pathOf } from "../root/paths.js";
+import type { RootPlan } from "../root/plan.js";
+import { openRepository, splitNul, type Git } from "../system/git.js";
+import { ownMounts } from "../system/mounts.js";
+import { withOwnMounts, type OwnMount } from "../system/private-mounts.js";
+import { datasetExists, getProperties } from "../system/zfs.js";
+import type { NewEnvironment } from "./state.js";
+
+/** The `/` that an install changes, and its repository. */
+export interface SiteRoot {
+  readonly git: Git;
+  readonly rootDir: string;
+}
+
+/** @throws ZferryError `not-configured` where the site has no repository of `/` */
+export async function siteRoot({ root }: SiteConfig): Promise<SiteRoot> {
+  if (root === undefined) {
+    throw new ZferryError(
+      "not-configured",
+      "the bundle changes /, and the site's configuration has no [root]",
+      {
+        hint: 'add [root] with path = "/"',
+      },
+    );
+  }
+  return { git: await openRepository(root.path), rootDir: root.path };
+}
+
+/**
+ * The dataset that is mounted on the site's `/`.
+ * @throws ZferryError `not-configured` where it is another file system
+ */
+export function rootDataset(site: SiteConfig): string {
+  const { path } = requireRoot(site);
+  const { type, source, root } = ownMounts().get(realpathSync(path)) ?? {};
+  if (type === "zfs" && root === "/" && source !== undefined && !source.includes("@")) return source;
+  const found = source === undefined ? "no file system is mounted there" : `it is ${source} (${type})`;
+  throw new ZferryError("not-configured", `${path} is no ZFS dataset, and cannot be cloned: ${found}`, {
+    details: { path },
+    hint: 'mode = "in-place" under [install] changes it itself',
+  });
+}
+
+/**
+ * Runs `use` on the `/` that an install changes: the site's, or that of the boot environment which is made. As long as there is none,
+ * it is the one that will be cloned, for reading. Of neither anything is seen that lies on another file system.
+ * @throws ZferryError `not-configured`, `io-failed`
+ */
+export async function withRoot<T>(
+  environment: NewEnvironment | null,
+  site: SiteConfig,
+  use: (root: SiteRoot) => Promise<T>,
+): Promise<T> {
+  if (environment === null) return use(await siteRoot(site));
+  return withOwnMounts([await rootMount(environment, site)], async (rootDir) => {
+    const git = await openRepository(rootDir);
+    for (const path of [git.gitDir, git.objects]) {
+      if (!relative(realpathSync(rootDir), path).startsWith("..")) continue;
+      throw new ZferryError("not-configured", `the repository of / is ${path}, which is not cloned with it`, {
+        details: { path },
+        hint: "keep it in /.git",
+      });
+    }
+    return use({ git, rootDir });
+  });
+}
+
+/** How the root of a boot environment is mounted, or of what it will be. */
+export async function rootMount({ dataset, origin }: NewEnvironment, site: SiteConfig): Promise<OwnMount> {
+  if (!(await datasetExists(dataset))) {
+    const found = rootDataset(site);
+    if (found === origin) return { args: ["--bind", requireRoot(site).path], path: "/" };
+    throw new ZferryError(
+      "install-pending",
+      `the install that is under way was begun in ${origin}, and / is ${found} now`,
+      { details: { expected: origin, found }, hint: "boot that again, or give it up: bundle abort" },
+    );
+  }
+  const { mountpoint } = await getProperties(dataset, ["mountpoint"]);
+  const options = mountpoint === "legacy" ? [] : ["-o", "zfsutil"];
+  return { args: ["-t", "zfs", ...options, dataset], path: "/" };
+}
+
+/**
+ * Refuses what a clone of the dataset of `/` would not have: files that the repository tracks, or that a plan changes, on other file
+ * systems.
+ * @throws ZferryError `dataset-unsuitable`
+ */
+export async function requireOneFileSystem(
+  site: SiteConfig,
+  git: Git,
+  plan: RootPlan | undefined,
+): Promise<void> {
+  const root = realpathSync(requireRoot(site).path, { encoding: "buffer" }).toString("latin1");
+  const mounted = [...ownMounts().keys()].flatMap((point) => {
+    const path = relative(root, point);
+    return path === "" || path.startsWith("..") ? [] : [path];
+  });
+  if (mounted.length === 0) return;
+  const tracked = splitNul(await git.run(["ls-files", "-z", "--full-name"]));
+  const paths = [...tracked, ...(plan?.changes ?? []).map(({ path }) => pathOf(path))];
+  const found = paths.filter((path) =>
+    mounted.some((point) => path === point || path.startsWith(`${point}/`)),
+  );
+  if (found.length === 0) return;
+  const shown = [...new Set(found)].map((path: RawPath) => showPath(path));
+  throw new ZferryError(
+    "dataset-unsuitable",
+    `the repository of / has files that do not lie on the dataset of /, and are not cloned with it: ${shown.slice(0, 20).join(", ")}`,
+    {
+      details: { paths: shown },
+      hint: `let it not track them, or use mode = "in-place" under [install]`,
+    },
+  );
+}
