@@ -79,7 +79,7 @@ export async function planEnvironment(
 }
 
 function requireName(dataset: string): void {
-  if (v.is(datasetName, dataset)) return;
+  if (v.safeParse(datasetName, dataset).success) return;
   throw new ZferryError("dataset-unsuitable", `no dataset can have the name ${dataset}`, {
     details: { dataset },
   });

@@ -253,7 +253,8 @@ async function execute(
 ): Promise<void> {
   const { status, stderr } = await run(file, all);
   if (status === 0) return;
-  throw new ZferryError("io-failed", `${program} ${args.join(" ")} in a private mount namespace: ${stderr}`, {
+  const said = stderr.replace(/\s*\n\s*/g, "; ");
+  throw new ZferryError("io-failed", `${program} ${args.join(" ")} in a private mount namespace: ${said}`, {
     details: { program, status: status ?? "" },
   });
 }
