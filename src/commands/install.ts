@@ -200,7 +200,7 @@ async function runGoOn(options: CommandOptions, env: Environment): Promise<void>
   }
   threadsOf(options);
   const site = await readSiteConfig(options.config);
-  if (await runPrivately(site, options)) return;
+  if ((await readUnderWay(site)) !== undefined && (await runPrivately(site, options))) return;
   if (options.live && (await runMoved(site, env))) return;
   const journal = await readUnderWay(site);
   if (journal?.operation === "rollback" && !journal.undoing) {

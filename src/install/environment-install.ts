@@ -157,6 +157,12 @@ async function findBase(stream: ManifestStream, home: string): Promise<Snapshot>
       { details: { role }, hint: 'install it with mode = "in-place" under [install]' },
     );
   }
+  if (parentOf(home) === "") {
+    throw new ZferryError("dataset-unsuitable", `${home} is a pool's own dataset: none can be beside it`, {
+      details: { dataset: home },
+      hint: "let the stream have a dataset below it",
+    });
+  }
   const found = await findSnapshots(parentOf(home), base.guid);
   const snapshot = found.find(({ dataset }) => dataset === home) ?? found[0];
   if (snapshot !== undefined) return snapshot;

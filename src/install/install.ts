@@ -1,11 +1,12 @@
 import { rmSync } from "node:fs";
-import { join, resolve } from "node:path";
+import { join, relative, resolve } from "node:path";
 import type { VerifiedBundle } from "../bundle/reader.js";
 import { requireRoot, type SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import type { ProgressReport } from "../report.js";
 import type { RootSpace } from "../root/disk.js";
 import { planRoot, type PlanOptions } from "../root/merge.js";
+import { pathOf } from "../root/paths.js";
 import type { RootPlan } from "../root/plan.js";
 import type { Resolutions, SettledConflict } from "../root/settle.js";
 import { keepAt, withScratch, writeScratchFile } from "../system/scratch.js";
@@ -46,7 +47,7 @@ import {
   type SiteState,
   type StateFolder,
 } from "./state.js";
-import { requireOneFileSystem, withRoot, type SiteRoot } from "./site-root.js";
+import { requireOneFileSystem, trackedPaths, withRoot, type SiteRoot } from "./site-root.js";
 import { carryOut, requireUndoable, undo, type Work } from "./steps.js";
 import { keySetOf, type SiteTrust } from "./trust.js";
 
@@ -451,7 +452,11 @@ async function planRootHalf(
       summary,
       release: release.name,
       progress,
-      space: (found) => told.space.push(...found),
+      // Not where it is mounted for a moment.
+      space: (found) =>
+        told.space.push(
+          ...found.map((each) => ({ ...each, folder: join(path, relative(place.rootDir, each.folder)) })),
+        ),
       warn: (what) => {
         told.warnings.push(what);
         warn(what);
@@ -470,10 +475,10 @@ async function planRootHalf(
     return plan;
   };
   return withRoot(environment, site, async (place) => {
-    if (environment !== null) await requireOneFileSystem(site, place.git, undefined);
+    if (environment !== null) requireOneFileSystem(site, await trackedPaths(place.git));
     const plan = root && (await planHalf(place, root));
     if (environment === null) return plan;
-    await requireOneFileSystem(site, place.git, plan);
+    requireOneFileSystem(site, plan?.changes.map((change) => pathOf(change.path)) ?? []);
     return planFstab(plan, streams, site, place, { scratchDir, release: release.name, date: options.date });
   });
 }

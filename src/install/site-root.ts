@@ -3,8 +3,6 @@ import { relative } from "node:path";
 import { requireRoot, type SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { showPath, type RawPath } from "../raw-path.js";
-import { pathOf } from "../root/paths.js";
-import type { RootPlan } from "../root/plan.js";
 import { openRepository, splitNul, type Git } from "../system/git.js";
 import { ownMounts } from "../system/mounts.js";
 import { withOwnMounts, type OwnMount } from "../system/private-mounts.js";
@@ -37,7 +35,7 @@ export async function siteRoot({ root }: SiteConfig): Promise<SiteRoot> {
  */
 export function rootDataset(site: SiteConfig): string {
   const { path } = requireRoot(site);
-  const { type, source, root } = ownMounts().get(realpathSync(path)) ?? {};
+  const { type, source, root } = ownMounts().get(placeOf(site)) ?? {};
   if (type === "zfs" && root === "/" && source !== undefined && !source.includes("@")) return source;
   const found = source === undefined ? "no file system is mounted there" : `it is ${source} (${type})`;
   throw new ZferryError("not-configured", `${path} is no ZFS dataset, and cannot be cloned: ${found}`, {
@@ -86,29 +84,25 @@ export async function rootMount({ dataset, origin }: NewEnvironment, site: SiteC
   return { args: ["-t", "zfs", ...options, dataset], path: "/" };
 }
 
+/** The paths that a repository tracks. */
+export const trackedPaths = async (git: Git): Promise<RawPath[]> =>
+  splitNul(await git.run(["ls-files", "-z", "--full-name"]));
+
 /**
- * Refuses what a clone of the dataset of `/` would not have: files that the repository tracks, or that a plan changes, on other file
- * systems.
+ * Refuses what a clone of the dataset of `/` would not have: paths of it on other file systems.
  * @throws ZferryError `dataset-unsuitable`
  */
-export async function requireOneFileSystem(
-  site: SiteConfig,
-  git: Git,
-  plan: RootPlan | undefined,
-): Promise<void> {
-  const root = realpathSync(requireRoot(site).path, { encoding: "buffer" }).toString("latin1");
+export function requireOneFileSystem(site: SiteConfig, paths: readonly RawPath[]): void {
+  const root = placeOf(site);
   const mounted = [...ownMounts().keys()].flatMap((point) => {
     const path = relative(root, point);
     return path === "" || path.startsWith("..") ? [] : [path];
   });
-  if (mounted.length === 0) return;
-  const tracked = splitNul(await git.run(["ls-files", "-z", "--full-name"]));
-  const paths = [...tracked, ...(plan?.changes ?? []).map(({ path }) => pathOf(path))];
   const found = paths.filter((path) =>
     mounted.some((point) => path === point || path.startsWith(`${point}/`)),
   );
   if (found.length === 0) return;
-  const shown = [...new Set(found)].map((path: RawPath) => showPath(path));
+  const shown = [...new Set(found)].map(showPath);
   throw new ZferryError(
     "dataset-unsuitable",
     `the repository of / has files that do not lie on the dataset of /, and are not cloned with it: ${shown.slice(0, 20).join(", ")}`,
@@ -118,3 +112,7 @@ export async function requireOneFileSystem(
     },
   );
 }
+
+/** The site's `/` as the kernel names mount points: without links, bytes as characters. */
+const placeOf = (site: SiteConfig): string =>
+  realpathSync(requireRoot(site).path, { encoding: "buffer" }).toString("latin1");
