@@ -90,24 +90,23 @@ function requireName(dataset: string): void {
  * @throws ZferryError `environment-exists`, with all of them
  */
 export async function requireFree(
-  { dataset, origin, snapshot }: NewEnvironment,
-  streams: readonly Pick<StreamPlan, "dataset">[],
+  datasets: readonly string[],
+  snapshot?: Omit<Snapshot, "guid">,
 ): Promise<void> {
   const obstacles = new Obstacles();
-  for (const name of [dataset, ...streams.map((each) => each.dataset)]) {
-    if (await datasetExists(name))
-      obstacles.add(taken(name, "dataset", `zfs rename ${name} to another name`));
-  }
-  const name = fullName({ dataset: origin, name: snapshot });
-  if ((await listSnapshots(origin)).some((each) => each.name === snapshot))
-    obstacles.add(taken(name, "snapshot", `zfs rename ${name} to another name`));
+  for (const name of datasets) if (await datasetExists(name)) obstacles.add(taken(name, "dataset"));
+  if (snapshot !== undefined && (await hasSnapshot(snapshot)))
+    obstacles.add(taken(fullName(snapshot), "snapshot"));
   obstacles.throwAny();
 }
 
-const taken = (name: string, what: string, way: string): ZferryError =>
+const hasSnapshot = async ({ dataset, name }: Omit<Snapshot, "guid">): Promise<boolean> =>
+  (await listSnapshots(dataset)).some((each) => each.name === name);
+
+const taken = (name: string, what: "dataset" | "snapshot"): ZferryError =>
   new ZferryError("environment-exists", `there is a ${what} ${name} already, which the install would make`, {
     details: { name },
-    hint: `${way}, or, if it is of no use any more, zfs destroy -r ${name}`,
+    hint: `zfs rename ${name} to another name, or, if it is of no use any more, zfs destroy -r ${name}`,
   });
 
 /**
@@ -274,7 +273,7 @@ export async function makeClone({ environment, release }: Making): Promise<void>
   if (await datasetExists(dataset)) return requireOwn({ environment, release });
   const from = { dataset: origin, name: snapshot };
   // Of an earlier time.
-  if ((await listSnapshots(origin)).some(({ name }) => name === snapshot)) await destroy(fullName(from));
+  if (await hasSnapshot(from)) await destroy(fullName(from));
   await takeSnapshots([from]);
   const { mountpoint } = await getProperties(origin, ["mountpoint"]);
   const kept = Object.entries(await ownProperties(origin)).filter(([name]) => !NOT_CLONED.test(name));
@@ -289,7 +288,7 @@ export async function makeClone({ environment, release }: Making): Promise<void>
 
 async function requireOwn({ environment: { dataset }, release }: Making): Promise<void> {
   if (await isOwn(dataset, release.identity)) return;
-  throw taken(dataset, "dataset", `zfs rename ${dataset} to another name`);
+  throw taken(dataset, "dataset");
 }
 
 async function isOwn(dataset: string, identity: string): Promise<boolean> {
@@ -310,9 +309,8 @@ export async function removeClone(
     const snapshots = (await listSnapshots(dataset)).map(fullName);
     for (const name of [...snapshots, dataset]) await patiently(options, () => destroy(name));
   }
-  if (!(await datasetExists(origin))) return;
-  if ((await listSnapshots(origin)).some(({ name }) => name === snapshot))
-    await destroy(fullName({ dataset: origin, name: snapshot }));
+  const from = { dataset: origin, name: snapshot };
+  if ((await datasetExists(origin)) && (await hasSnapshot(from))) await destroy(fullName(from));
 }
 
 /**

@@ -337,7 +337,10 @@ async function environmentToMake(
   begun: NewEnvironment | null | undefined,
 ): Promise<NewEnvironment> {
   const environment = begun ?? (await planEnvironment(bundle, site));
-  await requireStateOutside(site, environment.origin);
+  const { dataset, origin, snapshot } = environment;
+  // What is there already, and not of this install, is not to be taken for the clone.
+  if (begun == null) await requireFree([dataset], { dataset: origin, name: snapshot });
+  await requireStateOutside(site, origin);
   return { ...environment, activate: activate ?? environment.activate };
 }
 
@@ -350,7 +353,7 @@ async function planAllStreams(
 ): Promise<StreamPlan[]> {
   if (environment == null) return planStreams(bundle, site, journal !== undefined, live, obstacles);
   const streams = await planStreamsBeside(bundle, site, environment, journal?.streams, obstacles);
-  if (journal === undefined) await obstacles.unless(() => requireFree(environment, streams));
+  if (journal === undefined) await obstacles.unless(() => requireFree(streams.map(({ dataset }) => dataset)));
   return streams;
 }
 

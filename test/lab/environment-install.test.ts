@@ -221,10 +221,14 @@ describe("nothing is changed", () => {
     );
     const here = await site();
     const told = await refusal(`bundle install ${FILE}`);
-    expect(told.map(({ code }) => code)).toEqual(Array(3).fill("environment-exists"));
+    expect(told.map(({ code }) => code)).toEqual(Array(2).fill("environment-exists"));
     expect(told[0]?.message).toBe(`there is a dataset ${ROOT}/R2 already, which the install would make`);
     expect(told[0]?.hint).toContain(`zfs destroy -r ${ROOT}/R2`);
     expect(await site()).toBe(here);
+    await lines(`zfs destroy ${ROOT}/R2; zfs destroy ${ROOT}/site@zferry-R2`);
+    expect((await refusal(`bundle install ${FILE}`)).map(({ message }) => message)).toEqual([
+      `there is a dataset ${USR}/R2 already, which the install would make`,
+    ]);
   });
 
   it("where files of the repository lie elsewhere, or a dataset would be mounted over", async () => {
