@@ -120,8 +120,9 @@ function asJson({ product, state, underWay, environment }: Status): string {
 
 const describeUnderWay = ({ journal, needed, streams }: UnderWay): object => {
   const { operation, release, startedAt, phase, undoing } = journal;
-  const file = (operation === "install" && journal.origin?.file) || null;
-  return { operation, release, startedAt, phase, undoing, file, needed, streams };
+  const { origin = null, environment = null } = operation === "install" ? journal : {};
+  const file = origin?.file ?? null;
+  return { operation, release, startedAt, phase, undoing, file, needed, environment, streams };
 };
 
 function asText({ product, state, underWay, environment }: Status): string {
@@ -165,11 +166,12 @@ const DOING: Record<Phase, string> = {
 
 function describeWay({ journal, needed, streams }: UnderWay): string[] {
   if (journal.operation === "rollback") return describeRollback(journal);
-  const { release, startedAt, phase, undoing, origin } = journal;
+  const { release, startedAt, phase, undoing, origin, environment } = journal;
   const what = `release ${release.name} (${release.sequence}), begun at ${formatTime(startedAt)}`;
   const from = origin === null ? `, and the bundle of ${release.name}` : ` (from ${origin.file})`;
   return [
     `under way: ${what}, ${undoing ? `being given up (${phase})` : DOING[phase]}`,
+    ...(environment === null ? [] : [`  boot environment: ${environment.dataset}`]),
     ...streams.map((stream) => `  ${stream.role}: ${stream.dataset}, ${describeProgress(stream)}`),
     undoing
       ? "  goes on with: bundle abort"

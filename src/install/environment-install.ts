@@ -325,7 +325,7 @@ export async function runAfter(
 ): Promise<void> {
   const { after } = site.install;
   if (after.length === 0) return;
-  const root = await rootMount(environment, site);
+  const root = await rootMount(environment);
   const entries = await withOwnMounts([root], (folder) => {
     const path = resolveWithin(folder, FSTAB);
     return path === undefined ? [] : parseFstab(readText(path));

@@ -47,7 +47,7 @@ import {
   type SiteState,
   type StateFolder,
 } from "./state.js";
-import { requireOneFileSystem, trackedPaths, withRoot, type SiteRoot } from "./site-root.js";
+import { requireOneFileSystem, trackedPaths, withRootToPlan, type SiteRoot } from "./site-root.js";
 import { carryOut, requireUndoable, undo, type Work } from "./steps.js";
 import { keySetOf, type SiteTrust } from "./trust.js";
 
@@ -136,7 +136,7 @@ export async function installBundle(bundle: VerifiedBundle, options: InstallOpti
       {
         ...journal,
         // What was prepared for another plan is of no use.
-        phase: isSame ? phaseToGoOnFrom(journal, plan.streams) : "holding",
+        phase: isSame ? await phaseToGoOnFrom(journal, plan.streams) : "holding",
         streams: plan.streams.map(describeStream),
         site: placeOf(options.site),
         origin: originOf(bundle, plan.keys),
@@ -163,9 +163,14 @@ export const finishInstall = (options: GoOnOptions): Promise<Journal | undefined
     else await carryOut(journal, null, work);
   });
 
-/** A stream that was received may have been taken back since, by hand. */
-function phaseToGoOnFrom(journal: InstallJournal, streams: readonly StreamPlan[]): InstallJournal["phase"] {
-  const { phase, origin } = journal;
+/** What was made or received may have been taken back since, by hand. */
+async function phaseToGoOnFrom(
+  journal: InstallJournal,
+  streams: readonly StreamPlan[],
+): Promise<InstallJournal["phase"]> {
+  const { phase, origin, environment } = journal;
+  if (environment !== null && !isWritten(journal) && !(await datasetExists(environment.dataset)))
+    return "holding";
   const phases = phasesOf(journal);
   // What version 1 of the journal called receiving began with the holds.
   if (origin === null && phase === "receiving") return "holding";
@@ -477,7 +482,7 @@ async function planRootHalf(
     requireOwnUntouched(site, path, plan);
     return plan;
   };
-  return withRoot(environment, site, async (place) => {
+  return withRootToPlan(environment, site, async (place) => {
     if (environment !== null) requireOneFileSystem(site, await trackedPaths(place.git));
     const plan = root && (await planHalf(place, root));
     if (environment === null) return plan;

@@ -45,17 +45,43 @@ export function rootDataset(site: SiteConfig): string {
 }
 
 /**
- * Runs `use` on the `/` that an install changes: the site's, or that of the boot environment which is made. As long as there is none,
- * it is the one that will be cloned, for reading. Of neither anything is seen that lies on another file system.
- * @throws ZferryError `not-configured`, `io-failed`
+ * Runs `use` on the `/` that an install changes: the site's, or that of the boot environment which is made. Of that nothing is seen
+ * that lies on another file system.
+ * @throws ZferryError `environment-missing`, `not-configured`, `io-failed`
  */
-export async function withRoot<T>(
+export const withRoot = async <T>(
+  environment: NewEnvironment | null,
+  site: SiteConfig,
+  use: (root: SiteRoot) => Promise<T>,
+): Promise<T> =>
+  environment === null ? use(await siteRoot(site)) : withMountedRoot(await rootMount(environment), use);
+
+/**
+ * The same for a plan, which changes nothing: as long as there is no clone, with what will be cloned.
+ * @throws ZferryError `install-pending` where that is not what an install was begun in
+ */
+export async function withRootToPlan<T>(
   environment: NewEnvironment | null,
   site: SiteConfig,
   use: (root: SiteRoot) => Promise<T>,
 ): Promise<T> {
-  if (environment === null) return use(await siteRoot(site));
-  return withOwnMounts([await rootMount(environment, site)], async (rootDir) => {
+  if (environment === null || (await datasetExists(environment.dataset)))
+    return withRoot(environment, site, use);
+  const found = rootDataset(site);
+  if (found === environment.origin)
+    return withMountedRoot({ args: ["--bind", requireRoot(site).path], path: "/" }, use);
+  throw new ZferryError(
+    "install-pending",
+    `the install that is under way was begun in ${environment.origin}, and / is ${found} now`,
+    {
+      details: { expected: environment.origin, found },
+      hint: "boot that again, or give it up: bundle abort",
+    },
+  );
+}
+
+const withMountedRoot = <T>(mount: OwnMount, use: (root: SiteRoot) => Promise<T>): Promise<T> =>
+  withOwnMounts([mount], async (rootDir) => {
     const git = await openRepository(rootDir);
     for (const path of [git.gitDir, git.objects]) {
       if (!relative(realpathSync(rootDir), path).startsWith("..")) continue;
@@ -66,18 +92,17 @@ export async function withRoot<T>(
     }
     return use({ git, rootDir });
   });
-}
 
-/** How the root of a boot environment is mounted, or of what it will be. */
-export async function rootMount({ dataset, origin }: NewEnvironment, site: SiteConfig): Promise<OwnMount> {
+/**
+ * How the root of a boot environment is mounted.
+ * @throws ZferryError `environment-missing`
+ */
+export async function rootMount({ dataset }: Pick<NewEnvironment, "dataset">): Promise<OwnMount> {
   if (!(await datasetExists(dataset))) {
-    const found = rootDataset(site);
-    if (found === origin) return { args: ["--bind", requireRoot(site).path], path: "/" };
-    throw new ZferryError(
-      "install-pending",
-      `the install that is under way was begun in ${origin}, and / is ${found} now`,
-      { details: { expected: origin, found }, hint: "boot that again, or give it up: bundle abort" },
-    );
+    throw new ZferryError("environment-missing", `the boot environment ${dataset} is not there any more`, {
+      details: { dataset },
+      hint: "it was destroyed while the install was under way: bundle abort, and install again",
+    });
   }
   const { mountpoint } = await getProperties(dataset, ["mountpoint"]);
   const options = mountpoint === "legacy" ? [] : ["-o", "zfsutil"];
