@@ -77,7 +77,7 @@ const running = (): string => `${script(machine, `fingerprint ${SITE}`)} | sha25
 /** All of the new one but times and numbers. */
 const MADE = `
   ${POOL}
-  zfs get -H -p -s local,received -o name,property,value all ${NEW.join(" ")} | grep -v 'reference\\|used'
+  zfs get -H -p -s local,received -o name,property,value all ${NEW.join(" ")} | sort
   mount -t zfs -o zfsutil ${ROOT}/R2 /media
   cd /media; cat etc/fstab tools/seen
   git status --porcelain; git for-each-ref --format='%(refname) %(tree)'; git rev-parse 'HEAD^{tree}'; git log --format=%s -3
@@ -297,6 +297,30 @@ describe("commands of the site", () => {
     expect(await site()).toBe(before);
     expect(await lines(running())).toBe(unchanged);
   });
+});
+
+/** Has the site run from another environment, as a boot would. */
+const boot = (root: string, name: string): string => `
+  cd /; umount -R ${SITE}
+  mount -t zfs -o zfsutil ${ROOT}/${root} ${SITE}
+  mount -t zfs -o ro ${USR}/${name} ${SITE}/usr; mount -t zfs -o ro ${OPT}/${name} ${SITE}/opt`;
+
+it("is made from the one before, whose datasets the configuration does not name", async () => {
+  await lines(`${RESET}; bundle install ${FILE}; ${boot("R2", "R2")}
+    echo three >${MNT}/build/etc/three; bundle snapshot R3 -m three; bundle create --base R2 --target R3 -o /tmp/R3.bundle`);
+  const told = await lines("bundle install /tmp/R3.bundle");
+  expect(told).toContain(`opt: ${OPT}/R3, from ${OPT}/R2@R2 to R3`);
+  expect(told).toContain(`boots next: ${ROOT}/R3`);
+  expect(
+    await lines(
+      `mount -t zfs -o zfsutil ${ROOT}/R3 /media; cd /media; cat etc/three etc/fstab; cd /; umount /media`,
+    ),
+  ).toBe(`three\n${FSTAB.replaceAll("/gentoo", "/R3").trim()}`);
+  // What it was made from stays as it was.
+  await lines(`zpool set bootfs=${ROOT}/site ${RPOOL}
+    for name in ${ROOT} ${USR} ${OPT}; do zfs destroy -r $name/R3; done
+    ${boot("site", "gentoo")}; zfs destroy ${ROOT}/R2@zferry-R3
+    for name in ${USR} ${OPT}; do zfs release zferry:base $name/R2@R2 || true; done`);
 });
 
 /** The command with a stop before a step, or with none: stop-at.mjs. */
