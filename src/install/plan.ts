@@ -246,7 +246,7 @@ export async function checkDataset(
   ]);
   if (readonly !== "on") {
     warnings.push(
-      `${dataset} ${exists ? "is" : "will be"} writable: what anybody writes to it stands against the next release; zfs set readonly=on ${place}`,
+      `${dataset} ${place === dataset ? "is" : "will be"} writable: what anybody writes to it stands against the next release; zfs set readonly=on ${place}`,
     );
   }
   if (base === undefined) return { space, warnings };

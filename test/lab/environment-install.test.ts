@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { MNT, type Machine } from "./guest.js";
 import { shareOf } from "./rounds.js";
+import { Stopping } from "./stopped-site.js";
 import { distribution, openPools, RPOOL, script, TANK } from "./system.js";
 
 /*
@@ -100,15 +101,15 @@ const RESET = `
   zpool set bootfs=${ROOT}/site ${RPOOL}`;
 
 let machine: Machine;
+let stopping: Stopping;
 let before: string;
 let pool: string;
 let unchanged: string;
 let made: string;
 
-const lines = async (text: string): Promise<string> =>
-  (await machine.run(text, { timeout: 600_000 })).stdout.trim();
+const lines = (text: string): Promise<string> => stopping.lines(text);
 async function refusal(command: string): Promise<{ code: string; message: string; hint?: string }[]> {
-  const { status, stderr } = await machine.run(`${command} --json`, { check: false, timeout: 600_000 });
+  const { status, stderr } = await stopping.attempt(`${command} --json`);
   expect(status).not.toBe(0);
   type Told = { code: string; message: string; hint?: string; also?: Told[] };
   const { error } = JSON.parse(stderr) as { error: Told };
@@ -119,6 +120,7 @@ const useConfig = (text: string): Promise<void> => machine.write("/etc/zferry/si
 
 beforeAll(async () => {
   machine = await openPools();
+  stopping = new Stopping(machine);
   await machine.write("/etc/zferry/build.toml", BUILD_CONFIG);
   await useConfig(siteConfig());
   await machine.write("/tmp/fstab", FSTAB);
@@ -323,20 +325,16 @@ it("is made from the one before, whose datasets the configuration does not name"
     for name in ${USR} ${OPT}; do zfs release zferry:base $name/R2@R2 || true; done`);
 });
 
-/** The command with a stop before a step, or with none: stop-at.mjs. */
-const stopped = (command: string, step = 0): string =>
-  `STOP_AT=${step} STOP_LOG=/tmp/steps NODE_OPTIONS='--import ${machine.checkout}/test/lab/stop-at.mjs' bundle ${command}`;
-
 it("is gone on with, or given up, after a kill before any step", async () => {
-  const log = await lines(`${RESET}; rm -f /tmp/steps; ${stopped(`install ${FILE}`)} >&2; cat /tmp/steps`);
-  const steps = log.split("\n").map((line) => line.replace(/^\d+ /, ""));
+  await lines(RESET);
+  const steps = await stopping.stepsOf(`install ${FILE}`);
   for (const step of ["zfs clone", "zfs receive", "mount", "chroot", "zpool set", "journal: activating"])
     expect(steps).toContain(step);
   for (const [index, step] of shareOf(steps, 0)) {
     const ends = index % 8 < 4 ? "install" : "abort";
     const where = `killed before ${index + 1}, ${step}, then ${ends}`;
     await lines(`${RESET}
-        if ${stopped(`install ${FILE}`, index + 1)} >/dev/null 2>&1; then exit 1; fi
+        ${stopping.killed(`install ${FILE}`, index + 1)}
         ${ends === "abort" ? "bundle abort" : `bundle install ${FILE}`}`);
     const isDone = index > steps.indexOf("state");
     const isMade = ends === "install" || isDone;
