@@ -261,6 +261,30 @@ describe("nothing is changed", () => {
     await useConfig(siteConfig());
     expect((await refusal(`bundle plan --live ${FILE}`))[0]?.code).toBe("usage");
   });
+
+  it("where / is no environment of the container, or a dataset or the repository cannot be followed", async () => {
+    await lines(RESET);
+    const told = async (config: string, file = FILE): Promise<string[]> => {
+      await useConfig(config);
+      return (await refusal(`bundle plan ${file}`)).map(({ message }) => message);
+    };
+    const other = siteConfig().replace(`container = "${ROOT}"`, `container = "${RPOOL}/SYSTEM"`);
+    expect(await told(other)).toEqual([`${ROOT}/site is no boot environment right below ${RPOOL}/SYSTEM`]);
+    await lines("bundle create --target R1 -o /tmp/full.bundle");
+    expect((await told(siteConfig(), "/tmp/full.bundle")).slice(0, 2)).toEqual(
+      ["opt", "usr"].map(
+        (role) => `the bundle has all of stream ${role}, and a boot environment begins with a base`,
+      ),
+    );
+    await lines(`cd ${SITE}; mv .git /tmp/site.git; echo 'gitdir: /tmp/site.git' >.git`);
+    expect(await told(siteConfig().replace(`usr = "${USR}/gentoo"`, `usr = "${RPOOL}"`))).toEqual([
+      `${RPOOL} is a pool's own dataset: none can be beside it`,
+      "the repository of / is /tmp/site.git, which is not cloned with it",
+    ]);
+    await useConfig(siteConfig());
+    await lines(RESET);
+    expect(await lines(running())).toBe(unchanged);
+  });
 });
 
 describe("commands of the site", () => {
@@ -295,6 +319,13 @@ describe("commands of the site", () => {
       message: `/boot of ${ROOT}/R2 has no kernel`,
     });
     await useConfig(siteConfig());
+    await lines(`mount -t zfs -o zfsutil ${ROOT}/R2 /media`);
+    expect((await refusal("bundle abort"))[0]).toMatchObject({
+      code: "dataset-in-use",
+      hint: expect.stringContaining("umount /media") as string,
+    });
+    await lines(`umount /media; zfs destroy ${ROOT}/R2`);
+    expect((await refusal("bundle install"))[0]?.code).toBe("environment-missing");
     expect(await lines("bundle abort")).toContain("gave up gentoo release R2 (2)");
     expect(await site()).toBe(before);
     expect(await lines(running())).toBe(unchanged);
