@@ -215,6 +215,9 @@ describe("nothing is changed", () => {
     expect((await refusal(`bundle install ${FILE}`))[0]?.code).toBe("merge-conflict");
     expect(await site()).toBe(before);
     expect(await lines(running())).toBe(here);
+    const settled = await lines(`bundle resolve --ours /etc/sshd_config ${FILE}; bundle plan ${FILE}`);
+    expect(settled).toContain("conflict of contents in etc/sshd_config: settled by");
+    expect(await lines(running())).toBe(here);
   });
 
   it("where a name is something else's", async () => {
@@ -290,7 +293,11 @@ describe("nothing is changed", () => {
 describe("commands of the site", () => {
   it("that fail leave what boots next, and are run again when they are repaired", async () => {
     await lines(RESET);
-    await useConfig(siteConfig('["/tools/busybox", "sh", "-c", "echo no such thing >&2; exit 3"]'));
+    await useConfig(
+      siteConfig(
+        '["/tools/busybox", "sh", "-c", "/tools/busybox sleep 5 >/dev/null 2>&1 & echo no such thing >&2; exit 3"]',
+      ),
+    );
     expect((await refusal(`bundle install ${FILE}`))[0]).toMatchObject({
       code: "not-configured",
       message: expect.stringContaining("no such thing") as string,

@@ -2,7 +2,7 @@
  * node --import .../stop-at.mjs dist/cli.js ...: a process that is stopped at a step, without a word of it in the program.
  *
  * A step is what changes something of a site: a name that a file of the state folder gets or loses, and a program that
- * changes a pool or a repository. STOP_AT is the number of the step (from 1), or its name, before which STOP_BY (KILL, INT, STOP)
+ * changes a pool, a repository or what is mounted. STOP_AT is the number of the step (from 1), or its name, before which STOP_BY (KILL, INT, STOP)
  * comes; the step's own name, and those of all before it, are added to the file STOP_LOG, a line each.
  */
 import childProcess from "node:child_process";
