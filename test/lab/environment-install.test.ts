@@ -98,6 +98,7 @@ const RESET = `
   for name in ${USR} ${OPT}; do zfs release zferry:base $name/gentoo@R1 2>/dev/null || true; done
   zfs destroy ${ROOT}/site@zferry-R2 2>/dev/null || true
   zfs rollback ${ROOT}/site@fresh
+  rmdir /run/zferry-* 2>/dev/null || true
   zpool set bootfs=${ROOT}/site ${RPOOL}`;
 
 let machine: Machine;
