@@ -63,6 +63,36 @@ const bootEnvironment = v.pipe(
   ),
   v.check(({ command }) => isProgram(command), "has a command that is not an absolute path"),
 );
+const MAX_AFTER = 100;
+const install = v.pipe(
+  table({
+    mode: v.pipe(
+      v.optional(v.picklist(["in-place", "boot-environment"]), "in-place"),
+      v.description("Whether the system itself is changed, or a new one beside it that boots next."),
+    ),
+    after: v.pipe(
+      v.optional(
+        list(
+          v.pipe(
+            v.array(v.string()),
+            v.minLength(1),
+            v.maxLength(64),
+            v.check((command) => isProgram(command), "is not an absolute path"),
+          ),
+          MAX_AFTER,
+        ),
+        [],
+      ),
+      v.description(
+        "Programs that are run in a new boot environment, by absolute paths, with their arguments.",
+      ),
+    ),
+  }),
+  v.check(
+    ({ mode, after }) => mode === "boot-environment" || after.length === 0,
+    "has after, which only mode boot-environment runs",
+  ),
+);
 const streams = v.pipe(
   record(roleName, datasetName),
   v.check((datasets) => Object.keys(datasets).length > 0, "names no dataset"),
@@ -119,6 +149,7 @@ export const siteSchema = table({
     ),
     v.description("The git work tree that the root half changes."),
   ),
+  install: v.pipe(v.optional(install, {}), v.description("How a release is installed.")),
   "boot-environment": v.pipe(
     v.optional(bootEnvironment, {}),
     v.description("Where the boot environments are, and who boots them."),

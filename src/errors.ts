@@ -60,6 +60,7 @@ export const EXIT_STATUS = {
   "loss-not-agreed": 17,
   "secret-found": 17,
   "environment-missing": 17,
+  "environment-exists": 17,
   "environment-incomplete": 17,
   interrupted: 130,
 } as const;

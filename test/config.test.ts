@@ -21,6 +21,7 @@ describe("a site's configuration", () => {
       product: "gentoo",
       trust: { keys: "/etc/zferry/keys", threshold: 1 },
       streams: { usr: "rpool/SYSTEM/USR/gentoo" },
+      install: { mode: "in-place", after: [] },
       "boot-environment": { loader: "bootfs", command: [] },
       state: "/var/lib/zferry",
     });
@@ -41,6 +42,18 @@ describe("a site's configuration", () => {
     ["x.toml: trust.threshold: is under 1", `${SITE}[trust]\nthreshold = 0\n`],
     ["x.toml: trust.keys: is not an absolute path", `${SITE}[trust]\nkeys = "keys"\n`],
     ["x.toml: root.merge.0.path: is empty", `${SITE}[[root.merge]]\npath = ""\npolicy = "ours"\n`],
+    [
+      "x.toml: install: has after, which only mode boot-environment runs",
+      `${SITE}[install]\nafter = [["/bin/true"]]\n`,
+    ],
+    [
+      "x.toml: install.after.0: is not an absolute path",
+      `${SITE}[install]\nmode = "boot-environment"\nafter = [["true"]]\n`,
+    ],
+    [
+      "x.toml: install.after.0: is under 1 entries",
+      `${SITE}[install]\nmode = "boot-environment"\nafter = [[]]\n`,
+    ],
     [
       'x.toml: boot-environment.loader: is not "bootfs" or "zectl" or "command"',
       `${SITE}[boot-environment]\nloader = "grub"\n`,

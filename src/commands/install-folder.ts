@@ -5,7 +5,7 @@ import { afterLink, readChainStart } from "../carry/site.js";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { finishInstall, needsBundle } from "../install/install.js";
-import { runMoved } from "../install/live.js";
+import { runMoved, runPrivately } from "../install/live.js";
 import { pending } from "../install/pending.js";
 import { checkRelease } from "../install/policy.js";
 import { openState, type Journal } from "../install/state.js";
@@ -53,6 +53,7 @@ export async function runInstallFolder(
   exceptionsOf(options);
   threadsOf(options);
   const site = await readSiteConfig(options.config);
+  if (await runPrivately(site, options)) return;
   if (options.dryRun) return planFolder(path, site, options, env);
   if (options.live && (await runMoved(site, env))) return;
 
@@ -93,6 +94,7 @@ async function installLinks(
   env: Environment,
   done: Done[],
 ): Promise<boolean> {
+  requireOneStep(links, site);
   for (const [index, link] of links.entries()) {
     // Of what is only on the way it does not count that its time is over.
     const last = index === links.length - 1;
@@ -105,6 +107,23 @@ async function installLinks(
     if (done.at(-1)?.plan.keys !== undefined) return true;
   }
   return false;
+}
+
+/**
+ * A boot environment is made from the one that runs, and the next one from it when it does.
+ * @throws ZferryError `chain-missing`
+ */
+function requireOneStep(links: readonly FileLink[], { install: { mode } }: SiteConfig): void {
+  const [first, second] = links;
+  if (mode === "in-place" || first === undefined || second === undefined) return;
+  throw new ZferryError(
+    "chain-missing",
+    `${links.length} bundles lead to release ${links.at(-1)?.release.name ?? ""}, and a boot environment is made by one`,
+    {
+      details: { bundles: links.map(({ file }) => file) },
+      hint: `bundle install ${first.file}, reboot, and the same for the next; or carry one that leads there at once`,
+    },
+  );
 }
 
 /** Says where the site stands when a bundle of several cannot be installed. */

@@ -11,8 +11,8 @@ import {
   requireNoOther,
   type Plan,
 } from "../install/install.js";
-import { dangerOf, faceDanger, runMoved } from "../install/live.js";
-import type { InstallJournal, Journal } from "../install/state.js";
+import { dangerOf, faceDanger, runMoved, runPrivately } from "../install/live.js";
+import type { InstallJournal, Journal, NewEnvironment } from "../install/state.js";
 import { readUnderWay } from "../install/under-way.js";
 import { showPath } from "../raw-path.js";
 import { pathOf, type PathName } from "../root/paths.js";
@@ -46,6 +46,8 @@ export interface CommandOptions {
   readonly replaceUntracked?: boolean;
   readonly to?: string;
   readonly full?: boolean;
+  /** False with --no-activate. */
+  readonly activate?: boolean;
 }
 
 /** What `install` and `plan` have in common. */
@@ -83,7 +85,11 @@ export function define(command: Command, environment: () => Environment): void {
   addInstallOptions(
     command
       .argument("[file]", "a folder of bundles, or the bundle; without it, what is under way goes on")
-      .option("-n, --dry-run", "do everything that changes nothing, as bundle plan does"),
+      .option("-n, --dry-run", "do everything that changes nothing, as bundle plan does")
+      .option(
+        "--no-activate",
+        "with mode boot-environment: make it, and let the one that would boot next do so",
+      ),
   )
     .addHelpText(
       "after",
@@ -97,7 +103,7 @@ export function define(command: Command, environment: () => Environment): void {
     );
 }
 
-/** Verifies a bundle whole, then installs it in place; of a folder those that lead to its newest release. */
+/** Verifies a bundle whole, then installs it; of a folder those that lead to its newest release. */
 export async function runInstall(path: string, options: CommandOptions, env: Environment): Promise<void> {
   if (statSync(path, { throwIfNoEntry: false })?.isDirectory()) {
     const { runInstallFolder } = await import("./install-folder.js");
@@ -107,6 +113,7 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
     throw new ZferryError("usage", `--to and --full choose from a folder, and ${path} is none`);
   }
   const site = await readSiteConfig(options.config);
+  if (await runPrivately(site, options)) return;
   if (options.live && !options.dryRun && (await runMoved(site, env))) return;
   const done = await installFile(path, site, options, env);
   await env.write(env.json ? `${JSON.stringify(resultOf(done, options))}\n` : asText(done, options));
@@ -146,7 +153,8 @@ export async function installFile(
     // Of what is under way only the rest is read, each piece checked as it is used.
     if (journal === undefined) await checkWhole(bundle, env);
     const { commitDrift = false, replaceUntracked = false } = options;
-    const install = { ...work, trust, exceptions, commitDrift, replaceUntracked, warn: warnIn(env) };
+    const judged = { trust, exceptions, commitDrift, replaceUntracked, warn: warnIn(env) };
+    const install = { ...work, ...judged, activate: options.activate === false ? false : undefined };
     const plan = options.dryRun ? await planInstall(bundle, install) : await installBundle(bundle, install);
     // For who reads the log: the result goes to who is still there to take it.
     if (env.moved) work.step(`${RESULT}${outcome(plan, options)} release ${bundle.manifest.release.name}`);
@@ -184,7 +192,7 @@ export const warnIn =
 async function runGoOn(options: CommandOptions, env: Environment): Promise<void> {
   const { dryRun, allowDowngrade, allowExpired, acceptTime, commitDrift, replaceUntracked } = options;
   const judged = [allowDowngrade, allowExpired].some((sequence) => sequence !== undefined);
-  const chosen = options.to !== undefined || options.full;
+  const chosen = options.to !== undefined || options.full || options.activate === false;
   if (dryRun || judged || acceptTime || commitDrift || replaceUntracked || chosen) {
     throw new ZferryError("usage", "without a file, the install that is under way goes on as it was begun", {
       hint: "name the bundle",
@@ -192,6 +200,7 @@ async function runGoOn(options: CommandOptions, env: Environment): Promise<void>
   }
   threadsOf(options);
   const site = await readSiteConfig(options.config);
+  if ((await readUnderWay(site)) !== undefined && (await runPrivately(site, options))) return;
   if (options.live && (await runMoved(site, env))) return;
   const journal = await readUnderWay(site);
   if (journal?.operation === "rollback" && !journal.undoing) {
@@ -312,6 +321,10 @@ export function resultOf({ bundle, plan, dangers }: Done, options: CommandOption
       rawBytes: stream.rawBytes,
       space,
     })),
+    environment: plan.environment && {
+      dataset: plan.environment.dataset,
+      activate: plan.environment.activate,
+    },
     keys: plan.keys ?? null,
     root:
       plan.root === undefined
@@ -335,6 +348,7 @@ export function resultOf({ bundle, plan, dangers }: Done, options: CommandOption
 
 export function asText({ bundle, plan }: Done, options: CommandOptions): string {
   const { release, product } = bundle.manifest;
+  const { environment } = plan;
   const name = `${product} release ${release.name} (${release.sequence})`;
   if (plan.present) return `${name} is installed; nothing to do\n`;
   const lines = plan.streams.flatMap(({ stream, dataset, base, space }) => {
@@ -344,7 +358,8 @@ export function asText({ bundle, plan }: Done, options: CommandOptions): string 
     if (space === null) return [`${what} (received already)`];
     return [what, `    takes at most ${formatBytes(space.needed)} of ${formatBytes(space.available)}`];
   });
-  if (plan.root !== undefined) lines.push(`  /: ${plan.root.changes.length} files change`);
+  const where = environment === null ? "/" : environment.dataset;
+  if (plan.root !== undefined) lines.push(`  ${where}: ${plan.root.changes.length} files change`);
   if (plan.root !== undefined) lines.push(...describeOwn(plan.root, options));
   for (const { path, what, by } of plan.rootSettled) {
     lines.push(`    conflict of ${what} in ${showPath(path)}: settled by ${by}`);
@@ -356,9 +371,13 @@ export function asText({ bundle, plan }: Done, options: CommandOptions): string 
   }
   if (plan.keys !== undefined) lines.push(`  keys: ${describeKeyChange(plan.keys)}`);
   if (options.dryRun) lines.push(`  time: ${describeTime(plan.time)}`);
+  if (environment !== null) lines.push(`  ${describeNext(environment)}`);
   const title = options.dryRun ? `${name} would be installed; nothing was changed` : `installed ${name}`;
   return `${[title, ...lines].map(printable).join("\n")}\n`;
 }
+
+const describeNext = ({ dataset, activate }: NewEnvironment): string =>
+  activate ? `boots next: ${dataset}` : `not activated: bundle activate ${dataset}`;
 
 /** What becomes of the site's own files, besides the merge. */
 function describeOwn({ drift, replaced }: RootPlan, { dryRun }: CommandOptions): string[] {

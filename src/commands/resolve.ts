@@ -3,6 +3,7 @@ import type { Command } from "commander";
 import { VerifiedBundle } from "../bundle/reader.js";
 import { ZferryError } from "../errors.js";
 import { resolveBundle } from "../install/install.js";
+import { runPrivately } from "../install/live.js";
 import { requireMergeTool } from "../install/merge-tool.js";
 import type { Resolved } from "../install/resolve.js";
 import { readSiteTrust } from "../install/trust.js";
@@ -130,6 +131,7 @@ const folderOf = ({ to }: ResolveCommandOptions): string | undefined =>
 /** Verifies a bundle whole, then lets a person settle its conflicts apart from the live system. */
 async function runResolve(path: string, options: ResolveCommandOptions, env: Environment): Promise<void> {
   const site = await readSiteConfig(options.config);
+  if (await runPrivately(site)) return;
   const exceptions = exceptionsOf(options);
   const { commitDrift = false, replaceUntracked = false } = options;
   const tool = await toolOf(options, env);
@@ -148,6 +150,7 @@ async function runResolve(path: string, options: ResolveCommandOptions, env: Env
       exceptions,
       commitDrift,
       replaceUntracked,
+      activate: undefined,
       chosen: chosenOf(options),
       tool,
       folder: folderOf(options),

@@ -1,6 +1,9 @@
+import { basename } from "node:path";
 import type { Command } from "commander";
 import { ZferryError } from "../errors.js";
 import type { SiteConfig } from "../config.js";
+import { withContainer } from "../install/environment-install.js";
+import { readStanding } from "../install/environments.js";
 import { needsBundle } from "../install/install.js";
 import {
   installed,
@@ -41,7 +44,38 @@ export async function runStatus(options: StatusOptions, env: Environment): Promi
     needed: await isNeeded(journal, site),
     streams: await Promise.all(journal.streams.map(askProgress)),
   };
-  await env.write(env.json ? asJson(site.product, state, underWay) : asText(site.product, state, underWay));
+  const environment = await askEnvironment(installed(state), site);
+  const told = { product: site.product, state, underWay, environment };
+  await env.write(env.json ? asJson(told) : asText(told));
+}
+
+interface Status {
+  readonly product: string;
+  readonly state: SiteState | undefined;
+  readonly underWay: UnderWay | undefined;
+  readonly environment: EnvironmentStatus | null;
+}
+
+/** Where the boot environment stands that a release was installed as; `running` and `next` are null where that cannot be told. */
+interface EnvironmentStatus {
+  readonly dataset: string;
+  readonly running: boolean | null;
+  readonly next: boolean | null;
+}
+
+async function askEnvironment(
+  installation: Installation | undefined,
+  site: SiteConfig,
+): Promise<EnvironmentStatus | null> {
+  if (installation?.environment === undefined) return null;
+  const { dataset } = installation.environment;
+  try {
+    const { running, next } = await readStanding(withContainer(site, { dataset }));
+    return { dataset, running: running === dataset, next: next === dataset };
+  } catch (error) {
+    if (error instanceof ZferryError) return { dataset, running: null, next: null };
+    throw error;
+  }
 }
 
 /** How far a stream is; of a pool that does not answer, why that cannot be told. */
@@ -74,10 +108,11 @@ async function askProgress(stream: Journal["streams"][number]): Promise<Progress
   }
 }
 
-function asJson(product: string, state: SiteState | undefined, underWay: UnderWay | undefined): string {
+function asJson({ product, state, underWay, environment }: Status): string {
   return `${JSON.stringify({
     product,
     installed: installed(state) ?? null,
+    environment,
     highestSequence: state?.highestSequence ?? 0,
     underWay: underWay === undefined ? null : describeUnderWay(underWay),
   })}\n`;
@@ -85,11 +120,12 @@ function asJson(product: string, state: SiteState | undefined, underWay: UnderWa
 
 const describeUnderWay = ({ journal, needed, streams }: UnderWay): object => {
   const { operation, release, startedAt, phase, undoing } = journal;
-  const file = (operation === "install" && journal.origin?.file) || null;
-  return { operation, release, startedAt, phase, undoing, file, needed, streams };
+  const { origin = null, environment = null } = operation === "install" ? journal : {};
+  const file = origin?.file ?? null;
+  return { operation, release, startedAt, phase, undoing, file, needed, environment, streams };
 };
 
-function asText(product: string, state: SiteState | undefined, underWay: UnderWay | undefined): string {
+function asText({ product, state, underWay, environment }: Status): string {
   const installation = installed(state);
   const last = undoable(state);
   const lines = [
@@ -97,6 +133,7 @@ function asText(product: string, state: SiteState | undefined, underWay: UnderWa
     ...(installation === undefined
       ? [`installed: no release by zferry${state?.installations.length ? " any more" : " yet"}`]
       : describe(installation)),
+    ...(environment === null ? [] : [`  ${describeEnvironment(environment)}`]),
     ...(last === undefined || !isReversible(last) || underWay !== undefined
       ? []
       : ["  can be rolled back: bundle rollback; bundle confirm gives that up"]),
@@ -105,22 +142,36 @@ function asText(product: string, state: SiteState | undefined, underWay: UnderWa
   return `${lines.map(printable).join("\n")}\n`;
 }
 
+function describeEnvironment({ dataset, running, next }: EnvironmentStatus): string {
+  const name = basename(dataset);
+  if (running === null) return `boot environment ${dataset}: whether it runs cannot be told`;
+  if (running && next === true) return `boot environment ${dataset}, which is running`;
+  if (running) return `boot environment ${dataset}, which is running; another one boots next`;
+  return next === true
+    ? `boot environment ${dataset}, which boots next: reboot`
+    : `boot environment ${dataset}, which is not running; to have it boot next: bundle activate ${name}`;
+}
+
 const DOING: Record<Phase, string> = {
   holding: "holding the base snapshots",
+  cloning: "cloning /",
   preparing: "preparing the files of /",
   receiving: "receiving",
   "rolling-back": "rolling back the datasets",
   writing: "writing the files of /",
+  finishing: "running the commands of the site",
+  activating: "having it boot next",
   recording: "recording it as installed",
 };
 
 function describeWay({ journal, needed, streams }: UnderWay): string[] {
   if (journal.operation === "rollback") return describeRollback(journal);
-  const { release, startedAt, phase, undoing, origin } = journal;
+  const { release, startedAt, phase, undoing, origin, environment } = journal;
   const what = `release ${release.name} (${release.sequence}), begun at ${formatTime(startedAt)}`;
   const from = origin === null ? `, and the bundle of ${release.name}` : ` (from ${origin.file})`;
   return [
     `under way: ${what}, ${undoing ? `being given up (${phase})` : DOING[phase]}`,
+    ...(environment === null ? [] : [`  boot environment: ${environment.dataset}`]),
     ...streams.map((stream) => `  ${stream.role}: ${stream.dataset}, ${describeProgress(stream)}`),
     undoing
       ? "  goes on with: bundle abort"

@@ -39,6 +39,24 @@ export async function requireStateOffStreams({ state, streams }: SiteConfig): Pr
   );
 }
 
+/**
+ * @param origin the root dataset that is cloned
+ * @throws ZferryError `dataset-unsuitable` when the state folder would be cloned with it, and each environment had its own
+ */
+export async function requireStateOutside({ state }: SiteConfig, origin: string): Promise<void> {
+  const path = resolved(state);
+  const dataset = await datasetAt(existing(path));
+  if (dataset === undefined || !isWithin(origin, dataset)) return;
+  throw new ZferryError(
+    "dataset-unsuitable",
+    `the state folder ${path} lies on ${dataset}, and each boot environment would have its own`,
+    {
+      details: { path, dataset },
+      hint: `make a dataset for it that all environments mount: zfs create -o mountpoint=${path} POOL/zferry`,
+    },
+  );
+}
+
 /** What journal, plan and state take, and the old ones beside the new ones. */
 const STATE_BYTES = 1 << 20;
 

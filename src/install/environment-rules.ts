@@ -1,5 +1,5 @@
 import { posix } from "node:path";
-import { unescapeOctal } from "../system/mounts.js";
+import { escapeOctal, unescapeOctal } from "../system/mounts.js";
 
 // formats/environments.md: how loaders find boot environments and what is in them.
 
@@ -94,6 +94,51 @@ export const parseFstab = (text: string): FstabEntry[] =>
     if (source === "" || source.startsWith("#") || type === "") return [];
     return [{ source, path, type, options: options.split(",") }];
   });
+
+/** A dataset with `mountpoint=legacy`, and where an environment has it. */
+export interface FstabDataset {
+  readonly dataset: string;
+  readonly path: string;
+}
+
+/** Without a slash at its end. */
+export const mountPoint = (path: string): string => posix.join("/", path).replace(/(.)\/$/, "$1");
+
+/**
+ * A text of /etc/fstab, byte by byte (latin1), whose entries of type zfs name these datasets where they name others; one that is
+ * missing comes last. All else of it stays as it is.
+ */
+export function nameDatasets(text: string, datasets: readonly FstabDataset[]): string {
+  const left = new Map(datasets.map((each) => [mountPoint(each.path), each.dataset]));
+  const named = new Set<string>();
+  const lines = text.split("\n").map((line) => {
+    const [entry] = parseFstab(line);
+    const dataset = entry?.type === "zfs" ? left.get(mountPoint(entry.path)) : undefined;
+    if (entry === undefined || dataset === undefined) return line;
+    named.add(mountPoint(entry.path));
+    const others = entry.options.filter((option) => option !== "zfsutil").join(",");
+    const [
+      ,
+      blank = "",
+      ,
+      first = "",
+      path = "",
+      second = "",
+      type = "",
+      third = "",
+      options = "",
+      rest = "",
+    ] = /^([ \t]*)([^ \t]+)([ \t]+)([^ \t]+)([ \t]+)([^ \t]+)(?:([ \t]+)([^ \t]+)(.*))?$/s.exec(line) ?? [];
+    const kept = entry.options.includes("zfsutil") ? escapeOctal(others || "defaults") : options;
+    return [blank, escapeOctal(dataset), first, path, second, type, third, kept, rest].join("");
+  });
+  const added = [...left]
+    .filter(([path]) => !named.has(path))
+    .map(([path, dataset]) => `${escapeOctal(dataset)} ${escapeOctal(path)} zfs defaults 0 0\n`);
+  const edited = lines.join("\n");
+  const isOpen = added.length > 0 && edited !== "" && !edited.endsWith("\n");
+  return [edited, isOpen ? "\n" : "", ...added].join("");
+}
 
 /** Whether the boot goes on without it. */
 export const isOptional = ({ options }: FstabEntry): boolean =>

@@ -37,7 +37,7 @@ import {
   type LoaderProperties,
 } from "./environment-rules.js";
 import { requireNothingPending } from "./pending.js";
-import { lockState } from "./state.js";
+import { lockState, type NewEnvironment } from "./state.js";
 import { readUnderWay } from "./under-way.js";
 
 // formats/environments.md
@@ -255,8 +255,11 @@ async function readDatasets(
   }
 }
 
-/** The entries of the system's own /etc/fstab; none where it has no such file. */
-async function readFstab(folder: string): Promise<FstabEntry[]> {
+/**
+ * The entries of the system's own /etc/fstab; none where it has no such file.
+ * @param folder has the system
+ */
+export async function readFstab(folder: string): Promise<FstabEntry[]> {
   const path = resolveWithin(folder, "/etc/fstab");
   if (path === undefined) return [];
   return parseFstab((await readSmallFile(path, "fstab", MAX_FSTAB_BYTES)).toString("utf8"));
@@ -289,24 +292,67 @@ export async function activateEnvironment(
   const folder = await lockState(site.state);
   try {
     requireNothingPending(await readUnderWay(site), "and what boots next stays until that is done");
-    const survey = await look(site);
-    const candidate = findCandidate(name, survey);
-    const { loader } = site["boot-environment"];
-    const told = { name: candidate.name, dataset: candidate.dataset };
-    // What a command did is not known after somebody else did something.
-    if (candidate.dataset === survey.next && loader !== "command") {
-      return { outcome: "present", ...told, warnings: [] };
-    }
-    requireComplete(candidate, await findFaults(candidate, survey, force));
-    const running = survey.candidates.find(({ dataset }) => dataset === survey.running);
-    if (running !== undefined && running !== candidate) {
-      await setProperty(candidate.dataset, "zferry:previous", running.properties.guid.value);
-    }
-    await activate(candidate, survey);
-    return { outcome: "activated", ...told, warnings: await warnOfPools(candidate, loader) };
+    return await makeNext(site, name, { force });
   } finally {
     await folder.release();
   }
+}
+
+/**
+ * The same for who has the site's lock.
+ * @throws ZferryError as `activateEnvironment`
+ */
+export async function makeNext(site: SiteConfig, name: string, { force }: Activation): Promise<Activated> {
+  const survey = await look(site);
+  const candidate = findCandidate(name, survey);
+  const { loader } = site["boot-environment"];
+  const told = { name: candidate.name, dataset: candidate.dataset };
+  // What a command did is not known after somebody else did something.
+  if (candidate.dataset === survey.next && loader !== "command") {
+    return { outcome: "present", ...told, warnings: [] };
+  }
+  requireComplete(candidate, await findFaults(candidate, survey, force));
+  const running = survey.candidates.find(({ dataset }) => dataset === survey.running);
+  if (running !== undefined && running !== candidate) {
+    await setProperty(candidate.dataset, "zferry:previous", running.properties.guid.value);
+  }
+  await activate(candidate, survey);
+  return { outcome: "activated", ...told, warnings: await warnOfPools(candidate, loader) };
+}
+
+/**
+ * Only the look whether an environment would come up.
+ * @throws ZferryError `environment-missing`, `environment-incomplete`
+ */
+export async function requireBootable(site: SiteConfig, name: string): Promise<void> {
+  const survey = await look(site);
+  const candidate = findCandidate(name, survey);
+  requireComplete(candidate, await findFaults(candidate, survey, false));
+}
+
+export interface Standing {
+  /** The dataset that boots next; null where that cannot be told. */
+  readonly next: string | null;
+  /** The dataset of `/`; undefined where that is another file system. */
+  readonly running: string | undefined;
+}
+
+/** What runs, and what boots next. @throws ZferryError as `listEnvironments` */
+export async function readStanding(site: SiteConfig): Promise<Standing> {
+  const { next, running } = await look(site);
+  return { next, running };
+}
+
+/** Has what booted next before an environment boot next again, if that was activated since; nothing is checked. */
+export async function restoreNext(
+  site: SiteConfig,
+  { dataset, next, origin }: Pick<NewEnvironment, "dataset" | "next" | "origin">,
+): Promise<void> {
+  const survey = await look(site);
+  if (survey.next !== dataset) return;
+  if (site["boot-environment"].loader === "bootfs") return setBootfs(poolOf(dataset), next);
+  const before = survey.candidates.find((each) => each.dataset === (next ?? origin));
+  if (before !== undefined) await activate(before, survey);
 }
 
 function findCandidate(name: string, { candidates, container }: Survey): Candidate {
@@ -435,7 +481,7 @@ function judgeInit(folder: string): EnvironmentFault | undefined {
 async function activate({ name, dataset, properties }: Candidate, survey: Survey): Promise<void> {
   const { loader, command } = survey.site["boot-environment"];
   if (loader === "bootfs") {
-    await setBootfs(dataset);
+    await setBootfs(poolOf(dataset), dataset);
   } else {
     const [program = "", ...args] = loader === "zectl" ? ["zectl", "activate", name] : [...command, dataset];
     const { status, signal, stderr } = await run(program, args);

@@ -1,21 +1,25 @@
 import { rmSync } from "node:fs";
-import { join, resolve } from "node:path";
+import { join, relative, resolve } from "node:path";
 import type { VerifiedBundle } from "../bundle/reader.js";
-import type { SiteConfig } from "../config.js";
+import { requireRoot, type SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import type { ProgressReport } from "../report.js";
 import type { RootSpace } from "../root/disk.js";
 import { planRoot, type PlanOptions } from "../root/merge.js";
+import { pathOf } from "../root/paths.js";
 import type { RootPlan } from "../root/plan.js";
 import type { Resolutions, SettledConflict } from "../root/settle.js";
 import { keepAt, withScratch, writeScratchFile } from "../system/scratch.js";
+import { datasetExists, getProperties } from "../system/zfs.js";
 import { changeKeys, requireEnough, type KeyChange } from "../trust/keys.js";
 import {
   requireOwnUntouched,
   requireStateOffStreams,
+  requireStateOutside,
   requireStateUntracked,
   requireStateWritable,
 } from "./apart.js";
+import { planEnvironment, planFstab, planStreamsBeside, requireFree } from "./environment-install.js";
 import { isAsPlanned, pending, placeOf, requireSameSite, withLock, withState } from "./pending.js";
 import {
   estimateTime,
@@ -35,14 +39,16 @@ import {
   isRecorded,
   isWritten,
   openState,
-  PHASES,
+  phasesOf,
+  type Installation,
   type InstallJournal,
   type Journal,
-  type Phase,
+  type NewEnvironment,
   type SiteState,
   type StateFolder,
 } from "./state.js";
-import { carryOut, requireUndoable, siteRoot, undo, type Work } from "./steps.js";
+import { requireOneFileSystem, trackedPaths, withRootToPlan, type SiteRoot } from "./site-root.js";
+import { carryOut, requireUndoable, undo, type Work } from "./steps.js";
 import { keySetOf, type SiteTrust } from "./trust.js";
 
 export interface InstallOptions {
@@ -62,12 +68,14 @@ export interface InstallOptions {
   readonly replaceUntracked: boolean;
   /** Told what does not stand against the install, and is good to know. */
   readonly warn: (what: string) => void;
+  /** Whether a boot environment that is made is to boot next; undefined: yes, or as the install was begun. */
+  readonly activate: boolean | undefined;
 }
 
 /** What goes on without a bundle has nothing to judge. */
 export type GoOnOptions = Omit<
   InstallOptions,
-  "trust" | "exceptions" | "commitDrift" | "replaceUntracked" | "warn"
+  "trust" | "exceptions" | "commitDrift" | "replaceUntracked" | "warn" | "activate"
 >;
 
 export interface Plan {
@@ -76,6 +84,8 @@ export interface Plan {
   /** Of an install of this bundle that is under way. */
   readonly journal: InstallJournal | undefined;
   readonly streams: readonly StreamPlan[];
+  /** That is made; null for an install in place. */
+  readonly environment: NewEnvironment | null;
   readonly root: RootPlan | undefined;
   /** Of `/`: what each of its file systems needs and has; empty where the plan of `/` is that of the journal. */
   readonly rootSpace: readonly RootSpace[];
@@ -100,7 +110,7 @@ export async function planInstall(bundle: VerifiedBundle, options: InstallOption
 }
 
 /**
- * Installs a verified bundle in place: both halves or neither. Called again with the same bundle after an
+ * Installs a verified bundle, in place or as a boot environment: both halves or neither. Called again with the same bundle after an
  * interruption, it brings the install to its end.
  * @returns the plan that was carried out
  * @throws ZferryError; the site is then as it was, or the error's hint says how to go on
@@ -111,7 +121,7 @@ export async function installBundle(bundle: VerifiedBundle, options: InstallOpti
     const began = options.now();
     const plan = await makePlan(bundle, { ...options, now: () => began }, folder, scratch);
     if (plan.present) return plan;
-    const { journal = beginning(bundle, options.site, plan.streams, began) } = plan;
+    const { journal = beginning(bundle, options.site, plan, began) } = plan;
     const root = plan.root ?? null;
     const isSame = JSON.stringify(root) === JSON.stringify(journal.root);
     const work: Work = {
@@ -126,10 +136,11 @@ export async function installBundle(bundle: VerifiedBundle, options: InstallOpti
       {
         ...journal,
         // What was prepared for another plan is of no use.
-        phase: isSame ? phaseToGoOnFrom(journal, plan.streams) : "holding",
+        phase: isSame ? await phaseToGoOnFrom(journal, plan.streams) : "holding",
         streams: plan.streams.map(describeStream),
         site: placeOf(options.site),
         origin: originOf(bundle, plan.keys),
+        environment: plan.environment,
         root,
       },
       isSame ? null : journal.root,
@@ -152,22 +163,27 @@ export const finishInstall = (options: GoOnOptions): Promise<Journal | undefined
     else await carryOut(journal, null, work);
   });
 
-/** A stream that was received may have been taken back since, by hand. */
-function phaseToGoOnFrom(
-  { phase, origin }: InstallJournal,
+/** What was made or received may have been taken back since, by hand. */
+async function phaseToGoOnFrom(
+  journal: InstallJournal,
   streams: readonly StreamPlan[],
-): Phase<"install"> {
+): Promise<InstallJournal["phase"]> {
+  const { phase, origin, environment } = journal;
+  if (environment !== null && !isWritten(journal) && !(await datasetExists(environment.dataset)))
+    return "holding";
+  const phases = phasesOf(journal);
   // What version 1 of the journal called receiving began with the holds.
   if (origin === null && phase === "receiving") return "holding";
-  const isBehind = PHASES.install.indexOf(phase) > PHASES.install.indexOf("receiving");
+  const isBehind = phases.indexOf(phase) > phases.indexOf("receiving");
   return isBehind && streams.some(({ received }) => !received) ? "receiving" : phase;
 }
 
 /** Whether only its bundle leads an install on: to receive what is missing, or to plan `/` again, which has changed. */
 export async function needsBundle(journal: Journal, site: SiteConfig): Promise<boolean> {
   if (journal.undoing || journal.operation === "rollback") return false;
-  const { origin, phase, streams, root } = journal;
+  const { origin, phase, streams, root, environment } = journal;
   if (origin === null || phase === "holding" || phase === "preparing") return true;
+  if (environment !== null && !isWritten(journal)) return true;
   for (const stream of streams) if (!(await isReceived(stream))) return true;
   return phase === "receiving" && root !== null && !(await isAsPlanned(root, site));
 }
@@ -205,7 +221,7 @@ const withUnderWay = (
 const beginning = (
   bundle: VerifiedBundle,
   site: SiteConfig,
-  streams: readonly StreamPlan[],
+  { streams, environment }: Pick<Plan, "streams" | "environment">,
   now: Date,
 ): InstallJournal => ({
   operation: "install",
@@ -217,6 +233,7 @@ const beginning = (
   present: streams.flatMap(({ received, stream }) => (received ? [stream.role] : [])),
   site: placeOf(site),
   origin: null,
+  environment,
   root: null,
 });
 
@@ -272,7 +289,17 @@ async function makePlan(
   }
   await obstacles.unless(() => requireStateOffStreams(site));
   await obstacles.unless(async () => requireStateWritable(site));
-  const streams = await planStreams(bundle, site, journal !== undefined, options.live, obstacles);
+  const last = installed(state);
+  const isInstalled = journal === undefined && last?.release.identity === bundle.identity;
+  const isThere = isInstalled && last.environment !== undefined && (await isStanding(last.environment));
+  // What was installed in place stays so.
+  const isOne = site.install.mode === "boot-environment" && !(isInstalled && last.environment === undefined);
+  const environment =
+    isOne && !isThere
+      ? await obstacles.unless(() => environmentToMake(bundle, options, journal?.environment))
+      : null;
+  if (environment === undefined) obstacles.throwAny();
+  const streams = isThere ? [] : await planAllStreams(bundle, options, environment, journal, obstacles);
   const keys = await obstacles.unless(async () => planKeys(bundle, options, state));
   for (const warning of streams.flatMap(({ warnings }) => warnings)) options.warn(warning);
   const rootSpace: RootSpace[] = [];
@@ -283,6 +310,7 @@ async function makePlan(
     state,
     journal,
     streams,
+    environment: environment ?? null,
     rootSpace,
     rootWarnings,
     rootSettled,
@@ -293,17 +321,45 @@ async function makePlan(
     obstacles.throwAny();
     return { ...known, root: journal.root ?? undefined, present: false };
   }
-  const last = installed(state)?.release;
-  const present =
-    journal === undefined &&
-    last?.identity === bundle.identity &&
-    streams.length === bundle.manifest.streams.length &&
-    streams.every(({ received }) => received);
+  const isReceived =
+    streams.length === bundle.manifest.streams.length && streams.every(({ received }) => received);
+  const present = isThere || (isInstalled && environment === null && isReceived);
   const root = present
     ? undefined
-    : await obstacles.unless(() => planRootHalf(bundle, options, scratch, told, journal));
+    : await obstacles.unless(() => planRootHalf(bundle, options, known, scratch, told, journal));
   obstacles.throwAny();
   return { ...known, root, present };
+}
+
+/** Whether a boot environment that was made is there still. */
+const isStanding = async ({ dataset, guid }: NonNullable<Installation["environment"]>): Promise<boolean> =>
+  (await datasetExists(dataset)) && (await getProperties(dataset, ["guid"])).guid === guid;
+
+/** @param begun what an install that is under way makes */
+async function environmentToMake(
+  bundle: VerifiedBundle,
+  { site, activate }: Pick<InstallOptions, "site" | "activate">,
+  begun: NewEnvironment | null | undefined,
+): Promise<NewEnvironment> {
+  const environment = begun ?? (await planEnvironment(bundle, site));
+  const { dataset, origin, snapshot } = environment;
+  // What is there already, and not of this install, is not to be taken for the clone.
+  if (begun == null) await requireFree([dataset], { dataset: origin, name: snapshot });
+  await requireStateOutside(site, origin);
+  return { ...environment, activate: activate ?? environment.activate };
+}
+
+async function planAllStreams(
+  bundle: VerifiedBundle,
+  { site, live }: InstallOptions,
+  environment: NewEnvironment | null | undefined,
+  journal: InstallJournal | undefined,
+  obstacles: Obstacles,
+): Promise<StreamPlan[]> {
+  if (environment == null) return planStreams(bundle, site, journal !== undefined, live, obstacles);
+  const streams = await planStreamsBeside(bundle, site, environment, journal?.streams, obstacles);
+  if (journal === undefined) await obstacles.unless(() => requireFree(streams.map(({ dataset }) => dataset)));
+  return streams;
 }
 
 /**
@@ -315,7 +371,7 @@ export async function resolveBundle(
   bundle: VerifiedBundle,
   options: Pick<
     InstallOptions,
-    "site" | "now" | "warn" | "progress" | "exceptions" | "commitDrift" | "replaceUntracked"
+    "site" | "now" | "warn" | "progress" | "exceptions" | "commitDrift" | "replaceUntracked" | "activate"
   > &
     Pick<ResolveOptions, "chosen" | "tool"> & { readonly folder: string | undefined },
 ): Promise<Resolved & { readonly folder: string }> {
@@ -327,6 +383,10 @@ export async function resolveBundle(
     if (journal !== undefined && isWritten(journal)) throw pending(journal, "and its conflicts are settled");
     if (journal === undefined)
       checkRelease(bundle.manifest, bundle.identity, site.product, known, options.now(), options.exceptions);
+    const environment =
+      site.install.mode === "in-place"
+        ? null
+        : await environmentToMake(bundle, options, journal?.environment);
     const resolved = await resolveConflicts({
       state: site.state,
       folder,
@@ -337,7 +397,7 @@ export async function resolveBundle(
       tool,
       plan: (how) => {
         const told = { space: [], warnings: [], settled: [], ...how };
-        return planRootHalf(bundle, options, scratch, told, journal);
+        return planRootHalf(bundle, options, { environment, streams: [] }, scratch, told, journal);
       },
     });
     return { ...resolved, folder };
@@ -371,6 +431,7 @@ async function planRootHalf(
     commitDrift,
     replaceUntracked,
   }: Pick<InstallOptions, "site" | "now" | "warn" | "progress" | "commitDrift" | "replaceUntracked">,
+  { environment, streams }: Pick<Plan, "environment" | "streams">,
   scratchDir: string,
   told: {
     readonly space: RootSpace[];
@@ -383,36 +444,49 @@ async function planRootHalf(
   journal: InstallJournal | undefined,
 ): Promise<RootPlan | undefined> {
   const { root, release } = bundle.manifest;
-  if (root === undefined) return undefined;
-  const { git, rootDir } = await siteRoot(site);
-  await requireStateUntracked(site, rootDir, git);
+  if (root === undefined && environment === null) return undefined;
   const unpack = (kind: "patch" | "objects") => {
-    const path = join(scratchDir, kind);
-    return writeScratchFile(path, bundle.rootMemberPieces(kind, keepAt(`${path}.zst`)));
+    const place = join(scratchDir, kind);
+    return writeScratchFile(place, bundle.rootMemberPieces(kind, keepAt(`${place}.zst`)));
   };
-  const [patch, objects] = [await unpack("patch"), await unpack("objects")];
-  const plan = await planRoot({
-    git,
-    rootDir,
-    scratchDir,
-    summary: root,
-    release: release.name,
-    progress,
-    space: (found) => told.space.push(...found),
-    warn: (what) => {
-      told.warnings.push(what);
-      warn(what);
-    },
-    ...rootOptions(site, { journal, now, commitDrift }),
-    ...(told.resolutions === undefined ? {} : { resolutions: told.resolutions }),
-    ...(told.conflicts === undefined ? {} : { conflicts: told.conflicts }),
-    settled: (found) => told.settled.push(...found),
-    replaceUntracked: replaceUntracked || journal?.root?.replaced !== undefined,
-    patch,
-    objects,
-    metadata: await bundle.rootMember("metadata"),
+  const options = rootOptions(site, { journal, now, commitDrift });
+  const planHalf = async (place: SiteRoot, summary: NonNullable<typeof root>): Promise<RootPlan> => {
+    const { path } = requireRoot(site);
+    await requireStateUntracked(site, path, place.git);
+    const [patch, objects] = [await unpack("patch"), await unpack("objects")];
+    const plan = await planRoot({
+      ...place,
+      scratchDir,
+      summary,
+      release: release.name,
+      progress,
+      // Not where it is mounted for a moment.
+      space: (found) =>
+        told.space.push(
+          ...found.map((each) => ({ ...each, folder: join(path, relative(place.rootDir, each.folder)) })),
+        ),
+      warn: (what) => {
+        told.warnings.push(what);
+        warn(what);
+      },
+      ...options,
+      ...(told.resolutions === undefined ? {} : { resolutions: told.resolutions }),
+      ...(told.conflicts === undefined ? {} : { conflicts: told.conflicts }),
+      settled: (found) => told.settled.push(...found),
+      replaceUntracked: replaceUntracked || journal?.root?.replaced !== undefined,
+      patch,
+      objects,
+      metadata: await bundle.rootMember("metadata"),
+    });
+    for (const file of [patch, objects]) rmSync(file.path);
+    requireOwnUntouched(site, path, plan);
+    return plan;
+  };
+  return withRootToPlan(environment, site, async (place) => {
+    if (environment !== null) requireOneFileSystem(site, await trackedPaths(place.git));
+    const plan = root && (await planHalf(place, root));
+    if (environment === null) return plan;
+    requireOneFileSystem(site, plan?.changes.map((change) => pathOf(change.path)) ?? []);
+    return planFstab(plan, streams, site, place, { scratchDir, release: release.name, date: options.date });
   });
-  for (const { path } of [patch, objects]) rmSync(path);
-  requireOwnUntouched(site, rootDir, plan);
-  return plan;
 }

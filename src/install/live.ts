@@ -4,7 +4,7 @@ import { ToldElsewhere, ZferryError } from "../errors.js";
 import type { Environment } from "../report.js";
 import { loadMapped, type Uses } from "../system/in-use.js";
 import { visibleMounts } from "../system/mounts.js";
-import { openPrivateMounts } from "../system/private-mounts.js";
+import { isPrivate, openPrivateMounts, restartPrivately } from "../system/private-mounts.js";
 import { followProcess, openOutputs } from "../system/relay.js";
 import { fullName, getProperties, listSnapshots } from "../system/zfs.js";
 import { requireStateOffStreams } from "./apart.js";
@@ -62,6 +62,31 @@ export async function runMoved(
   } finally {
     outputs.close();
   }
+}
+
+/**
+ * Where boot environments are made: runs this command once more where nobody else sees what it mounts, and waits for its end.
+ * @returns false where nothing is mounted, or nobody sees it already: the command is to do its work itself
+ * @throws ToldElsewhere, ZferryError `interrupted`, `not-permitted`, `usage` with `--live`
+ */
+export async function runPrivately(
+  { install: { mode } }: SiteConfig,
+  { live }: { readonly live?: boolean } = {},
+): Promise<boolean> {
+  if (mode === "in-place") return false;
+  if (live) {
+    throw new ZferryError("usage", `--live is of no use with mode = "${mode}": nothing that runs is changed`);
+  }
+  if (isPrivate()) return false;
+  const ended = await restartPrivately();
+  if ("signal" in ended) {
+    throw new ZferryError("interrupted", `the command was ended by ${ended.signal}`, {
+      hint: "the same command goes on",
+      details: { signal: ended.signal },
+    });
+  }
+  if (ended.status !== 0) throw new ToldElsewhere(ended.status);
+  return true;
 }
 
 /**

@@ -6,9 +6,17 @@ import { ZferryError } from "../errors.js";
 import { requireAsPlanned } from "../root/apply.js";
 import type { RootPlan } from "../root/plan.js";
 import { guarded } from "../system/files.js";
+import { parentOf } from "../system/zfs.js";
 import { requireAnswer } from "./plan.js";
-import { lockState, type InstalledStream, type Journal, type StateFolder } from "./state.js";
-import { finishRecorded, siteRoot } from "./steps.js";
+import {
+  lockState,
+  type InstalledStream,
+  type Journal,
+  type NewEnvironment,
+  type StateFolder,
+} from "./state.js";
+import { siteRoot } from "./site-root.js";
+import { finishRecorded } from "./steps.js";
 import { withTraces } from "./under-way.js";
 
 /** Runs `use` with the site's lock, and with what was recorded and left something behind cleaned up: the journal of that, if any. */
@@ -47,7 +55,10 @@ export const placeOf = ({ product, root }: SiteConfig): NonNullable<Journal["sit
 });
 
 /** Streams that the site's configuration has another dataset for, in words. */
-export const otherDatasets = (streams: readonly InstalledStream[], site: SiteConfig): string[] =>
+export const otherDatasets = (
+  streams: readonly Pick<InstalledStream, "role" | "dataset">[],
+  site: SiteConfig,
+): string[] =>
   streams.flatMap(({ role, dataset }) =>
     site.streams[role] === dataset ? [] : [`${role} is ${site.streams[role] ?? "missing"}, not ${dataset}`],
   );
@@ -56,8 +67,14 @@ export const otherDatasets = (streams: readonly InstalledStream[], site: SiteCon
  * What is under way is finished, or given up, where it was begun.
  * @throws ZferryError `install-pending` when the configuration names another place since
  */
-export function requireSameSite({ release, streams, site: begun }: Journal, site: SiteConfig): void {
-  const differences = otherDatasets(streams, site);
+export function requireSameSite(journal: Journal, site: SiteConfig): void {
+  const { release, streams, site: begun } = journal;
+  const environment = journal.operation === "install" ? journal.environment : null;
+  const differences =
+    environment === null ? otherDatasets(streams, site) : otherEnvironment(environment, site);
+  const mode = environment === null ? "in-place" : "boot-environment";
+  if (journal.operation === "install" && site.install.mode !== mode)
+    differences.push(`mode is ${site.install.mode}, not ${mode}`);
   if (begun !== null) {
     if (site.product !== begun.product) differences.push(`product is ${site.product}, not ${begun.product}`);
     const path = site.root?.path ?? null;
@@ -72,6 +89,16 @@ export function requireSameSite({ release, streams, site: begun }: Journal, site
       hint: "bring the configuration back until that is finished or given up",
     },
   );
+}
+
+/** The same of a boot environment. */
+function otherEnvironment({ dataset, configured }: NewEnvironment, site: SiteConfig): string[] {
+  const { container } = site["boot-environment"];
+  const begun = parentOf(dataset);
+  return [
+    ...Object.entries(configured).flatMap(([role, each]) => otherDatasets([{ role, dataset: each }], site)),
+    ...(container === undefined || container === begun ? [] : [`container is ${container}, not ${begun}`]),
+  ];
 }
 
 /** That another command must come first. */

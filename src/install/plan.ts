@@ -15,6 +15,7 @@ import {
   poolHealth,
   poolOf,
   resumeToken,
+  type PropertyValues,
   type Snapshot,
 } from "../system/zfs.js";
 import { streamOfToken } from "./resume.js";
@@ -78,6 +79,8 @@ export interface StreamPlan {
   readonly space: { readonly needed: number; readonly available: number } | null;
   /** What does not stand against it, and is good to know. */
   readonly warnings: readonly string[];
+  /** That a dataset gets which is made beside that of its base. */
+  readonly properties?: PropertyValues;
 }
 
 /** Takes it upon itself to receive into a dataset that is in use, or throws. */
@@ -110,7 +113,7 @@ export async function planStreams(
   return plans;
 }
 
-function datasetOf({ role }: ManifestStream, site: SiteConfig): string {
+export function datasetOf({ role }: ManifestStream, site: SiteConfig): string {
   const dataset = site.streams[role];
   if (dataset !== undefined) return dataset;
   throw new ZferryError(
@@ -123,7 +126,7 @@ function datasetOf({ role }: ManifestStream, site: SiteConfig): string {
   );
 }
 
-type Found = Omit<StreamPlan, "space" | "warnings"> & {
+export type Found = Omit<StreamPlan, "space" | "warnings"> & {
   /** Snapshots after the base, oldest first. */
   readonly later: readonly Snapshot[];
 };
@@ -160,20 +163,27 @@ async function planStream(stream: ManifestStream, dataset: string, ours: boolean
       hint: "a site that has a release needs a bundle with that release as its base",
     });
   }
-  if (base === undefined) {
-    const newest = snapshots.at(-1);
-    const found =
-      newest === undefined ? "no snapshot" : `${fullName(newest)} (guid ${newest.guid}) as its newest`;
-    throw new ZferryError(
-      "base-missing",
-      `stream ${stream.role} starts from ${stream.base.snapshot ?? "a snapshot"} (guid ${stream.base.guid}), dataset ${dataset} has ${found}`,
-      {
-        details: { dataset, expected: stream.base.guid, found: newest?.guid ?? "none" },
-        hint: "install the bundles in between first",
-      },
-    );
-  }
+  if (base === undefined) throw baseMissing(stream, dataset, snapshots);
   return { ...known, base, taken, later: snapshots.slice(snapshots.indexOf(base) + 1) };
+}
+
+/** @param snapshots those of the dataset */
+export function baseMissing(
+  { role, base }: ManifestStream,
+  dataset: string,
+  snapshots: readonly Snapshot[],
+): ZferryError {
+  const newest = snapshots.at(-1);
+  const found =
+    newest === undefined ? "no snapshot" : `${fullName(newest)} (guid ${newest.guid}) as its newest`;
+  return new ZferryError(
+    "base-missing",
+    `stream ${role} starts from ${base?.snapshot ?? "a snapshot"} (guid ${base?.guid ?? ""}), dataset ${dataset} has ${found}`,
+    {
+      details: { dataset, expected: base?.guid ?? "", found: newest?.guid ?? "none" },
+      hint: "install the bundles in between first",
+    },
+  );
 }
 
 export interface TimeEstimate {
@@ -202,8 +212,8 @@ export function estimateTime(streams: readonly StreamPlan[], state: SiteState | 
   return { seconds: Math.ceil(bytes / bytesPerSecond), bytesPerSecond, assumed: known === 0 };
 }
 
-/** What must hold of a dataset that is about to receive. */
-async function checkDataset(
+/** What must hold of a dataset that is about to receive, or that one is about to be made beside. */
+export async function checkDataset(
   { stream, dataset, base, taken, later }: Found,
   manifest: Manifest,
   live: Live | undefined,
@@ -218,7 +228,7 @@ async function checkDataset(
       : [`pool ${pool} is ${health}: one more disk that fails may take all; see zpool status ${pool}`];
   const missing = Math.max(0, stream.rawBytes - taken);
   const exists = base !== undefined || taken > 0;
-  const place = exists ? dataset : dataset.slice(0, dataset.lastIndexOf("/"));
+  const place = base?.dataset ?? (exists ? dataset : dataset.slice(0, dataset.lastIndexOf("/")));
   if (!exists && !(await datasetExists(place))) {
     obstacles.add(
       new ZferryError("dataset-unsuitable", `there is no dataset ${place} to make ${dataset} in`, {
@@ -236,13 +246,14 @@ async function checkDataset(
   ]);
   if (readonly !== "on") {
     warnings.push(
-      `${dataset} ${exists ? "is" : "will be"} writable: what anybody writes to it stands against the next release; zfs set readonly=on ${place}`,
+      `${dataset} ${place === dataset ? "is" : "will be"} writable: what anybody writes to it stands against the next release; zfs set readonly=on ${place}`,
     );
   }
   if (base === undefined) return { space, warnings };
 
-  await obstacles.unless(() => requireNoPanic(dataset, stream));
-  await obstacles.unless(() => requireUnmodified(dataset, base, stream));
+  await obstacles.unless(() => requireNoPanic(place, stream));
+  await obstacles.unless(() => requireUnmodified(place, base, stream));
+  if (place !== dataset) return { space, warnings };
   await obstacles.unless(() => requireUnused(dataset, live));
   if (later.length > 0) {
     const names = later.map(fullName).join(", ");

@@ -61,8 +61,8 @@ export async function receiveStream(
 /** Rounds of a second. */
 const BUSY_ROUNDS = 30;
 
-/** Tries again while a dataset is busy: a receive of before that was killed may need a moment to end. */
-async function patiently(
+/** Tries again while a dataset is busy: what was killed before, and had it, may need a moment to end. */
+export async function patiently(
   { signal, step }: Pick<ReceiveOptions, "signal" | "step">,
   work: () => Promise<void>,
 ): Promise<void> {
@@ -91,12 +91,17 @@ export async function discardPartial(
 export const tokenOf = async (dataset: string): Promise<string | undefined> =>
   (await datasetExists(dataset)) ? resumeToken(dataset) : undefined;
 
-export const describeStream = ({ stream, dataset, base }: StreamPlan): InstalledStream => ({
+export const describeStream = ({
+  stream,
+  dataset,
+  base,
+}: Pick<StreamPlan, "stream" | "dataset" | "base">): InstalledStream => ({
   role: stream.role,
   dataset,
   base: base === undefined ? null : { snapshot: base.name, guid: base.guid },
   target: stream.target,
   rawBytes: stream.rawBytes,
+  ...(base === undefined || base.dataset === dataset ? {} : { origin: base.dataset }),
 });
 
 export async function isReceived({ dataset, target }: InstalledStream): Promise<boolean> {
@@ -111,7 +116,7 @@ async function receiveFrom(
   point: ResumeToken | undefined,
   { progress, signal, step }: ReceiveOptions,
 ): Promise<void> {
-  const { stream, dataset } = plan;
+  const { stream, dataset, properties } = plan;
   const target = { dataset, name: stream.target.snapshot };
   step(
     `receiving ${stream.role} into ${dataset}${point === undefined ? "" : `, from byte ${point.bytes} on`}`,
@@ -120,7 +125,7 @@ async function receiveFrom(
     point === undefined
       ? bundle.chunks(stream)
       : resumeStream(bundle.chunks(stream, chunksFrom(stream, point)), point);
-  const receiver = receive(target);
+  const receiver = receive(target, properties);
   let result: ProcessResult;
   try {
     let done = Number(point?.bytes ?? 0);
@@ -158,7 +163,7 @@ async function whileAnswering<Result>(dataset: string, work: Promise<Result>): P
 /** Says why ZFS refused, where its own words do not. */
 async function explain({ stream, dataset, base }: StreamPlan, failure: ZferryError): Promise<ZferryError> {
   await requireAnswer(dataset);
-  if (failure.code !== "zfs-failed" || base === undefined) return failure;
+  if (failure.code !== "zfs-failed" || base?.dataset !== dataset) return failure;
   const snapshots = await listSnapshots(dataset);
   const position = snapshots.findIndex(({ guid }) => guid === base.guid);
   const later = snapshots.slice(position + 1).filter(({ guid }) => guid !== stream.target.guid);

@@ -1,4 +1,4 @@
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { formatTime, throwIfInterrupted } from "../report.js";
@@ -6,6 +6,7 @@ import type { RootSpace } from "../root/disk.js";
 import type { RootPlan } from "../root/plan.js";
 import { planRootRollback, type RollbackOptions as RootRollbackOptions } from "../root/rollback.js";
 import type { SettledConflict } from "../root/settle.js";
+import { ownMounts } from "../system/mounts.js";
 import { withScratch } from "../system/scratch.js";
 import {
   requireOwnUntouched,
@@ -34,7 +35,8 @@ import {
   type SiteState,
   type StateFolder,
 } from "./state.js";
-import { carryOut, releaseBases, requireAgreed, siteRoot, type Work } from "./steps.js";
+import { siteRoot } from "./site-root.js";
+import { carryOut, releaseBases, requireAgreed, type Work } from "./steps.js";
 import { describeLoss, findWayBack, type WayBack } from "./take-back.js";
 
 // formats/state.md, Rolling back
@@ -208,6 +210,14 @@ function requireInstallation(state: SiteState | undefined): Installation {
       details,
     );
   }
+  if (last.environment !== undefined) {
+    const { dataset, previous } = last.environment;
+    throw impossible(
+      `${nameOf(last)} was installed as the boot environment ${dataset}, and the one before is as it was`,
+      { ...details, dataset, previous },
+      `bundle activate ${basename(previous)}, and reboot`,
+    );
+  }
   const full = streamWithoutBase(last);
   if (full !== undefined) {
     throw impossible(
@@ -332,6 +342,7 @@ export const confirmInstall = (
     const last = state?.installations.at(-1);
     if (state === undefined || last === undefined || last.rolledBack !== undefined) return undefined;
     requireProduct(state, site.product);
+    if (last.environment !== undefined) requireRunning(last, last.environment);
     const isNew = last.confirmedAt === undefined;
     const installation = isNew ? { ...last, confirmedAt: Math.floor(now().getTime() / 1000) } : last;
     if (isNew) {
@@ -343,3 +354,20 @@ export const confirmInstall = (
     await folder.removePlans();
     return { installation, isNew };
   });
+
+/** What was not booted yet cannot be known to be good. */
+function requireRunning(
+  installation: Installation,
+  { dataset }: NonNullable<Installation["environment"]>,
+): void {
+  const { type, source } = ownMounts().get("/") ?? {};
+  if (type === "zfs" && source === dataset) return;
+  throw new ZferryError(
+    "install-pending",
+    `${nameOf(installation)} was installed as the boot environment ${dataset}, which is not the running one`,
+    {
+      details: { dataset, running: source ?? "" },
+      hint: "boot it first; bundle status says what boots next",
+    },
+  );
+}

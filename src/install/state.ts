@@ -12,7 +12,7 @@ import {
   snapshotName,
 } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
-import { checkValue, integer, table } from "../schema.js";
+import { checkValue, integer, record, table } from "../schema.js";
 import { rootPlanSchema, type RootPlan } from "../root/plan.js";
 import { guarded, syncPath, writeFileDurably } from "../system/files.js";
 import { readSmallFile } from "../system/key-files.js";
@@ -20,10 +20,10 @@ import { acquireLock } from "../system/lock.js";
 
 // formats/state.md: what a site keeps in its state folder.
 
-/** Version 1 is of zferry before an install could be rolled back. */
-const STATE_VERSION = 2;
-/** Version 2 too; version 1 is of zferry before an install could be given up, or finished without its bundle. */
-const JOURNAL_VERSION = 3;
+/** Version 2 is of zferry before boot environments were made, version 1 before an install could be rolled back. */
+const STATE_VERSION = 3;
+/** As above; version 1 is of zferry before an install could be given up, or finished without its bundle. */
+const JOURNAL_VERSION = 4;
 export const identity = v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/, "is no SHA-256"));
 /** Seconds since 1970, up to what can be shown as a date: the year 9999. */
 export const seconds = integer(0, 253_402_300_799);
@@ -36,8 +36,14 @@ const installedStream = table({
   target: table({ snapshot: snapshotName, guid }),
   /** Of the stream; absent where an older zferry installed it. */
   rawBytes: v.optional(integer(0)),
+  /** The dataset that has the base, where the stream made a new one beside it. */
+  origin: v.optional(datasetName),
 });
 export type InstalledStream = v.InferOutput<typeof installedStream>;
+
+/** The snapshot that a stream starts from; undefined after a full stream. */
+export const baseOf = ({ dataset, origin = dataset, base }: InstalledStream) =>
+  base === null ? undefined : { dataset: origin, name: base.snapshot };
 
 const releaseSchema = table({
   name: releaseName,
@@ -58,13 +64,18 @@ const installationFields = {
   /** The site's commit of `/`; null for a bundle without a root half. */
   commit: v.nullable(v.string()),
 };
-const installationSchema = table({
-  ...installationFields,
+const laterFields = {
   /** SHA-256 of what `plan-….json` holds while it can be rolled back; null without a root half, absent where an older zferry installed it. */
   plan: v.optional(v.nullable(identity)),
   /** When its base was let go. */
   confirmedAt: v.optional(seconds),
   rolledBack: v.optional(table({ startedAt: seconds, finishedAt: seconds })),
+};
+const installationSchema = table({
+  ...installationFields,
+  ...laterFields,
+  /** The boot environment that it was installed as; absent for an install in place. `previous`: the dataset that it was cloned from. */
+  environment: v.optional(table({ dataset: datasetName, guid, previous: datasetName })),
 });
 export type Installation = v.InferOutput<typeof installationSchema>;
 
@@ -89,6 +100,11 @@ export const stateSchema = table({
   installations: v.array(installationSchema),
 });
 const stateSchemaBefore = table({
+  version: v.literal(STATE_VERSION - 1),
+  ...stateFields,
+  installations: v.array(table({ ...installationFields, ...laterFields })),
+});
+const stateSchemaFirst = table({
   version: v.literal(1),
   ...stateFields,
   installations: v.array(table(installationFields)),
@@ -128,17 +144,28 @@ export const streamWithoutBase = ({ streams }: Installation): InstalledStream | 
 export const isPlanLost = ({ commit, plan }: Installation): boolean =>
   commit !== null && typeof plan !== "string";
 
-/** Whether there is a way back from it. */
+/** Whether there is a way back from it; from a boot environment another one is. */
 export const isReversible = (installation: Installation): boolean =>
-  streamWithoutBase(installation) === undefined && !isPlanLost(installation);
+  installation.environment === undefined &&
+  streamWithoutBase(installation) === undefined &&
+  !isPlanLost(installation);
 
 /** What is done, in this order; each is journalled before it begins, and can be done again. */
 export const PHASES = {
   install: ["holding", "preparing", "receiving", "writing", "recording"],
+  environment: [
+    "holding",
+    "cloning",
+    "preparing",
+    "receiving",
+    "writing",
+    "finishing",
+    "activating",
+    "recording",
+  ],
   rollback: ["preparing", "rolling-back", "writing", "recording"],
 } as const;
-export type Operation = keyof typeof PHASES;
-export type Phase<Kind extends Operation = Operation> = (typeof PHASES)[Kind][number];
+export type Phase<Kind extends keyof typeof PHASES = keyof typeof PHASES> = (typeof PHASES)[Kind][number];
 
 const journalFields = {
   release: releaseSchema,
@@ -172,7 +199,22 @@ const underWayFields = {
   plan: v.nullable(identity),
 };
 
-const installFields = {
+/** A boot environment that is being made. */
+const environmentSchema = table({
+  dataset: datasetName,
+  /** The root dataset that it is cloned from, by way of a snapshot. */
+  origin: datasetName,
+  snapshot: snapshotName,
+  /** What booted next before; null for nothing. */
+  next: v.nullable(datasetName),
+  /** Whether it is to boot next. */
+  activate: v.boolean(),
+  /** The datasets of the roles as they were configured. */
+  configured: record(roleName, datasetName),
+});
+export type NewEnvironment = v.InferOutput<typeof environmentSchema>;
+
+const installFieldsBefore = {
   ...underWayFields,
   phase: v.picklist(PHASES.install),
   /** The site as it was configured; null in a journal of version 1. */
@@ -184,7 +226,10 @@ const installFields = {
 const installSchema = table({
   version: v.literal(JOURNAL_VERSION),
   operation: v.literal("install"),
-  ...installFields,
+  ...installFieldsBefore,
+  phase: v.picklist(PHASES.environment),
+  /** Null for an install in place. */
+  environment: v.nullable(environmentSchema),
 });
 
 /** What going back takes from a dataset for good. */
@@ -196,8 +241,7 @@ const lossSchema = table({
 });
 export type Loss = v.InferOutput<typeof lossSchema>;
 
-const rollbackSchema = table({
-  version: v.literal(JOURNAL_VERSION),
+const rollbackFields = {
   operation: v.literal("rollback"),
   ...underWayFields,
   phase: v.picklist(PHASES.rollback),
@@ -205,9 +249,16 @@ const rollbackSchema = table({
   site: siteSchema,
   /** What was agreed to be lost. */
   lost: v.array(lossSchema),
-});
+};
+const rollbackSchema = table({ version: v.literal(JOURNAL_VERSION), ...rollbackFields });
 
-const installSchemaBefore = table({ version: v.literal(JOURNAL_VERSION - 1), ...installFields });
+const rollbackSchemaBefore = table({ version: v.literal(JOURNAL_VERSION - 1), ...rollbackFields });
+const installSchemaBefore = table({
+  version: v.literal(JOURNAL_VERSION - 1),
+  operation: v.literal("install"),
+  ...installFieldsBefore,
+});
+const installSchemaSecond = table({ version: v.literal(2), ...installFieldsBefore });
 
 const journalSchemaFirst = table({
   version: v.literal(1),
@@ -227,8 +278,14 @@ export type InstallJournal = Omit<v.InferOutput<typeof installSchema>, "version"
 export type RollbackJournal = Omit<v.InferOutput<typeof rollbackSchema>, "version" | "plan"> & WithRoot;
 export type Journal = InstallJournal | RollbackJournal;
 
+/** The steps of an install that is under way, in their order. */
+export const phasesOf = ({ environment }: InstallJournal): readonly InstallJournal["phase"][] =>
+  environment === null ? PHASES.install : PHASES.environment;
+
+const UNWRITTEN: readonly Phase[] = ["holding", "cloning", "preparing", "receiving", "rolling-back"];
+
 /** Whether `/` may be written, in part or as a whole. */
-export const isWritten = ({ phase }: Journal): boolean => phase === "writing" || phase === "recording";
+export const isWritten = ({ phase }: Journal): boolean => !UNWRITTEN.includes(phase);
 
 const MAX_STATE_BYTES = 1 << 30;
 
@@ -270,14 +327,15 @@ export function openState(path: string): StateFolder {
   const folder: StateFolder = {
     path,
     async readState() {
-      const value = await readVersioned(statePath, [1, STATE_VERSION]);
+      const value = await readVersioned(statePath, [1, STATE_VERSION - 1, STATE_VERSION]);
       if (value === undefined) return undefined;
       if (value.version === STATE_VERSION) return checked(statePath, stateSchema, value);
-      return { ...checked(statePath, stateSchemaBefore, value), version: STATE_VERSION };
+      const before = value.version === 1 ? stateSchemaFirst : stateSchemaBefore;
+      return { ...checked(statePath, before, value), version: STATE_VERSION };
     },
     writeState: async (state) => writeFileDurably(statePath, `${JSON.stringify(state, null, 2)}\n`, 0o600),
     async readJournal() {
-      const value = await readVersioned(journalPath, [1, JOURNAL_VERSION - 1, JOURNAL_VERSION]);
+      const value = await readVersioned(journalPath, [1, 2, JOURNAL_VERSION - 1, JOURNAL_VERSION]);
       if (value === undefined) return undefined;
       if (value.version === 1) return fromFirst(checked(journalPath, journalSchemaFirst, value));
       const { plan, ...journal } = checkedJournal(journalPath, value);
@@ -334,17 +392,24 @@ export const isPlanName = (name: string): boolean => /^plan-[0-9a-f]{64}\.json$/
 
 const sha256 = (bytes: string | Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
 
-/** An older version's journal becomes one of an install. */
+/** An older version's journal is of an install in place, or of a rollback. */
 function checkedJournal(path: string, value: { readonly version?: unknown }) {
-  if (value.version !== JOURNAL_VERSION)
-    return { ...checked(path, installSchemaBefore, value), operation: "install" as const };
-  return "operation" in value && value.operation === "rollback"
-    ? checked(path, rollbackSchema, value)
-    : checked(path, installSchema, value);
+  const isNow = value.version === JOURNAL_VERSION;
+  if ("operation" in value && value.operation === "rollback")
+    return checked(path, isNow ? rollbackSchema : rollbackSchemaBefore, value);
+  if (!isNow) {
+    const before = value.version === 2 ? installSchemaSecond : installSchemaBefore;
+    return { ...checked(path, before, value), operation: "install" as const, environment: null };
+  }
+  const journal = checked(path, installSchema, value);
+  if (journal.environment === null && !v.is(v.picklist(PHASES.install), journal.phase))
+    throw malformed(path, `phase: is ${journal.phase}, and no boot environment is made`);
+  return journal;
 }
 
 function fromFirst(journal: v.InferOutput<typeof journalSchemaFirst>): InstallJournal {
-  return { ...journal, operation: "install", undoing: false, present: [], site: null, origin: null };
+  const none = { site: null, origin: null, environment: null };
+  return { ...journal, operation: "install", undoing: false, present: [], ...none };
 }
 
 async function readPlan(folder: string, hash: string): Promise<RootPlan | undefined> {

@@ -12,22 +12,28 @@ import {
 } from "../root/apply.js";
 import type { RootPlan } from "../root/plan.js";
 import { parseResumeToken } from "../stream/resume-token.js";
-import { openRepository, type Git } from "../system/git.js";
-import { datasetExists, holdSnapshots, releaseSnapshot } from "../system/zfs.js";
+import { ownMounts } from "../system/mounts.js";
+import { datasetExists, getProperties, holdSnapshots, releaseSnapshot } from "../system/zfs.js";
 import { changeKeys } from "../trust/keys.js";
+import { finishEnvironment, makeClone, removeClone, runAfter, withContainer } from "./environment-install.js";
+import { restoreNext } from "./environments.js";
 import { requireUnused, type Live, type StreamPlan } from "./plan.js";
 import { discardPartial, isReceived, receiveStream, tokenOf, type ReceiveOptions } from "./receive.js";
+import { siteRoot, withRoot } from "./site-root.js";
 import {
+  baseOf,
   emptyState,
   installed,
   isRecorded,
   isWritten,
+  phasesOf,
   PHASES,
   undoable,
   type InstalledStream,
   type InstallJournal,
   type Journal,
   type Loss,
+  type NewEnvironment,
   type RollbackJournal,
   type SiteState,
   type StateFolder,
@@ -63,31 +69,49 @@ interface Step<Kind extends Journal = Journal> {
 
 type Steps<Kind extends Journal> = Readonly<Record<Kind["phase"], Step<Kind>>>;
 
+/** The boot environment that is made; null where the site itself is changed. */
+const environmentOf = (journal: Journal): NewEnvironment | null =>
+  journal.operation === "install" ? journal.environment : null;
+
+const checkPlanned = async (journal: Journal, { site }: Pick<Work, "site">): Promise<void> => {
+  const { root } = journal;
+  if (root === null) return;
+  await withRoot(environmentOf(journal), site, (place) => requireAsPlanned(root, place, !isWritten(journal)));
+};
+
 const preparing: Step = {
-  async do({ root }, { site, scratchDir, step, progress, signal }) {
-    if (root === null) return;
-    const place = await siteRoot(site);
-    step(`preparing ${root.changes.length} changed files of /`);
-    await importObjects(root, { ...place, scratchDir });
-    await prepareRoot(root, { ...place, progress, signal });
+  // What is cloned may have been changed between the plan and the snapshot.
+  check: async (journal, work) => {
+    if (environmentOf(journal) !== null) await checkPlanned(journal, work);
   },
-  async undo({ root }, { site }) {
-    if (root !== null) await discardRoot(root, await siteRoot(site));
+  async do(journal, { site, scratchDir, step, progress, signal }) {
+    const { root } = journal;
+    if (root === null) return;
+    step(`preparing ${root.changes.length} changed files of /`);
+    await withRoot(environmentOf(journal), site, async (place) => {
+      await importObjects(root, { ...place, scratchDir });
+      await prepareRoot(root, { ...place, progress, signal });
+    });
+  },
+  async undo(journal, { site }) {
+    const { root } = journal;
+    if (root !== null && environmentOf(journal) === null) await discardRoot(root, await siteRoot(site));
   },
 };
 
 const writing: Step = {
-  async check(journal, { site }) {
+  check: checkPlanned,
+  async do(journal, { site, scratchDir, step, progress }) {
     const { root } = journal;
-    if (root !== null) await requireAsPlanned(root, await siteRoot(site), !isWritten(journal));
-  },
-  async do({ root }, { site, scratchDir, step, progress }) {
     if (root === null) return;
     step("writing the changed files of /");
-    await commitRoot(root, { ...(await siteRoot(site)), scratchDir, progress });
+    await withRoot(environmentOf(journal), site, (place) =>
+      commitRoot(root, { ...place, scratchDir, progress }),
+    );
   },
-  async undo({ root }, { site, scratchDir, step, progress }) {
-    if (root === null) return;
+  async undo(journal, { site, scratchDir, step, progress }) {
+    const { root } = journal;
+    if (root === null || environmentOf(journal) !== null) return;
     step("bringing back the files of /");
     await revertRoot(root, { ...(await siteRoot(site)), scratchDir, progress });
   },
@@ -95,14 +119,29 @@ const writing: Step = {
 
 const nothing = async (): Promise<void> => undefined;
 
+/** A step of an install that makes a boot environment, and no other. */
+const inEnvironment =
+  (use: (journal: InstallJournal & { readonly environment: NewEnvironment }, work: Work) => Promise<void>) =>
+  async ({ environment, ...journal }: InstallJournal, work: Work): Promise<void> => {
+    if (environment !== null) await use({ ...journal, environment }, work);
+  };
+
 const INSTALL: Steps<InstallJournal> = {
   holding: {
     async do({ streams }) {
-      for (const { dataset, base } of streams) {
-        if (base !== null) await holdSnapshots(HOLD_TAG, [{ dataset, name: base.snapshot }]);
+      for (const base of streams.map(baseOf)) {
+        if (base !== undefined) await holdSnapshots(HOLD_TAG, [base]);
       }
     },
     undo: ({ streams }, { state }) => releaseBases(streams, undoable(state)?.streams),
+  },
+
+  cloning: {
+    do: inEnvironment(async (journal, { step }) => {
+      step(`cloning ${journal.environment.origin} to ${journal.environment.dataset}`);
+      await makeClone(journal);
+    }),
+    undo: inEnvironment(removeClone),
   },
 
   preparing,
@@ -126,6 +165,23 @@ const INSTALL: Steps<InstallJournal> = {
   },
 
   writing,
+
+  finishing: {
+    do: inEnvironment(({ environment, streams }, { site, step }) =>
+      runAfter(environment, streams, site, step),
+    ),
+    undo: nothing,
+  },
+
+  activating: {
+    do: inEnvironment(async ({ environment }, { site, step }) => {
+      step(`${environment.activate ? "activating" : "checking"} ${environment.dataset}`);
+      await finishEnvironment(environment, site);
+    }),
+    undo: inEnvironment(({ environment }, { site }) =>
+      restoreNext(withContainer(site, environment), environment),
+    ),
+  },
 
   recording: {
     do: record,
@@ -195,10 +251,20 @@ export function requireAgreed(loss: Loss, agreed: readonly Loss[]): void {
  * @throws ZferryError; before anything was received or rolled back, the site is as it was
  */
 export async function carryOut(journal: Journal, outdated: RootPlan | null, work: Work): Promise<void> {
-  if (outdated !== null) await discardRoot(outdated, await siteRoot(work.site));
-  if (journal.operation === "install") await advance(journal, INSTALL, PHASES.install, work);
+  if (outdated !== null) await discardOutdated(outdated, environmentOf(journal), work);
+  if (journal.operation === "install") await advance(journal, INSTALL, phasesOf(journal), work);
   else await advance(journal, ROLLBACK, PHASES.rollback, work);
   await finishRecorded(work.folder);
+}
+
+async function discardOutdated(
+  outdated: RootPlan,
+  environment: NewEnvironment | null,
+  { site }: Work,
+): Promise<void> {
+  // As long as there is no clone, nothing was prepared in it.
+  if (environment !== null && !(await datasetExists(environment.dataset))) return;
+  await withRoot(environment, site, (place) => discardRoot(outdated, place));
 }
 
 async function advance<Kind extends Journal>(
@@ -226,7 +292,7 @@ async function advance<Kind extends Journal>(
  * @throws ZferryError; the next call goes on where this one was
  */
 export async function undo(journal: Journal, work: Work): Promise<void> {
-  if (journal.operation === "install") await retreat(journal, INSTALL, PHASES.install, work);
+  if (journal.operation === "install") await retreat(journal, INSTALL, phasesOf(journal), work);
   else await retreat(journal, ROLLBACK, PHASES.rollback, work);
   await work.folder.removeJournal();
 }
@@ -297,6 +363,7 @@ async function describeReceived(journal: InstallJournal): Promise<string | undef
     if (received) found.push(`${role} is received`);
     else if (taken > 0) found.push(`${formatBytes(taken)}${of} of ${role} are received`);
   }
+  if (environmentOf(journal) !== null) return found.length === 0 ? undefined : found.join(", ");
   // A bundle may have no stream that was left to be received.
   if (found.length === 0 && isWritten(journal)) return "/ may be written in part";
   return found.length === 0 ? undefined : found.join(", ");
@@ -346,10 +413,12 @@ export async function requireUndoable(
   live: Live | undefined,
 ): Promise<void> {
   if (journal.operation === "rollback") return requireNotRolledBack(journal);
+  const { environment } = journal;
+  if (environment !== null) requireNotRunning(environment);
   for (const stream of ownStreams(journal)) {
     const { dataset, base } = stream;
     if (await isReceived(stream)) await requireRollback(stream, live);
-    else if (base !== null && !(await datasetExists(dataset))) {
+    else if (environment === null && base !== null && !(await datasetExists(dataset))) {
       throw new ZferryError("base-missing", `there is no dataset ${dataset}, which the install began with`, {
         details: { dataset, expected: base.guid },
         hint: "bring it back to its name, or import its pool",
@@ -357,10 +426,26 @@ export async function requireUndoable(
     }
   }
   const { root, phase } = journal;
-  if (root === null || phase === "holding") return;
+  if (environment !== null || root === null || phase === "holding") return;
   // Without its repository what is prepared cannot be taken back, and /usr is not to be the only half that is.
   const place = await siteRoot(site);
   if (isWritten(journal)) await requireAsPlanned(root, place);
+}
+
+function requireNotRunning({ dataset }: NewEnvironment): void {
+  const mounted = [...ownMounts().values()].find(({ source, type }) => type === "zfs" && source === dataset);
+  if (mounted === undefined) return;
+  throw new ZferryError(
+    "dataset-in-use",
+    `the boot environment ${dataset}, which would be given up, is mounted on ${mounted.point}`,
+    {
+      details: { dataset, path: mounted.point },
+      hint:
+        mounted.point === "/"
+          ? "finish the install: bundle install; or boot another one first"
+          : `umount ${mounted.point}`,
+    },
+  );
 }
 
 /** What a rollback took is lost, so that only its end leads to both halves. */
@@ -390,7 +475,7 @@ async function requireRollback(stream: InstalledStream, live: Live | undefined):
 
 /** The release counts as installed from here on. The key change is a part of it: both are written at once. */
 async function record(journal: InstallJournal, work: Work): Promise<void> {
-  const { release, startedAt, streams, origin, root } = journal;
+  const { release, startedAt, streams, origin, root, environment } = journal;
   const { folder, site, now, state } = work;
   if (origin === null) throw new RangeError("an install is recorded whose bundle is not known");
   const set = keySetOf(state);
@@ -409,12 +494,20 @@ async function record(journal: InstallJournal, work: Work): Promise<void> {
         signers: origin.signers,
         streams,
         commit: root?.mergeCommit ?? null,
-        plan: folder.keepPlan(root),
+        // There, going back is to boot another one.
+        plan: environment === null ? folder.keepPlan(root) : null,
+        ...(environment === null ? {} : { environment: await describeEnvironment(environment) }),
       },
     ],
     ...(keys === undefined ? {} : { keys }),
   });
 }
+
+const describeEnvironment = async ({ dataset, origin }: NewEnvironment) => ({
+  dataset,
+  guid: (await getProperties(dataset, ["guid"])).guid,
+  previous: origin,
+});
 
 /**
  * What is left to be done for what is recorded: bases that nothing goes back to any more are let go, and the journal goes. It
@@ -439,23 +532,8 @@ export async function releaseBases(
   kept: readonly InstalledStream[] = [],
 ): Promise<void> {
   const guids = new Set(kept.map(({ base }) => base?.guid));
-  for (const { dataset, base } of streams) {
-    if (base !== null && !guids.has(base.guid)) {
-      await releaseSnapshot(HOLD_TAG, { dataset, name: base.snapshot });
-    }
+  for (const stream of streams) {
+    const base = baseOf(stream);
+    if (base !== undefined && !guids.has(stream.base?.guid)) await releaseSnapshot(HOLD_TAG, base);
   }
-}
-
-/** @throws ZferryError `not-configured` where the site has no repository of `/` */
-export async function siteRoot({ root }: SiteConfig): Promise<{ git: Git; rootDir: string }> {
-  if (root === undefined) {
-    throw new ZferryError(
-      "not-configured",
-      "the bundle changes /, and the site's configuration has no [root]",
-      {
-        hint: 'add [root] with path = "/"',
-      },
-    );
-  }
-  return { git: await openRepository(root.path), rootDir: root.path };
 }

@@ -21,7 +21,9 @@ export interface WayBack {
  * @throws ZferryError `base-missing` when there is no base to go back to; `zfs-failed` without the dataset
  */
 export async function findWayBack(stream: InstalledStream): Promise<WayBack> {
-  const { dataset, base, target } = stream;
+  const { dataset, target } = stream;
+  // What it made beside its base goes as a whole.
+  const base = stream.origin === undefined ? stream.base : null;
   const snapshots = await listSnapshots(dataset);
   const [from, reached] = [base, target].map((wanted) =>
     snapshots.findIndex(({ guid }) => guid === wanted?.guid),

@@ -85,8 +85,8 @@ export async function importObjects(
   { git, scratchDir }: { git: Git; scratchDir: string },
 ): Promise<void> {
   if ((await readRef(git, PENDING)) === plan.mergeCommit) return;
-  const { mergeCommit, replaced } = plan;
-  const wanted = [mergeCommit, ...(replaced === undefined ? [] : [replaced.commit])];
+  const { mergeCommit, replaced, blobs = [] } = plan;
+  const wanted = [mergeCommit, ...(replaced === undefined ? [] : [replaced.commit]), ...blobs];
   const known = [plan.head, plan.previousRelease, replaced?.previous].filter((id) => typeof id === "string");
   await git.run(["pack-objects", "--revs", "--quiet", join(git.objects, "pack/pack")], {
     input: [...wanted, ...known.map((commit) => `^${commit}`), ""].join("\n"),

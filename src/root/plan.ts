@@ -54,6 +54,8 @@ export const rootPlanSchema = table({
   replaced: v.optional(replacedSchema),
   /** Of a rollback: what keeps the untracked files that come back; missing where there are none. */
   returning: v.optional(replacedSchema),
+  /** Contents of files that no commit has; missing where there are none. */
+  blobs: v.optional(v.array(gitIdSchema)),
   /** What changes on disk, sorted by path; null where there is nothing. */
   changes: v.array(
     table({ path: pathNameSchema, before: v.nullable(stateSchema), after: v.nullable(stateSchema) }),

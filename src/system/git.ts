@@ -344,7 +344,13 @@ export function createBorrower(path: string, lender?: Git): Git {
     if (lender !== undefined)
       writeFileSync(join(objects, "info/alternates"), `${quoteAlternate(lender.objects)}\n`);
   });
-  return { gitDir, objects, ...bind({ gitDir, cwd: gitDir, fsync: "none" }) };
+  return openBorrower(gitDir);
+}
+
+/** One that was made before. */
+export function openBorrower(path: string): Git {
+  const gitDir = resolve(path);
+  return { gitDir, objects: join(gitDir, "objects"), ...bind({ gitDir, cwd: gitDir, fsync: "none" }) };
 }
 
 /** A borrowing repository for commands that compare an index with the files of a folder. */

@@ -65,6 +65,10 @@ export function visibleByPoint(mounts: readonly Mount[]): Map<string, Mount> {
 export const unescapeOctal = (text: string): string =>
   text.replace(/\\([0-7]{3})/g, (_match, digits: string) => String.fromCharCode(parseInt(digits, 8)));
 
+/** The same the other way, for a field of fstab(5). */
+export const escapeOctal = (text: string): string =>
+  text.replace(/[\s\\#]/g, (character) => `\\${character.charCodeAt(0).toString(8).padStart(3, "0")}`);
+
 /** The device that a path leads to, as in `Mount`; undefined where it leads nowhere. */
 export async function deviceOf(path: string): Promise<string | undefined> {
   const file = await stat(path).catch(() => undefined);

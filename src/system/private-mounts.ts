@@ -1,10 +1,11 @@
 import { spawn, type ChildProcess, type ChildProcessWithoutNullStreams } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, openSync } from "node:fs";
+import { closeSync, mkdirSync, openSync, readlinkSync } from "node:fs";
 import { mkdtemp, rmdir } from "node:fs/promises";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { ZferryError } from "../errors.js";
+import { guarded } from "./files.js";
 import { readMounts, visibleMounts, type Mount } from "./mounts.js";
 import { run } from "./process.js";
 import { MOVED } from "./terminal.js";
@@ -68,23 +69,18 @@ export async function openPrivateMounts(): Promise<PrivateMounts> {
       }
     },
     read: async (fileSystems, use) => {
-      const folder = await mkdtemp(join(RUNTIME_FOLDER, "zferry-"));
-      let isMounted = false;
-      try {
-        for (const { dataset, path, mountpoint } of fileSystems) {
-          const place = join(folder, path);
-          const seen = (await visibleMounts(pid, [dataset])).find(({ root }) => root === "/");
-          const options = mountpoint === "legacy" ? "ro" : "ro,zfsutil";
-          // A file system is mounted either for writing or not, wherever that is.
-          const args = seen ? ["--bind", seen.point] : ["-t", "zfs", "-o", options, dataset];
-          await inside(namespace, "mount", [...args, place]);
-          isMounted = true;
-        }
-        return await use(join("/proc", pid, "root", folder));
-      } finally {
-        if (isMounted) await inside(namespace, "umount", ["--recursive", folder]);
-        await rmdir(folder);
-      }
+      const mount = async (folder: string, { dataset, path, mountpoint }: ReadFileSystem): Promise<void> => {
+        const seen = (await visibleMounts(pid, [dataset])).find(({ root }) => root === "/");
+        const options = mountpoint === "legacy" ? "ro" : "ro,zfsutil";
+        // A file system is mounted either for writing or not, wherever that is.
+        const args = seen ? ["--bind", seen.point] : ["-t", "zfs", "-o", options, dataset];
+        await inside(namespace, "mount", [...args, join(folder, path)]);
+      };
+      return withMounted(await mkdtemp(join(RUNTIME_FOLDER, "zferry-")), fileSystems, {
+        mount,
+        unmount: (folder) => inside(namespace, "umount", ["--recursive", folder]),
+        use: (folder) => use(join("/proc", pid, "root", folder)),
+      });
     },
     restart: (output, errors) => {
       const own = openSync(namespace, "r");
@@ -106,14 +102,101 @@ export async function openPrivateMounts(): Promise<PrivateMounts> {
   };
 }
 
+/**
+ * Mounts at a folder, and in what is mounted there, runs `use`, unmounts all and removes the folder. What failed first is what
+ * is told.
+ */
+async function withMounted<Place, T>(
+  folder: string,
+  places: readonly Place[],
+  how: {
+    mount(folder: string, place: Place): Promise<void>;
+    unmount(folder: string): Promise<void>;
+    use(folder: string): T | Promise<T>;
+  },
+): Promise<T> {
+  let isMounted = false;
+  const end = async (): Promise<void> => {
+    if (isMounted) await how.unmount(folder);
+    await rmdir(folder);
+  };
+  let result: T;
+  try {
+    for (const place of places) {
+      await how.mount(folder, place);
+      isMounted = true;
+    }
+    result = await how.use(folder);
+  } catch (error) {
+    await end().catch(() => undefined);
+    throw error;
+  }
+  await end();
+  return result;
+}
+
+/** In the environment of a process that was started by `restartPrivately`: the mount namespace that it left. */
+const LEFT = "ZFERRY_LEFT";
+const ownNamespace = (): string => readlinkSync("/proc/self/ns/mnt");
+
+/** Whether this process has a mount namespace of its own: what it mounts, nobody else sees. */
+export const isPrivate = (): boolean => ![undefined, ownNamespace()].includes(process.env[LEFT]);
+
+/**
+ * Starts this program again with its arguments, at the same terminal, in a mount namespace of its own, and passes signals on to it
+ * until it ends. All that it mounts goes with it, however it ends.
+ * @throws ZferryError `not-permitted`, `not-configured`
+ */
+export async function restartPrivately(): Promise<{ readonly status: number } | { readonly signal: string }> {
+  const unshare = ["--mount", "--propagation", "slave"];
+  const refused = await run("unshare", [...unshare, "true"]);
+  if (refused.status !== 0) throw noNamespace(refused.stderr);
+  const program = [process.execPath, ...process.execArgv, ...process.argv.slice(1)];
+  const child = spawn("unshare", [...unshare, "--", ...program], {
+    stdio: "inherit",
+    env: { ...process.env, [LEFT]: ownNamespace() },
+  });
+  const pass = (signal: NodeJS.Signals): void => void child.kill(signal);
+  const signals = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
+  for (const signal of signals) process.on(signal, pass);
+  try {
+    const [status, signal] = (await once(child, "exit")) as [number | null, string | null];
+    return signal === null ? { status: status ?? 0 } : { signal };
+  } finally {
+    for (const name of signals) process.off(name, pass);
+  }
+}
+
+/** What is mounted: arguments of mount(8) but the last, and the place, within the first one's; that has "/". */
+export interface OwnMount {
+  readonly args: readonly string[];
+  readonly path: string;
+}
+
+/**
+ * Runs `use` on a folder that has file systems, for writing. It has the same path each time.
+ * @throws ZferryError `io-failed` where one cannot be mounted, or unmounted after `use` ended well
+ */
+export function withOwnMounts<T>(
+  mounts: readonly OwnMount[],
+  use: (folder: string) => T | Promise<T>,
+): Promise<T> {
+  if (!isPrivate()) throw new RangeError("what is mounted here would be seen by all");
+  const folder = join(RUNTIME_FOLDER, `zferry-${process.pid}`);
+  guarded(folder, () => mkdirSync(folder, { recursive: true, mode: 0o700 }));
+  return withMounted(folder, mounts, {
+    mount: (base, { args, path }) => execute("mount", [...args, join(base, path)]),
+    unmount: (base) => execute("umount", ["--recursive", base]),
+    use,
+  });
+}
+
 const byLength = (one: string, other: string): number => one.length - other.length;
 
 async function untilReady(holder: ChildProcessWithoutNullStreams): Promise<void> {
   const failed = async (): Promise<never> => {
     const [stderr] = await Promise.all([text(holder.stderr), once(holder, "close")]);
-    throw new ZferryError("not-permitted", `cannot make a mount namespace: ${stderr.trim()}`, {
-      hint: "run it as root",
-    });
+    throw noNamespace(stderr);
   };
   holder.stdin.on("error", () => undefined);
   holder.stdin.write("\n");
@@ -129,6 +212,11 @@ async function untilReady(holder: ChildProcessWithoutNullStreams): Promise<void>
     });
   }
 }
+
+const noNamespace = (stderr: string): ZferryError =>
+  new ZferryError("not-permitted", `cannot make a mount namespace: ${stderr.trim()}`, {
+    hint: "run it as root",
+  });
 
 /** `place` is seen in the namespace, and `mounts` is all that is mounted there. */
 async function coverPlace(
@@ -155,10 +243,18 @@ async function coverPlace(
   }
 }
 
-async function inside(namespace: string, program: string, args: readonly string[]): Promise<void> {
-  const { status, stderr } = await run("nsenter", [`--mount=${namespace}`, "--", program, ...args]);
+const inside = (namespace: string, ...command: readonly [string, readonly string[]]): Promise<void> =>
+  execute("nsenter", [`--mount=${namespace}`, "--", command[0], ...command[1]], command);
+
+async function execute(
+  file: string,
+  all: readonly string[],
+  [program, args]: readonly [string, readonly string[]] = [file, all],
+): Promise<void> {
+  const { status, stderr } = await run(file, all);
   if (status === 0) return;
-  throw new ZferryError("io-failed", `${program} ${args.join(" ")} in a private mount namespace: ${stderr}`, {
+  const said = stderr.replace(/\s*\n\s*/g, "; ");
+  throw new ZferryError("io-failed", `${program} ${args.join(" ")} in a private mount namespace: ${said}`, {
     details: { program, status: status ?? "" },
   });
 }

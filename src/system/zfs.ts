@@ -113,6 +113,18 @@ export async function listSnapshots(dataset: string): Promise<Snapshot[]> {
   }));
 }
 
+/** The snapshots with a guid on file systems and volumes right below a dataset; none where there is no such dataset. */
+export async function findSnapshots(parent: string, guid: string): Promise<Snapshot[]> {
+  if (!(await datasetExists(parent))) return [];
+  const output = await zfs(["list", "-H", "-p", "-t", "snapshot", "-o", "name,guid", "-d", "2", parent]);
+  return rows(output)
+    .filter(([, found]) => found === guid)
+    .map(([full = ""]) => {
+      const at = full.indexOf("@");
+      return { dataset: full.slice(0, at), name: full.slice(at + 1), guid };
+    });
+}
+
 /** Properties as `zfs get -p` prints them; one that a dataset does not have is "-". */
 export async function getProperties<Name extends string>(
   dataset: string,
@@ -164,6 +176,13 @@ export function parseProperties<Name extends string>(output: string): Described<
   }));
 }
 
+/** The properties that a dataset has itself: set there, or received. */
+export async function ownProperties(dataset: string): Promise<PropertyValues> {
+  const args = ["get", "-H", "-p", "-s", "local,received", "-o", PROPERTY_FIELDS, "all"];
+  const [own] = parseProperties<string>(await zfs([...args, dataset]));
+  return Object.fromEntries(Object.entries(own?.properties ?? {}).map(([name, { value }]) => [name, value]));
+}
+
 /** Sets a property of a dataset. */
 export const setProperty = async (dataset: string, name: string, value: string): Promise<void> =>
   void (await zfs(["set", `${name}=${value}`, dataset]));
@@ -193,12 +212,15 @@ export async function listBootfs(): Promise<
   }));
 }
 
-/** Has the dataset's pool say that it is the one to be booted. */
-export async function setBootfs(dataset: string): Promise<void> {
-  const args = ["set", `bootfs=${dataset}`, poolOf(dataset)];
+/** Has a pool say that this dataset is the one to be booted; null: none is. */
+export async function setBootfs(pool: string, dataset: string | null): Promise<void> {
+  const args = ["set", `bootfs=${dataset ?? ""}`, pool];
   const result = await run("zpool", args);
   if (result.status !== 0) throw zfsFailure(`zpool ${args.join(" ")}`, result);
 }
+
+/** The dataset right above; empty for a pool's own. */
+export const parentOf = (dataset: string): string => dataset.slice(0, Math.max(0, dataset.lastIndexOf("/")));
 
 export const poolOf = (dataset: string): string => dataset.split("/", 1)[0] ?? dataset;
 
@@ -279,9 +301,27 @@ export async function estimateSend(
   return status === 0 && size !== undefined ? Number(size) : undefined;
 }
 
-/** Starts a resumable `zfs receive` that mounts nothing. */
-export const receive = (target: Pick<Snapshot, "dataset" | "name">): ProcessInput =>
-  startWriting("zfs", ["receive", "-s", "-u", fullName(target)]);
+/** Values by the names of properties. */
+export type PropertyValues = Readonly<Record<string, string>>;
+
+const asOptions = (properties: PropertyValues): string[] =>
+  Object.entries(properties).flatMap(([name, value]) => ["-o", `${name}=${value}`]);
+
+/**
+ * Starts a resumable `zfs receive` that mounts nothing.
+ * @param properties that the dataset gets; with `origin`, a snapshot, it is a new one
+ */
+export const receive = (
+  target: Pick<Snapshot, "dataset" | "name">,
+  properties: PropertyValues = {},
+): ProcessInput => startWriting("zfs", ["receive", "-s", "-u", ...asOptions(properties), fullName(target)]);
+
+/** Makes a file system of a snapshot. */
+export const clone = async (
+  from: Pick<Snapshot, "dataset" | "name">,
+  dataset: string,
+  properties: PropertyValues,
+): Promise<void> => void (await zfs(["clone", ...asOptions(properties), fullName(from), dataset]));
 
 /** The token of an interrupted receive, or undefined. */
 export async function resumeToken(dataset: string): Promise<string | undefined> {

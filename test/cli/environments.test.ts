@@ -52,6 +52,7 @@ describe("while an install is under way", () => {
       present: [],
       site: { product: "gentoo", root: null },
       origin: null,
+      environment: null,
       root: null,
     });
     const result = await runHere("activate", "one", "--json");

@@ -93,7 +93,7 @@ describe("bundle trust", () => {
     await trust("--add", "second.pub");
     await trust("--revoke", PUBLIC);
     const state = JSON.parse(readFileSync(folder.file("state/state.json"), "utf8")) as object;
-    expect(state).toMatchObject({ version: 2, product: "demo", highestSequence: 0, installations: [] });
+    expect(state).toMatchObject({ version: 3, product: "demo", highestSequence: 0, installations: [] });
   });
 
   test("says when no bundle can have enough signatures", async () => {

@@ -7,6 +7,7 @@ import {
   isOptional,
   judgeDataset,
   judgeProperties,
+  nameDatasets,
   parseFstab,
   type FstabEntry,
   type Loader,
@@ -179,4 +180,35 @@ describe("kernels", () => {
       expect(findKernels([name, "initramfs.img", "initrd.img-1"])).toEqual({ found: [], alone: [] });
     },
   );
+});
+
+describe("the /etc/fstab of a new environment", () => {
+  const datasets = [
+    { dataset: "p/USR/R2", path: "/usr" },
+    { dataset: "p/O PT/R2", path: "/opt" },
+  ];
+
+  test("names its datasets, and is else as it was, byte by byte", () => {
+    const text =
+      "# \xe9\r\n\n \tp/USR/one\t/usr/  zfs  ro,x=1  0 0 # end\ntmpfs /usr tmpfs defaults\np/o /opt zfs";
+    expect(nameDatasets(text, datasets)).toBe(
+      "# \xe9\r\n\n \tp/USR/R2\t/usr/  zfs  ro,x=1  0 0 # end\ntmpfs /usr tmpfs defaults\np/O\\040PT/R2 /opt zfs",
+    );
+  });
+
+  test("gets what is missing as its last lines", () => {
+    expect(nameDatasets("", datasets.slice(0, 1))).toBe("p/USR/R2 /usr zfs defaults 0 0\n");
+    expect(nameDatasets("#p/USR/one /usr zfs\nx /opt zfs\ny /srv ext4", datasets)).toBe(
+      "#p/USR/one /usr zfs\np/O\\040PT/R2 /opt zfs\ny /srv ext4\np/USR/R2 /usr zfs defaults 0 0\n",
+    );
+    expect(nameDatasets("x /srv ext4\n", [{ dataset: "p/R2", path: "/a b" }])).toBe(
+      "x /srv ext4\np/R2 /a\\040b zfs defaults 0 0\n",
+    );
+  });
+
+  test("mounts them as legacy", () => {
+    const one = datasets.slice(0, 1);
+    expect(nameDatasets("x /usr zfs zfsutil 0 0\n", one)).toBe("p/USR/R2 /usr zfs defaults 0 0\n");
+    expect(nameDatasets("x /usr zfs ro,zfsutil,nodev 0 0\n", one)).toBe("p/USR/R2 /usr zfs ro,nodev 0 0\n");
+  });
 });

@@ -19,7 +19,7 @@ const stream = (needed: number | null): StreamPlan => ({
 const state = (
   ...installations: readonly (readonly [bytes: number | undefined, seconds: number])[]
 ): SiteState => ({
-  version: 2,
+  version: 3,
   product: "demo",
   highestSequence: 1,
   installations: installations.map(([rawBytes, seconds]): Installation => ({

@@ -32,7 +32,7 @@ const installation = (identity: string, created: number): Installation => ({
 });
 
 const state = (changed: Partial<SiteState> = {}): SiteState => ({
-  version: 2,
+  version: 3,
   product: "demo",
   highestSequence: 4,
   installations: [installation(OTHER, CLOCK - 9 * DAY)],

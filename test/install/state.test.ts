@@ -12,6 +12,8 @@ import {
   type InstallJournal,
   type RollbackJournal,
 } from "../../src/install/state.js";
+import { parseConfig, siteSchema } from "../../src/config.js";
+import { requireSameSite } from "../../src/install/pending.js";
 import { readUnderWay as readUnderWayOf } from "../../src/install/under-way.js";
 
 // formats/state.md
@@ -36,6 +38,7 @@ const JOURNAL: InstallJournal = {
   present: [],
   site: { product: "gentoo", root: "/" },
   origin: { file: "/media/R5.bundle", created: 1_800_000_000, signers: [], keys: null },
+  environment: null,
   root: {
     format: 1,
     head: ID,
@@ -47,6 +50,23 @@ const JOURNAL: InstallJournal = {
     directories: [],
   },
 };
+
+const ENVIRONMENT = {
+  dataset: "rpool/ROOT/R5",
+  origin: "rpool/ROOT/R4",
+  snapshot: "zferry-R5",
+  next: "rpool/ROOT/R4",
+  activate: true,
+  configured: { usr: "rpool/usr/one" },
+};
+const SITE = `product = "gentoo"
+[streams]
+usr = "rpool/usr/one"
+[root]
+path = "/"
+[install]
+mode = "boot-environment"
+`;
 
 const { release, undoing, streams, present, root } = JOURNAL;
 const ROLLBACK: RollbackJournal = {
@@ -72,7 +92,7 @@ const INSTALLATION: Installation = {
   commit: ID,
 };
 const stateOf = (...installations: Installation[]) =>
-  ({ version: 2, product: "demo", highestSequence: 5, installations }) as const;
+  ({ version: 3, product: "demo", highestSequence: 5, installations }) as const;
 
 let folder: string;
 const file = (name: string): string => join(folder, name);
@@ -149,10 +169,10 @@ describe("a journal", () => {
   });
 
   test("of another version is refused, naming both", async () => {
-    writeFileSync(file("journal.json"), JSON.stringify({ version: 4 }));
+    writeFileSync(file("journal.json"), JSON.stringify({ version: 5 }));
     expect(await faultOf()).toMatchObject({
       code: "format-unsupported",
-      message: `${file("journal.json")} has version 4, this zferry reads versions 1, 2 and 3`,
+      message: `${file("journal.json")} has version 5, this zferry reads versions 1, 2, 3 and 4`,
       hint: "use the zferry that wrote it",
     });
   });
@@ -225,11 +245,56 @@ describe("a journal", () => {
   });
 
   test("of version 2 is of an install", async () => {
-    const before = { ...JOURNAL, operation: undefined, root: undefined, version: 2, plan: null };
+    const none = { operation: undefined, root: undefined, environment: undefined, plan: null };
+    const before = { ...JOURNAL, ...none, version: 2 };
     writeFileSync(file("journal.json"), JSON.stringify(before));
     expect(await readUnderWay()).toMatchObject({ ...JOURNAL, root: null });
     writeFileSync(file("journal.json"), JSON.stringify({ ...before, operation: "install" }));
     expect((await faultOf()).code).toBe("journal-malformed");
+  });
+
+  test("of version 3 is of an install in place, or of a rollback", async () => {
+    const none = { root: undefined, environment: undefined, plan: null, version: 3 };
+    writeFileSync(file("journal.json"), JSON.stringify({ ...JOURNAL, ...none }));
+    expect(await readUnderWay()).toMatchObject({ ...JOURNAL, root: null });
+    writeFileSync(file("journal.json"), JSON.stringify({ ...JOURNAL, ...none, phase: "cloning" }));
+    expect((await faultOf()).message).toContain("phase: is not ");
+    writeFileSync(file("journal.json"), JSON.stringify({ ...ROLLBACK, ...none }));
+    expect(await readUnderWay()).toMatchObject({ ...ROLLBACK, root: null });
+  });
+
+  test("of a boot environment is read as it was written; one in place has none of its phases", async () => {
+    const state = openState(folder);
+    await state.writeJournal({ ...JOURNAL, environment: ENVIRONMENT, phase: "activating" });
+    expect(await readUnderWay()).toMatchObject({ environment: ENVIRONMENT, phase: "activating" });
+    await state.writeJournal({ ...JOURNAL, phase: "activating" });
+    expect(await faultOf()).toMatchObject({
+      code: "journal-malformed",
+      message: expect.stringContaining("phase: is activating, and no boot environment is made") as string,
+    });
+  });
+
+  test("goes on only at the site that it was begun at", () => {
+    const site = parseConfig(siteSchema, SITE, "site.toml");
+    const journal = { ...JOURNAL, environment: ENVIRONMENT };
+    const fault = (text: string): string => {
+      try {
+        requireSameSite(journal, parseConfig(siteSchema, text, "site.toml"));
+      } catch (error) {
+        return (error as Error).message.replace(/.*has changed: /, "");
+      }
+      return "none";
+    };
+    expect(() => requireSameSite(JOURNAL, site)).toThrow("mode is boot-environment, not in-place");
+    expect(fault(SITE)).toBe("none");
+    expect(fault(SITE.replace("boot-environment", "in-place"))).toBe(
+      "mode is in-place, not boot-environment",
+    );
+    expect(fault(SITE.replace("usr/one", "usr/two"))).toBe("usr is rpool/usr/two, not rpool/usr/one");
+    expect(fault(SITE.replace('path = "/"', 'path = "/mnt"'))).toBe("root is /mnt, not /");
+    expect(fault(`${SITE}[boot-environment]\ncontainer = "rpool/other"\n`)).toBe(
+      "container is rpool/other, not rpool/ROOT",
+    );
   });
 
   test("of a rollback is read as it was written, and has no phase of an install", async () => {
@@ -267,6 +332,16 @@ describe("a journal", () => {
 });
 
 describe("a state", () => {
+  test("of version 2 is one of installations in place", async () => {
+    const before = { ...stateOf({ ...INSTALLATION, plan: null }), version: 2 };
+    writeFileSync(file("state.json"), JSON.stringify(before));
+    expect(await openState(folder).readState()).toEqual(stateOf({ ...INSTALLATION, plan: null }));
+    const environment = { dataset: "rpool/ROOT/R5", guid: "1", previous: "rpool/ROOT/R4" };
+    const other = { ...before, installations: [{ ...INSTALLATION, environment }] };
+    writeFileSync(file("state.json"), JSON.stringify(other));
+    await expect(openState(folder).readState()).rejects.toMatchObject({ code: "journal-malformed" });
+  });
+
   test("of version 1 is one of installations that have no plan", async () => {
     const before = { ...stateOf(INSTALLATION), version: 1 };
     writeFileSync(file("state.json"), JSON.stringify(before));

@@ -2,7 +2,7 @@
  * node --import .../stop-at.mjs dist/cli.js ...: a process that is stopped at a step, without a word of it in the program.
  *
  * A step is what changes something of a site: a name that a file of the state folder gets or loses, and a program that
- * changes a pool or a repository. STOP_AT is the number of the step (from 1), or its name, before which STOP_BY (KILL, INT, STOP)
+ * changes a pool, a repository or what is mounted. STOP_AT is the number of the step (from 1), or its name, before which STOP_BY (KILL, INT, STOP)
  * comes; the step's own name, and those of all before it, are added to the file STOP_LOG, a line each.
  */
 import childProcess from "node:child_process";
@@ -41,12 +41,16 @@ fs.rmSync = (path, options) => {
   rmSync(path, options);
 };
 const CHANGING = {
-  zfs: ["hold", "release", "receive", "rollback", "destroy"],
+  zfs: ["hold", "release", "receive", "rollback", "destroy", "snapshot", "clone"],
+  zpool: ["set"],
   git: ["pack-objects", "update-ref"],
 };
+/** What changes something whatever it is told. */
+const ALWAYS = ["mount", "umount", "chroot"];
 childProcess.spawn = (file, args, options) => {
   const verb = Array.isArray(args) ? args.find((word) => CHANGING[file]?.includes(word)) : undefined;
-  if (verb !== undefined) step(`${file} ${verb}`);
+  if (verb !== undefined && args[0] !== "list") step(`${file} ${verb}`);
+  if (ALWAYS.includes(file)) step(file);
   return spawn(file, args, options);
 };
 syncBuiltinESMExports();

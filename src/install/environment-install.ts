@@ -1,0 +1,361 @@
+import { readFileSync } from "node:fs";
+import { basename } from "node:path";
+import * as v from "valibot";
+import { datasetName, type ManifestStream } from "../bundle/manifest.js";
+import type { VerifiedBundle } from "../bundle/reader.js";
+import { requireRoot, type SiteConfig } from "../config.js";
+import { ZferryError } from "../errors.js";
+import { rawPath } from "../raw-path.js";
+import { planEdit } from "../root/edit.js";
+import type { RootPlan } from "../root/plan.js";
+import { guarded } from "../system/files.js";
+import { withOwnMounts } from "../system/private-mounts.js";
+import { run } from "../system/process.js";
+import { resolveWithin } from "../system/tree.js";
+import {
+  clone,
+  datasetExists,
+  destroy,
+  findSnapshots,
+  fullName,
+  getProperties,
+  listProperties,
+  listSnapshots,
+  ownProperties,
+  parentOf,
+  resumeToken,
+  takeSnapshots,
+  type PropertyValues,
+  type Snapshot,
+} from "../system/zfs.js";
+import { mountPoint, nameDatasets, parseFstab, type FstabDataset } from "./environment-rules.js";
+import { makeNext, readStanding, requireBootable } from "./environments.js";
+import { baseMissing, checkDataset, datasetOf, Obstacles, pointOf, type StreamPlan } from "./plan.js";
+import { patiently, type ReceiveOptions } from "./receive.js";
+import { rootDataset, rootMount, type SiteRoot } from "./site-root.js";
+import type { InstalledStream, InstallJournal, NewEnvironment } from "./state.js";
+
+// An install as a boot environment: formats/environments.md, Installing as one
+
+/** Of the root's own properties, those that a clone has otherwise, or cannot be given. */
+const NOT_CLONED =
+  /^(mountpoint|canmount|zferry:.*|encryption|keyformat|keylocation|pbkdf2iters|encryptionroot)$/;
+
+/** The site, with the container that it has by default. */
+export const withContainer = (
+  site: SiteConfig,
+  { dataset }: Pick<NewEnvironment, "dataset">,
+): SiteConfig => ({
+  ...site,
+  "boot-environment": { ...site["boot-environment"], container: parentOf(dataset) },
+});
+
+/**
+ * What a new environment is, before anything of it is made. Nothing is changed.
+ * @throws ZferryError `not-configured`, `dataset-unsuitable`
+ */
+export async function planEnvironment(
+  { manifest: { release } }: VerifiedBundle,
+  site: SiteConfig,
+): Promise<NewEnvironment> {
+  const origin = rootDataset(site);
+  const container = site["boot-environment"].container ?? parentOf(origin);
+  const known = {
+    dataset: `${container}/${release.name}`,
+    origin,
+    snapshot: `zferry-${release.name}`,
+    activate: true,
+    configured: site.streams,
+  };
+  if (parentOf(origin) !== container || container === "") {
+    throw new ZferryError("dataset-unsuitable", `${origin} is no boot environment right below ${container}`, {
+      details: { dataset: origin, container },
+      hint: "container under [boot-environment] is the dataset above that of /",
+    });
+  }
+  requireName(known.dataset);
+  const { next } = await readStanding(withContainer(site, known));
+  return { ...known, next };
+}
+
+function requireName(dataset: string): void {
+  if (v.safeParse(datasetName, dataset).success) return;
+  throw new ZferryError("dataset-unsuitable", `no dataset can have the name ${dataset}`, {
+    details: { dataset },
+  });
+}
+
+/**
+ * Refuses names that are something else's.
+ * @throws ZferryError `environment-exists`, with all of them
+ */
+export async function requireFree(
+  datasets: readonly string[],
+  snapshot?: Omit<Snapshot, "guid">,
+): Promise<void> {
+  const obstacles = new Obstacles();
+  for (const name of datasets) if (await datasetExists(name)) obstacles.add(taken(name, "dataset"));
+  if (snapshot !== undefined && (await hasSnapshot(snapshot)))
+    obstacles.add(taken(fullName(snapshot), "snapshot"));
+  obstacles.throwAny();
+}
+
+const hasSnapshot = async ({ dataset, name }: Omit<Snapshot, "guid">): Promise<boolean> =>
+  (await listSnapshots(dataset)).some((each) => each.name === name);
+
+const taken = (name: string, what: "dataset" | "snapshot"): ZferryError =>
+  new ZferryError("environment-exists", `there is a ${what} ${name} already, which the install would make`, {
+    details: { name },
+    hint: `zfs rename ${name} to another name, or, if it is of no use any more, zfs destroy -r ${name}`,
+  });
+
+/**
+ * Holds every stream of a bundle against the datasets of the environment that is cloned: each becomes a new one beside its base.
+ * @param begun what an install that is under way makes
+ * @param obstacles as for `planStreams`
+ */
+export async function planStreamsBeside(
+  { manifest }: VerifiedBundle,
+  site: SiteConfig,
+  environment: NewEnvironment,
+  begun: readonly InstalledStream[] | undefined,
+  obstacles: Obstacles,
+): Promise<StreamPlan[]> {
+  const plans: StreamPlan[] = [];
+  for (const stream of manifest.streams) {
+    const home = await obstacles.unless(async () => homeOf(datasetOf(stream, site), environment));
+    if (home === undefined) continue;
+    const base = await obstacles.unless(() => findBase(stream, home));
+    if (base === undefined) continue;
+    const known = begun?.find(({ role }) => role === stream.role)?.dataset;
+    const dataset = known ?? nameBeside(base, stream, environment, plans);
+    await obstacles.unless(async () => requireName(dataset));
+    const found = { stream, dataset, base, later: [], ...(await progressOf(stream, dataset)) };
+    const checked = found.received
+      ? { space: null, warnings: [] }
+      : await checkDataset(found, manifest, undefined, obstacles);
+    plans.push({ ...found, ...checked, properties: await propertiesOf(base) });
+  }
+  return plans;
+}
+
+/** Where the environment that is cloned has what the configuration names, perhaps in another environment. */
+function homeOf(configured: string, { dataset, origin }: NewEnvironment): string {
+  const container = `${parentOf(dataset)}/`;
+  const [, ...below] = configured.startsWith(container) ? configured.slice(container.length).split("/") : [];
+  return below.length === 0 ? configured : [origin, ...below].join("/");
+}
+
+/** An earlier environment's dataset lies beside the one that is configured. */
+async function findBase(stream: ManifestStream, home: string): Promise<Snapshot> {
+  const { base, role } = stream;
+  if (base === undefined) {
+    throw new ZferryError(
+      "dataset-unsuitable",
+      `the bundle has all of stream ${role}, and a boot environment begins with a base`,
+      { details: { role }, hint: 'install it with mode = "in-place" under [install]' },
+    );
+  }
+  if (parentOf(home) === "") {
+    throw new ZferryError("dataset-unsuitable", `${home} is a pool's own dataset: none can be beside it`, {
+      details: { dataset: home },
+      hint: "let the stream have a dataset below it",
+    });
+  }
+  const found = await findSnapshots(parentOf(home), base.guid);
+  const snapshot = found.find(({ dataset }) => dataset === home) ?? found[0];
+  if (snapshot !== undefined) return snapshot;
+  throw baseMissing(stream, home, (await datasetExists(home)) ? await listSnapshots(home) : []);
+}
+
+/** In the new environment where the base is in the old one; else as the release is called. */
+function nameBeside(
+  base: Snapshot,
+  { role }: ManifestStream,
+  { dataset, origin }: NewEnvironment,
+  others: readonly StreamPlan[],
+): string {
+  if (base.dataset.startsWith(`${origin}/`)) return `${dataset}${base.dataset.slice(origin.length)}`;
+  const name = `${parentOf(base.dataset)}/${basename(dataset)}`;
+  return [dataset, ...others.map((each) => each.dataset)].includes(name) ? `${name}-${role}` : name;
+}
+
+async function progressOf(
+  stream: ManifestStream,
+  dataset: string,
+): Promise<Pick<StreamPlan, "received" | "taken">> {
+  if (!(await datasetExists(dataset))) return { received: false, taken: 0 };
+  const received = (await listSnapshots(dataset)).some(({ guid }) => guid === stream.target.guid);
+  const token = received ? undefined : await resumeToken(dataset);
+  return { received, taken: Number(pointOf(stream, token)?.bytes ?? 0) };
+}
+
+async function propertiesOf(base: Snapshot): Promise<PropertyValues> {
+  const { readonly } = await ownProperties(base.dataset);
+  return {
+    origin: fullName(base),
+    mountpoint: "legacy",
+    ...(readonly === undefined ? {} : { readonly }),
+  };
+}
+
+const FSTAB = "etc/fstab";
+
+/**
+ * Has a plan of `/` name the new datasets in /etc/fstab, where that names those of their bases.
+ * @param root as it is to be changed
+ * @throws ZferryError `dataset-unsuitable` where a dataset has no place, or one that a boot would mount over the new one
+ */
+export async function planFstab(
+  plan: RootPlan | undefined,
+  streams: readonly StreamPlan[],
+  site: SiteConfig,
+  { git, rootDir }: SiteRoot,
+  options: Pick<Parameters<typeof planEdit>[3], "scratchDir" | "release" | "date">,
+): Promise<RootPlan | undefined> {
+  const obstacles = new Obstacles();
+  const path = resolveWithin(rootDir, FSTAB);
+  const entries = path === undefined ? [] : parseFstab(readText(path));
+  const datasets: FstabDataset[] = [];
+  for (const { base, dataset } of streams) {
+    if (base === undefined) continue;
+    const entry = entries.find(
+      ({ type, source }) => type === "zfs" && [base.dataset, dataset].includes(source),
+    );
+    const place = await obstacles.unless(() => placeOf(base.dataset, entry?.path, site));
+    if (place !== undefined) datasets.push({ dataset, path: place });
+  }
+  obstacles.throwAny();
+  const edit = (contents: Buffer): Buffer =>
+    Buffer.from(nameDatasets(contents.toString("latin1"), datasets), "latin1");
+  return planEdit(plan, rawPath(Buffer.from(FSTAB)), edit, { git, rootDir, ...options });
+}
+
+const readText = (path: string): string => guarded(path, () => readFileSync(path, "latin1"));
+
+/** Where the environment that is cloned has a dataset. */
+async function placeOf(dataset: string, entry: string | undefined, site: SiteConfig): Promise<string> {
+  const { mountpoint, canmount } = await getProperties(dataset, ["mountpoint", "canmount"]);
+  const isPath = mountpoint.startsWith("/");
+  if (isPath && canmount === "on") {
+    throw new ZferryError(
+      "dataset-unsuitable",
+      `${dataset} has mountpoint=${mountpoint} and canmount=on: every boot would mount it there, whichever environment boots`,
+      {
+        details: { dataset, mountpoint },
+        hint: `name it in /etc/fstab with the option zfsutil, and zfs set canmount=noauto ${dataset}`,
+      },
+    );
+  }
+  if (entry !== undefined) return entry;
+  const root = mountPoint(requireRoot(site).path);
+  const within = root === "/" ? mountpoint : mountpoint.slice(root.length);
+  if (isPath && (root === "/" || mountpoint.startsWith(`${root}/`))) return within;
+  throw new ZferryError(
+    "dataset-unsuitable",
+    `/etc/fstab does not mount ${dataset}, which has the base, and it has mountpoint=${mountpoint}`,
+    {
+      details: { dataset, mountpoint },
+      hint: "boot the environment that has it, or name it there",
+    },
+  );
+}
+
+/** What is journalled of an install that makes an environment. */
+type Making = Pick<InstallJournal, "release"> & { readonly environment: NewEnvironment };
+
+/**
+ * Clones the root. What an earlier run made stays.
+ * @throws ZferryError `environment-exists`, `zfs-failed`
+ */
+export async function makeClone({ environment, release }: Making): Promise<void> {
+  const { dataset, origin, snapshot } = environment;
+  if (await datasetExists(dataset)) return requireOwn({ environment, release });
+  const from = { dataset: origin, name: snapshot };
+  // Of an earlier time.
+  if (await hasSnapshot(from)) await destroy(fullName(from));
+  await takeSnapshots([from]);
+  const { mountpoint } = await getProperties(origin, ["mountpoint"]);
+  const kept = Object.entries(await ownProperties(origin)).filter(([name]) => !NOT_CLONED.test(name));
+  await clone(from, dataset, {
+    ...Object.fromEntries(kept),
+    canmount: "noauto",
+    mountpoint: mountpoint === "legacy" ? "legacy" : "/",
+    "zferry:release": release.name,
+    "zferry:identity": release.identity,
+  });
+}
+
+async function requireOwn({ environment: { dataset }, release }: Making): Promise<void> {
+  if (await isOwn(dataset, release.identity)) return;
+  throw taken(dataset, "dataset");
+}
+
+async function isOwn(dataset: string, identity: string): Promise<boolean> {
+  const [own] = await listProperties(dataset, ["zferry:identity"]);
+  const property = own?.properties["zferry:identity"];
+  return property?.local === true && property.value === identity;
+}
+
+/** Destroys the clone and its snapshots, and then the snapshot that it was made from; what is not there is no error. */
+export async function removeClone(
+  { environment, release }: Making,
+  options: Pick<ReceiveOptions, "signal" | "step">,
+): Promise<void> {
+  const { dataset, origin, snapshot } = environment;
+  if (await datasetExists(dataset)) {
+    await requireOwn({ environment, release });
+    options.step(`destroying ${dataset}`);
+    const snapshots = (await listSnapshots(dataset)).map(fullName);
+    for (const name of [...snapshots, dataset]) await patiently(options, () => destroy(name));
+  }
+  const from = { dataset: origin, name: snapshot };
+  if ((await datasetExists(origin)) && (await hasSnapshot(from))) await destroy(fullName(from));
+}
+
+/**
+ * Runs the site's own commands in the new environment, with the datasets of its streams and the kernel's file systems.
+ * @throws ZferryError `not-configured` where one fails
+ */
+export async function runAfter(
+  environment: NewEnvironment,
+  streams: readonly InstalledStream[],
+  site: SiteConfig,
+  step: ReceiveOptions["step"],
+): Promise<void> {
+  const { after } = site.install;
+  if (after.length === 0) return;
+  const root = await rootMount(environment);
+  const entries = await withOwnMounts([root], (folder) => {
+    const path = resolveWithin(folder, FSTAB);
+    return path === undefined ? [] : parseFstab(readText(path));
+  });
+  const own = entries
+    .filter(({ type, source }) => type === "zfs" && streams.some(({ dataset }) => dataset === source))
+    .map(({ source, path }) => ({ args: ["-t", "zfs", "-o", "ro", source], path }))
+    .sort((one, other) => one.path.length - other.path.length);
+  const kernel = ["/proc", "/sys", "/dev"].map((path) => ({ args: ["--rbind", path], path }));
+  await withOwnMounts([root, ...own, ...kernel], async (folder) => {
+    for (const command of after) {
+      step(`running ${command.join(" ")} in ${environment.dataset}`);
+      const { status, signal, stderr } = await run("chroot", [folder, ...command]);
+      if (status === 0) continue;
+      const ended = status === null ? `ended by ${signal}` : `exit status ${status}`;
+      throw new ZferryError(
+        "not-configured",
+        `${command.join(" ")} in ${environment.dataset}: ${stderr || ended}`,
+        { details: { program: command[0] ?? "", stderr, ended }, hint: "see after under [install]" },
+      );
+    }
+  });
+}
+
+/**
+ * Has the new environment boot next, or only makes sure that it could.
+ * @throws ZferryError `environment-incomplete`, and others of `activateEnvironment`
+ */
+export async function finishEnvironment(environment: NewEnvironment, site: SiteConfig): Promise<void> {
+  const [own, name] = [withContainer(site, environment), basename(environment.dataset)];
+  if (environment.activate) await makeNext(own, name, { force: false });
+  else await requireBootable(own, name);
+}

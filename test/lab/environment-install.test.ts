@@ -1,0 +1,383 @@
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { MNT, type Machine } from "./guest.js";
+import { shareOf } from "./rounds.js";
+import { Stopping } from "./stopped-site.js";
+import { distribution, openPools, RPOOL, script, TANK } from "./system.js";
+
+/*
+ * Installs as a boot environment: formats/environments.md. The site is not the system that runs: / is rpool/ROOT/site, /usr and /opt
+ * are datasets of their own, as its /etc/fstab has them. Every test begins with it at R1.
+ */
+
+const FILE = "/tmp/R2.bundle";
+const SITE = `${MNT}/site`;
+const ROOT = `${RPOOL}/ROOT`;
+const [USR, OPT] = [`${RPOOL}/SYSTEM/USR`, `${RPOOL}/SYSTEM/OPT`];
+const NEW = [`${ROOT}/R2`, `${USR}/R2`, `${OPT}/R2`];
+
+const BUILD_CONFIG = `product = "gentoo"
+[streams]
+usr = "${TANK}/BUILD/gentoo/usr"
+opt = "${TANK}/BUILD/opt"
+[root]
+path = "${MNT}/build"
+dataset = "${TANK}/BUILD/gentoo"
+[create]
+key = "/etc/zferry/release.key"
+level = 3
+`;
+const AFTER = '["/tools/busybox", "sh", "-ec", "ls /usr/bin/sshd /opt/app /proc/self/status >/tools/seen"]';
+const siteConfig = (after = AFTER): string => `product = "gentoo"
+[streams]
+usr = "${USR}/gentoo"
+opt = "${OPT}/gentoo"
+[root]
+path = "${SITE}"
+[install]
+mode = "boot-environment"
+after = [${after}]
+[boot-environment]
+container = "${ROOT}"
+`;
+const FSTAB = `# of this site
+${USR}/gentoo\t/usr  zfs ro,nodev 0 0
+LABEL=none /srv ext4 nofail 0 0
+${OPT}/gentoo /opt zfs ro 0 0
+`;
+
+const SET_UP = `
+  zfs create -p -o mountpoint=${MNT}/build-opt ${TANK}/BUILD/opt
+  echo one >${MNT}/build-opt/app
+  printf '#!/bin/sh\\n' >${MNT}/build/usr/bin/init; chmod 755 ${MNT}/build/usr/bin/init
+  bundle keygen --no-password -o /etc/zferry/release
+  install -D -m 644 /etc/zferry/release.pub /etc/zferry/keys/release.pub
+  bundle snapshot R1`;
+const MAKE_SITE = `
+  zfs create -p -o readonly=on ${OPT}; zfs send ${TANK}/BUILD/opt@R1 | zfs receive -u -o mountpoint=legacy ${OPT}/gentoo
+  cd /; zfs unmount ${USR}/gentoo; zfs unmount ${ROOT}/site
+  zfs set mountpoint=legacy ${USR}/gentoo; zfs set canmount=noauto ${ROOT}/site; zfs set mountpoint=/ ${ROOT}/site
+  zfs set org.example:own='a value' compression=lz4 zferry:release=old ${ROOT}/site
+  mount -t zfs -o zfsutil ${ROOT}/site ${SITE}
+  cd ${SITE}; mkdir -p opt boot tools proc sys dev; ln -s usr/bin sbin
+  cp "$(command -v busybox)" tools/busybox
+  touch boot/vmlinuz-6.1 boot/initrd.img-6.1
+  cp /tmp/fstab etc/fstab
+  printf '/opt\\n/tools\\n' >>.git/info/exclude
+  git add -A; git commit -qm 'what boots'
+  mount -t zfs -o ro ${USR}/gentoo usr; mount -t zfs -o ro ${OPT}/gentoo opt
+  zpool set bootfs=${ROOT}/site ${RPOOL}; zfs snapshot ${ROOT}/site@fresh
+  echo two >${MNT}/build-opt/app`;
+
+/** What of a pool can be switched, made or held. */
+const POOL = `
+  zpool get -H -o value bootfs ${RPOOL}
+  zfs list -H -p -t all -o name,userrefs -s name -r ${RPOOL}`;
+const REST = `ls -A /var/lib/zferry 2>/dev/null | grep -vx -e lock || true; ls -d /run/zferry-* 2>/dev/null || true; grep -v '/[.]zfs/' /proc/self/mounts`;
+/** The system that was cloned, to the last byte, with its repository. */
+const running = (): string => `${script(machine, `fingerprint ${SITE}`)} | sha256sum`;
+/** All of the new one but times and numbers. */
+const MADE = `
+  ${POOL}
+  zfs get -H -p -s local,received -o name,property,value all ${NEW.join(" ")} | sort
+  mount -t zfs -o zfsutil ${ROOT}/R2 /media
+  cd /media; cat etc/fstab tools/seen
+  git status --porcelain; git for-each-ref --format='%(refname) %(tree)'; git rev-parse 'HEAD^{tree}'; git log --format=%s -3
+  find . -path ./.git -prune -o -printf '%P %y %m %U:%G %l\\n' | sort
+  find . -path ./.git -prune -o -type f -print0 | sort -z | xargs -0 sha256sum
+  cd /; umount /media
+  for each in ${USR} ${OPT}; do
+    mount -t zfs -o ro $each/R2 /media; (cd /media; find . -type f -print0 | sort -z | xargs -0 sha256sum); umount /media
+  done`;
+/** Brings the site back to R1. */
+const RESET = `
+  cd /; rm -rf /var/lib/zferry
+  for name in ${NEW.join(" ")}; do
+    zfs receive -A $name 2>/dev/null || true
+    zfs destroy -r $name 2>/dev/null || true
+  done
+  for name in ${USR} ${OPT}; do zfs release zferry:base $name/gentoo@R1 2>/dev/null || true; done
+  zfs destroy ${ROOT}/site@zferry-R2 2>/dev/null || true
+  zfs rollback ${ROOT}/site@fresh
+  rmdir /run/zferry-* 2>/dev/null || true
+  zpool set bootfs=${ROOT}/site ${RPOOL}`;
+
+let machine: Machine;
+let stopping: Stopping;
+let before: string;
+let pool: string;
+let unchanged: string;
+let made: string;
+
+const lines = (text: string): Promise<string> => stopping.lines(text);
+async function refusal(command: string): Promise<{ code: string; message: string; hint?: string }[]> {
+  const { status, stderr } = await stopping.attempt(`${command} --json`);
+  expect(status).not.toBe(0);
+  type Told = { code: string; message: string; hint?: string; also?: Told[] };
+  const { error } = JSON.parse(stderr) as { error: Told };
+  return [error, ...(error.also ?? [])];
+}
+const site = (): Promise<string> => lines(`${POOL}\n${REST}`);
+const useConfig = (text: string): Promise<void> => machine.write("/etc/zferry/site.toml", text);
+
+beforeAll(async () => {
+  machine = await openPools();
+  stopping = new Stopping(machine);
+  await machine.write("/etc/zferry/build.toml", BUILD_CONFIG);
+  await useConfig(siteConfig());
+  await machine.write("/tmp/fstab", FSTAB);
+  await distribution(machine, "build-host");
+  await lines(SET_UP);
+  await distribution(machine, "site");
+  await lines(MAKE_SITE);
+  await distribution(machine, "change 2");
+  await lines(`bundle snapshot R2 -m two; bundle create --base R1 --target R2 --expires-days 30 -o ${FILE}`);
+  before = await site();
+  pool = await lines(POOL);
+  unchanged = await lines(running());
+});
+afterAll(() => machine?.close());
+
+describe("an install as a boot environment", () => {
+  it("tells what it would do, and changes nothing", async () => {
+    const plan = await lines(`bundle plan ${FILE}`);
+    expect(plan).toContain(`usr: ${USR}/R2, from ${USR}/gentoo@R1 to R2`);
+    expect(plan).toMatch(new RegExp(`${ROOT}/R2: \\d+ files change`));
+    expect(plan).toContain(`boots next: ${ROOT}/R2`);
+    expect(await site()).toBe(before);
+  });
+
+  it("makes both halves beside the running ones, and switches both at once", async () => {
+    expect(await lines(`bundle install ${FILE}`)).toContain("installed gentoo release R2 (2)");
+    expect(await lines(running())).toBe(unchanged);
+    made = await lines(MADE);
+    expect(made.split("\n")[0]).toBe(`${ROOT}/R2`);
+    for (const line of [
+      `${ROOT}/R2\tmountpoint\t/`,
+      `${ROOT}/R2\tcanmount\tnoauto`,
+      `${ROOT}/R2\tcompression\tlz4`,
+      `${ROOT}/R2\torg.example:own\ta value`,
+      `${ROOT}/R2\tzferry:release\tR2`,
+      `${USR}/R2\tmountpoint\tlegacy`,
+      `${OPT}/R2\tmountpoint\tlegacy`,
+      "/usr/bin/sshd\n/opt/app\n/proc/self/status".split("\n").sort().join("\n"),
+      "Install R2",
+    ]) {
+      expect(made).toContain(line);
+    }
+    // Merged: of the site, and of the release.
+    const root = `mount -t zfs -o zfsutil ${ROOT}/R2 /media; cd /media`;
+    expect(
+      await lines(`${root}; grep -e Option02 -e Option28 etc/sshd_config; ls etc/newd; cd /; umount /media`),
+    ).toBe("Option02 of-this-site\nOption28 of-release-2\nsecret");
+    expect(await lines(`${root}; cat etc/fstab; git status --porcelain; cd /; umount /media`)).toBe(
+      FSTAB.replaceAll("/gentoo", "/R2").trim(),
+    );
+    // The new /usr is the build host's.
+    const usr = (folder: string): string => script(machine, `fingerprint ${folder}`);
+    const [there, built] = (
+      await lines(`mount -t zfs -o ro ${USR}/R2 /media
+        ${usr("/media")} | sha256sum; umount /media; ${usr(`${MNT}/build/usr/.zfs/snapshot/R2`)} | sha256sum`)
+    ).split("\n");
+    expect(there).toBe(built);
+    expect(await lines(`zfs get -H -o value readonly ${USR}/R2`)).toBe("on");
+    expect(await lines("bundle environments")).toMatch(/^R2 +next +R2 /m);
+  });
+
+  it("says that it is not booted yet, and is neither confirmed nor rolled back", async () => {
+    expect(await lines("bundle status")).toContain(`boot environment ${ROOT}/R2, which boots next: reboot`);
+    expect(await lines(`bundle install ${FILE}`)).toContain("is installed; nothing to do");
+    expect((await refusal("bundle confirm"))[0]).toMatchObject({
+      code: "install-pending",
+      message: expect.stringContaining("which is not the running one") as string,
+    });
+    expect((await refusal("bundle rollback"))[0]).toMatchObject({
+      code: "rollback-impossible",
+      hint: "bundle activate site, and reboot",
+    });
+    await lines("bundle activate site");
+    expect(await lines("bundle status")).toContain("to have it boot next: bundle activate R2");
+  });
+
+  it("activates nothing with --no-activate", async () => {
+    await lines(RESET);
+    expect(await lines(`bundle install --no-activate ${FILE}`)).toContain(
+      `not activated: bundle activate ${ROOT}/R2`,
+    );
+    expect(await lines(MADE)).toBe(made.replace(`${ROOT}/R2`, `${ROOT}/site`));
+  });
+});
+
+describe("nothing is changed", () => {
+  it("by one whose / has a conflict", async () => {
+    await lines(
+      `${RESET}; cd ${SITE}; sed -i 's/^Option28 .*/Option28 of-this-site/' etc/sshd_config; git commit -qam own`,
+    );
+    const here = await lines(running());
+    expect((await refusal(`bundle install ${FILE}`))[0]?.code).toBe("merge-conflict");
+    expect(await site()).toBe(before);
+    expect(await lines(running())).toBe(here);
+    const settled = await lines(`bundle resolve --ours /etc/sshd_config ${FILE}; bundle plan ${FILE}`);
+    expect(settled).toContain("conflict of contents in etc/sshd_config: settled by");
+    expect(await lines(running())).toBe(here);
+  });
+
+  it("where a name is something else's", async () => {
+    await lines(
+      `${RESET}; zfs create -o canmount=off ${USR}/R2; zfs snapshot ${ROOT}/site@zferry-R2; zfs create -o mountpoint=none ${ROOT}/R2`,
+    );
+    const here = await site();
+    const told = await refusal(`bundle install ${FILE}`);
+    expect(told.map(({ code }) => code)).toEqual(Array(2).fill("environment-exists"));
+    expect(told[0]?.message).toBe(`there is a dataset ${ROOT}/R2 already, which the install would make`);
+    expect(told[0]?.hint).toContain(`zfs destroy -r ${ROOT}/R2`);
+    expect(await site()).toBe(here);
+    await lines(`zfs destroy ${ROOT}/R2; zfs destroy ${ROOT}/site@zferry-R2`);
+    expect((await refusal(`bundle install ${FILE}`)).map(({ message }) => message)).toEqual([
+      `there is a dataset ${USR}/R2 already, which the install would make`,
+    ]);
+  });
+
+  it("where files of the repository lie elsewhere, or a dataset would be mounted over", async () => {
+    await lines(`${RESET}; mount -t tmpfs none ${SITE}/boot`);
+    expect((await refusal(`bundle install ${FILE}`))[0]).toMatchObject({
+      code: "dataset-unsuitable",
+      message: expect.stringContaining("boot/initrd.img-6.1, boot/vmlinuz-6.1") as string,
+    });
+    await lines(`umount ${SITE}/boot`);
+    await lines(`umount ${SITE}/opt; zfs set mountpoint=${SITE}/opt ${OPT}/gentoo`);
+    expect((await refusal(`bundle install ${FILE}`))[0]).toMatchObject({
+      code: "dataset-unsuitable",
+      message: expect.stringContaining("whichever environment boots") as string,
+    });
+    await lines(
+      `zfs unmount ${OPT}/gentoo; zfs set mountpoint=legacy ${OPT}/gentoo; mount -t zfs -o ro ${OPT}/gentoo ${SITE}/opt`,
+    );
+  });
+
+  it("where the state folder would be cloned, or / is no dataset", async () => {
+    await lines(RESET);
+    await useConfig(`state = "${SITE}/tools/state"\n${siteConfig()}`);
+    expect((await refusal(`bundle plan ${FILE}`))[0]?.message).toContain(
+      "each boot environment would have its own",
+    );
+    await useConfig(siteConfig().replace(`path = "${SITE}"`, 'path = "/"'));
+    expect((await refusal(`bundle plan ${FILE}`))[0]?.message).toContain("/ is no ZFS dataset");
+    await useConfig(siteConfig());
+    expect((await refusal(`bundle plan --live ${FILE}`))[0]?.code).toBe("usage");
+  });
+
+  it("where / is no environment of the container, or a dataset or the repository cannot be followed", async () => {
+    await lines(RESET);
+    const told = async (config: string, file = FILE): Promise<string[]> => {
+      await useConfig(config);
+      return (await refusal(`bundle plan ${file}`)).map(({ message }) => message);
+    };
+    const other = siteConfig().replace(`container = "${ROOT}"`, `container = "${RPOOL}/SYSTEM"`);
+    expect(await told(other)).toEqual([`${ROOT}/site is no boot environment right below ${RPOOL}/SYSTEM`]);
+    await lines("bundle create --target R1 -o /tmp/full.bundle");
+    expect((await told(siteConfig(), "/tmp/full.bundle")).slice(0, 2)).toEqual(
+      ["opt", "usr"].map(
+        (role) => `the bundle has all of stream ${role}, and a boot environment begins with a base`,
+      ),
+    );
+    await lines(`cd ${SITE}; mv .git /tmp/site.git; echo 'gitdir: /tmp/site.git' >.git`);
+    expect(await told(siteConfig().replace(`usr = "${USR}/gentoo"`, `usr = "${RPOOL}"`))).toEqual([
+      `${RPOOL} is a pool's own dataset: none can be beside it`,
+      "the repository of / is /tmp/site.git, which is not cloned with it",
+    ]);
+    await useConfig(siteConfig());
+    await lines(RESET);
+    expect(await lines(running())).toBe(unchanged);
+  });
+});
+
+describe("commands of the site", () => {
+  it("that fail leave what boots next, and are run again when they are repaired", async () => {
+    await lines(RESET);
+    await useConfig(
+      siteConfig(
+        '["/tools/busybox", "sh", "-c", "/tools/busybox sleep 5 >/dev/null 2>&1 & echo no such thing >&2; exit 3"]',
+      ),
+    );
+    expect((await refusal(`bundle install ${FILE}`))[0]).toMatchObject({
+      code: "not-configured",
+      message: expect.stringContaining("no such thing") as string,
+      hint: expect.stringContaining("to go on: bundle install") as string,
+    });
+    expect(await lines(`zpool get -H -o value bootfs ${RPOOL}`)).toBe(`${ROOT}/site`);
+    expect(await lines("bundle status")).toContain("running the commands of the site");
+    await useConfig(siteConfig().replace('gentoo"\n[root]', 'other"\n[root]'));
+    expect((await refusal("bundle install"))[0]?.message).toContain(`opt is ${OPT}/other, not ${OPT}/gentoo`);
+    await useConfig(
+      siteConfig()
+        .replace('"boot-environment"\n', '"in-place"\n')
+        .replace(/after = .*/, ""),
+    );
+    expect((await refusal("bundle install"))[0]?.message).toContain("mode is in-place, not boot-environment");
+    await useConfig(siteConfig());
+    expect(await lines("bundle install")).toContain("installed gentoo release R2 (2)");
+    expect(await lines(MADE)).toBe(made);
+  });
+
+  it("that leave what would not come up are told, and giving it up leaves nothing", async () => {
+    await lines(RESET);
+    await useConfig(siteConfig('["/tools/busybox", "rm", "/boot/vmlinuz-6.1"]'));
+    expect((await refusal(`bundle install ${FILE}`))[0]).toMatchObject({
+      code: "environment-incomplete",
+      message: `/boot of ${ROOT}/R2 has no kernel`,
+    });
+    await useConfig(siteConfig());
+    await lines(`mount -t zfs -o zfsutil ${ROOT}/R2 /media`);
+    expect((await refusal("bundle abort"))[0]).toMatchObject({
+      code: "dataset-in-use",
+      hint: expect.stringContaining("umount /media") as string,
+    });
+    await lines(`umount /media; zfs destroy ${ROOT}/R2`);
+    expect((await refusal("bundle install"))[0]?.code).toBe("environment-missing");
+    expect(await lines("bundle abort")).toContain("gave up gentoo release R2 (2)");
+    expect(await site()).toBe(before);
+    expect(await lines(running())).toBe(unchanged);
+  });
+});
+
+/** Has the site run from another environment, as a boot would. */
+const boot = (root: string, name: string): string => `
+  cd /; umount -R ${SITE}
+  mount -t zfs -o zfsutil ${ROOT}/${root} ${SITE}
+  mount -t zfs -o ro ${USR}/${name} ${SITE}/usr; mount -t zfs -o ro ${OPT}/${name} ${SITE}/opt`;
+
+it("is made from the one before, whose datasets the configuration does not name", async () => {
+  await lines(`${RESET}; bundle install ${FILE}; ${boot("R2", "R2")}
+    echo three >${MNT}/build/etc/three; bundle snapshot R3 -m three; bundle create --base R2 --target R3 -o /tmp/R3.bundle`);
+  const told = await lines("bundle install /tmp/R3.bundle");
+  expect(told).toContain(`opt: ${OPT}/R3, from ${OPT}/R2@R2 to R3`);
+  expect(told).toContain(`boots next: ${ROOT}/R3`);
+  expect(
+    await lines(
+      `mount -t zfs -o zfsutil ${ROOT}/R3 /media; cd /media; cat etc/three etc/fstab; cd /; umount /media`,
+    ),
+  ).toBe(`three\n${FSTAB.replaceAll("/gentoo", "/R3").trim()}`);
+  // What it was made from stays as it was.
+  await lines(`zpool set bootfs=${ROOT}/site ${RPOOL}
+    for name in ${ROOT} ${USR} ${OPT}; do zfs destroy -r $name/R3; done
+    ${boot("site", "gentoo")}; zfs destroy ${ROOT}/R2@zferry-R3
+    for name in ${USR} ${OPT}; do zfs release zferry:base $name/R2@R2 || true; done`);
+});
+
+it("is gone on with, or given up, after a kill before any step", async () => {
+  await lines(RESET);
+  const steps = await stopping.stepsOf(`install ${FILE}`);
+  for (const step of ["zfs clone", "zfs receive", "mount", "chroot", "zpool set", "journal: activating"])
+    expect(steps).toContain(step);
+  for (const [index, step] of shareOf(steps, 0)) {
+    const ends = index % 8 < 4 ? "install" : "abort";
+    const where = `killed before ${index + 1}, ${step}, then ${ends}`;
+    await lines(`${RESET}
+        ${stopping.killed(`install ${FILE}`, index + 1)}
+        ${ends === "abort" ? "bundle abort" : `bundle install ${FILE}`}`);
+    const isDone = index > steps.indexOf("state");
+    const isMade = ends === "install" || isDone;
+    expect(`${where}\n${await lines(isMade ? MADE : POOL)}`).toBe(`${where}\n${isMade ? made : pool}`);
+    expect(`${where}\n${await lines(running())}`).toBe(`${where}\n${unchanged}`);
+  }
+}, 2_400_000);
