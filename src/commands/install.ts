@@ -359,7 +359,8 @@ export function asText({ bundle, plan }: Done, options: CommandOptions): string 
     return [what, `    takes at most ${formatBytes(space.needed)} of ${formatBytes(space.available)}`];
   });
   const where = environment === null ? "/" : environment.dataset;
-  if (plan.root !== undefined) lines.push(`  ${where}: ${plan.root.changes.length} files change`);
+  if (plan.root !== undefined) lines.push(`  ${where}: ${describeFiles(plan.root)}`);
+  if (plan.root !== undefined && options.dryRun) lines.push(...listChanges(plan.root));
   if (plan.root !== undefined) lines.push(...describeOwn(plan.root, options));
   for (const { path, what, by } of plan.rootSettled) {
     lines.push(`    conflict of ${what} in ${showPath(path)}: settled by ${by}`);
@@ -378,6 +379,25 @@ export function asText({ bundle, plan }: Done, options: CommandOptions): string 
 
 const describeNext = ({ dataset, activate }: NewEnvironment): string =>
   activate ? `boots next: ${dataset}` : `not activated: bundle activate ${dataset}`;
+
+/** "1 file changes" */
+export const describeFiles = ({ changes }: RootPlan): string =>
+  changes.length === 1 ? "1 file changes" : `${changes.length} files change`;
+
+const LISTED = 200;
+
+/** What a plan does to each file of `/`: added, modified, deleted, of another type, or with other attributes alone. */
+export function listChanges({ changes }: RootPlan): string[] {
+  const lines = changes.slice(0, LISTED).map(({ path, before, after }) => {
+    const name = showPath(pathOf(path));
+    if (before === null) return `      A ${name}`;
+    if (after === null) return `      D ${name}`;
+    // The first three digits are the type.
+    if (before.mode.slice(0, 3) !== after.mode.slice(0, 3)) return `      T ${name}`;
+    return `      M ${name}${before.blob === after.blob ? " (attributes)" : ""}`;
+  });
+  return changes.length > LISTED ? [...lines, `      and ${changes.length - LISTED} more`] : lines;
+}
 
 /** What becomes of the site's own files, besides the merge. */
 function describeOwn({ drift, replaced }: RootPlan, { dryRun }: CommandOptions): string[] {

@@ -10,7 +10,7 @@ import { pathOf, type PathName } from "../root/paths.js";
 import { RESULT } from "../system/relay.js";
 import { fullName } from "../system/zfs.js";
 import { readSiteConfig } from "../system/settings.js";
-import { warnIn, workOf } from "./install.js";
+import { describeFiles, listChanges, warnIn, workOf } from "./install.js";
 
 interface RollbackCommandOptions {
   readonly plan?: boolean;
@@ -116,7 +116,8 @@ function asText(
     for (const lost of describeLoss(loss)) lines.push(`    ${dryRun ? "would be lost" : "lost"}: ${lost}`);
   }
   if (root !== null) {
-    lines.push(`  /: ${root.changes.length} files change`);
+    lines.push(`  /: ${describeFiles(root)}`);
+    if (dryRun) lines.push(...listChanges(root));
     lines.push(...listed("own changes, committed first", root.drift?.paths, dryRun));
     lines.push(...listed("untracked files that come back", root.returning?.paths, dryRun));
     for (const settled of rootSettled)

@@ -40,7 +40,7 @@ beforeEach(() => {
     "tmp/x",
     "home/a/x",
     "var/log/x",
-    "var/lib/zferry/state.json",
+    "var/lib/zferry/install.log",
   ])
     put(path, "not ours\n");
   put("var/lib/app/data", "data\n");
@@ -137,7 +137,7 @@ describe("bundle setup --repository", () => {
       "etc/zferry/site.toml",
       'product = "demo"\nstate = "/srv/a*b/my state"\n[streams]\nusr = "p/usr"\n[root]\n',
     );
-    put("srv/a*b/my state/journal.json", "{}");
+    put("srv/a*b/my state/install.log", "-");
     put("srv/aXb/my state/file", "kept\n");
     await setup();
     expect(git("ls-files", "srv")).toBe("srv/aXb/my state/file\n");
@@ -183,6 +183,33 @@ describe("bundle setup --repository", () => {
 });
 
 describe("refused, with nothing changed:", () => {
+  test("a site with an install under way, whose repository is gone", async () => {
+    put(
+      "var/lib/zferry/journal.json",
+      JSON.stringify({
+        version: 3,
+        operation: "rollback",
+        release: { name: "R2", sequence: 2, identity: "a".repeat(64) },
+        startedAt: 1_750_400_000,
+        phase: "rolling-back",
+        undoing: false,
+        streams: [],
+        present: [],
+        site: { product: "demo", root: "/" },
+        lost: [],
+        plan: null,
+      }),
+    );
+    put("etc/.zferry-0123456789abcdef", "prepared\n");
+    for (const args of [["--json"], ["--print", "--json"]]) {
+      expect(errorOf(await setup(...args))).toMatchObject({
+        code: "install-pending",
+        message: expect.stringContaining(`bring ${folder.file(".git")} back`) as string,
+      });
+    }
+    expect(existsSync(folder.file(".git"))).toBe(false);
+  });
+
   test("a site that has a repository, or a file in its place", async () => {
     put(".git", "gitdir: elsewhere\n");
     for (const args of [["--json"], ["--print", "--json"]]) {
