@@ -105,7 +105,7 @@ describe("a stick with ten releases", () => {
   });
 
   it("goes on after a kill and a power cut, to the end, with the same command", async () => {
-    const killed = await refused(`${until("R6")} && pkill -KILL -f 'cli.js install' &
+    const killed = await refused(`${until("R6")} && pkill -KILL -f '[l]ib/bundle install' &
       bundle install ${there()}`);
     expect(killed.status).not.toBe(0);
     expect(["R5", "R6"]).toContain(await installedRelease());
