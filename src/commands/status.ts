@@ -2,8 +2,6 @@ import { basename } from "node:path";
 import type { Command } from "commander";
 import { ZferryError } from "../errors.js";
 import type { SiteConfig } from "../config.js";
-import { withContainer } from "../install/environment-install.js";
-import { readStanding } from "../install/environments.js";
 import { needsBundle } from "../install/install.js";
 import {
   installed,
@@ -69,6 +67,11 @@ async function askEnvironment(
 ): Promise<EnvironmentStatus | null> {
   if (installation?.environment === undefined) return null;
   const { dataset } = installation.environment;
+  // Loaded only where it is needed.
+  const [{ withContainer }, { readStanding }] = await Promise.all([
+    import("../install/environment-install.js"),
+    import("../install/environments.js"),
+  ]);
   try {
     const { running, next } = await readStanding(withContainer(site, { dataset }));
     return { dataset, running: running === dataset, next: next === dataset };
