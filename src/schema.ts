@@ -1,4 +1,6 @@
 import * as v from "valibot";
+import { parseCanonicalJson } from "./canonical-json.js";
+import type { ZferryError } from "./errors.js";
 
 /**
  * The value as `schema` has it, or in words the first thing that is wrong: the field's path, a colon, and what is
@@ -16,6 +18,38 @@ export function checkValue<Schema extends v.GenericSchema>(
   const path = [...(outer.path ?? []), ...(inner?.path ?? [])].map(({ key }) => key);
   if (isUnknownField(inner ?? outer)) path.pop();
   return { fault: [path.join("."), (inner ?? outer).message].filter(Boolean).join(": ") };
+}
+
+/**
+ * Parses canonical JSON that has the number of its form in `format`, which is judged before the rest.
+ * @param form.judge what is looked at even before that; gives a fault in words
+ * @param form.malformed makes the error of a fault; `unsupported` that of another form
+ */
+export function parseForm<Schema extends v.GenericSchema>(
+  schema: Schema,
+  bytes: Uint8Array,
+  form: {
+    readonly format: number;
+    readonly maxMarks: number;
+    readonly judge?: (value: object) => string | undefined;
+    readonly malformed: (fault: string) => ZferryError;
+    readonly unsupported: (found: number) => ZferryError;
+  },
+): v.InferOutput<Schema> {
+  let value: unknown;
+  try {
+    value = parseCanonicalJson(bytes, form.maxMarks);
+  } catch (error) {
+    throw form.malformed(error instanceof Error ? error.message : String(error));
+  }
+  const found = typeof value === "object" && value !== null ? value : {};
+  const early = form.judge?.(found);
+  if (early !== undefined) throw form.malformed(early);
+  if ("format" in found && typeof found.format === "number" && found.format !== form.format)
+    throw form.unsupported(found.format);
+  const checked = checkValue(schema, value);
+  if (checked.fault !== undefined) throw form.malformed(checked.fault);
+  return checked.value;
 }
 
 const isUnknownField = ({ expected }: v.BaseIssue<unknown>): boolean => expected === "never";

@@ -1,7 +1,7 @@
 import * as v from "valibot";
-import { canonicalJson, parseCanonicalJson } from "../canonical-json.js";
+import { canonicalJson } from "../canonical-json.js";
 import { ZferryError } from "../errors.js";
-import { checkValue, integer, list, table } from "../schema.js";
+import { integer, list, parseForm, table } from "../schema.js";
 import { keyChangeFault } from "../trust/keys.js";
 import { LIMITS, MANIFEST_NAME, ROOT_MEMBERS, chunkName } from "./layout.js";
 
@@ -135,25 +135,20 @@ export function parseManifest(bytes: Uint8Array): Manifest {
     new ZferryError("manifest-malformed", `${MANIFEST_NAME}: ${fault}`, {
       details: { member: MANIFEST_NAME },
     });
-  let value: unknown;
-  try {
-    value = parseCanonicalJson(bytes, LIMITS.manifestMarks);
-  } catch (error) {
-    throw malformed(error instanceof Error ? error.message : String(error));
-  }
-  const version = typeof value === "object" && value !== null && "format" in value ? value.format : undefined;
-  if (typeof version === "number" && version !== FORMAT_VERSION) {
-    throw new ZferryError(
-      "format-unsupported",
-      `the bundle has format ${version}, this zferry reads format ${FORMAT_VERSION}`,
-      { hint: "use the zferry that the release's publisher names", details: { found: version } },
-    );
-  }
-  const parsed = checkValue(manifestSchema, value);
-  if (parsed.fault !== undefined) throw malformed(parsed.fault);
-  const fault = inconsistency(parsed.value);
+  const manifest = parseForm(manifestSchema, bytes, {
+    format: FORMAT_VERSION,
+    maxMarks: LIMITS.manifestMarks,
+    malformed,
+    unsupported: (found) =>
+      new ZferryError(
+        "format-unsupported",
+        `the bundle has format ${found}, this zferry reads format ${FORMAT_VERSION}`,
+        { hint: "use the zferry that the release's publisher names", details: { found } },
+      ),
+  });
+  const fault = inconsistency(manifest);
   if (fault !== undefined) throw malformed(fault);
-  return parsed.value;
+  return manifest;
 }
 
 const sortedBytewise = (names: readonly string[]): boolean =>

@@ -12,9 +12,9 @@ import {
 } from "../bundle/manifest.js";
 import { LIMITS } from "../bundle/layout.js";
 import type { Bundle } from "../bundle/reader.js";
-import { canonicalJson, parseCanonicalJson } from "../canonical-json.js";
+import { canonicalJson } from "../canonical-json.js";
 import { ZferryError } from "../errors.js";
-import { checkValue, integer, list, table } from "../schema.js";
+import { integer, list, parseForm, table } from "../schema.js";
 import {
   encodeSignature,
   parseSignature,
@@ -196,25 +196,20 @@ export async function verifyIndex(
     );
   }
   const signer = await signerOf(signature, candidates, json, name);
-  let value: unknown;
-  try {
-    value = parseCanonicalJson(json, INDEX_LIMITS.indexMarks);
-  } catch (error) {
-    throw malformed(error instanceof Error ? error.message : String(error));
-  }
-  const version = typeof value === "object" && value !== null && "format" in value ? value.format : undefined;
-  if (typeof version === "number" && version !== FORMAT_VERSION) {
-    throw new ZferryError(
-      "format-unsupported",
-      `${name}: the index has format ${version}, this zferry reads format ${FORMAT_VERSION}`,
-      { hint: "use the zferry that the mirror's publisher names", details: { found: version } },
-    );
-  }
-  const checked = checkValue(indexSchema, value);
-  if (checked.fault !== undefined) throw malformed(checked.fault);
-  const fault = inconsistency(checked.value);
+  const index = parseForm(indexSchema, json, {
+    format: FORMAT_VERSION,
+    maxMarks: INDEX_LIMITS.indexMarks,
+    malformed,
+    unsupported: (found) =>
+      new ZferryError(
+        "format-unsupported",
+        `${name}: the index has format ${found}, this zferry reads format ${FORMAT_VERSION}`,
+        { hint: "use the zferry that the mirror's publisher names", details: { found } },
+      ),
+  });
+  const fault = inconsistency(index);
   if (fault !== undefined) throw malformed(fault);
-  return { index: checked.value, signer };
+  return { index, signer };
 }
 
 /** Of two trusted keys with the same id each is tried. */

@@ -1,9 +1,9 @@
 import * as v from "valibot";
-import { canonicalJson, parseCanonicalJson } from "../canonical-json.js";
+import { canonicalJson } from "../canonical-json.js";
 import { releaseName, sequenceNumber } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
 import { identity } from "../install/state.js";
-import { checkValue, table } from "../schema.js";
+import { parseForm, table } from "../schema.js";
 import { encodeSignature, parseSignature, sign, type SecretKey, type Signature } from "../trust/minisign.js";
 
 // formats/request.md, The file: what a site says of itself, in a line of canonical JSON, and its signature below that.
@@ -58,29 +58,24 @@ export function parseStatement<Schema extends v.GenericSchema>(
   }
   const end = bytes.indexOf(NEWLINE);
   if (end === -1) throw malformed("its first line does not end");
-  let value: unknown;
-  try {
-    value = parseCanonicalJson(bytes.subarray(0, end), MAX_MARKS);
-  } catch (error) {
-    throw malformed(error instanceof Error ? error.message : String(error));
-  }
-  const { format, kind: found } = (typeof value === "object" && value !== null ? value : {}) as {
-    readonly format?: unknown;
-    readonly kind?: unknown;
-  };
-  if (typeof found === "string" && found !== kind) throw malformed(`is a ${found}, no ${kind}`);
-  if (typeof format === "number" && format !== STATEMENT_FORMAT) {
-    throw new ZferryError(
-      "format-unsupported",
-      `${kind} ${name} has format ${format}, this zferry reads format ${STATEMENT_FORMAT}`,
-      { details: { file: name, found: format }, hint: "use the zferry that wrote it, or a newer one" },
-    );
-  }
-  const parsed = checkValue(schema, value);
-  if (parsed.fault !== undefined) throw malformed(parsed.fault);
+  const value = parseForm(schema, bytes.subarray(0, end), {
+    format: STATEMENT_FORMAT,
+    maxMarks: MAX_MARKS,
+    judge: (found) =>
+      "kind" in found && typeof found.kind === "string" && found.kind !== kind
+        ? `is a ${found.kind}, no ${kind}`
+        : undefined,
+    malformed,
+    unsupported: (found) =>
+      new ZferryError(
+        "format-unsupported",
+        `${kind} ${name} has format ${found}, this zferry reads format ${STATEMENT_FORMAT}`,
+        { details: { file: name, found }, hint: "use the zferry that wrote it, or a newer one" },
+      ),
+  });
   const rest = bytes.subarray(end + 1);
   return {
-    value: parsed.value,
+    value,
     message: bytes.subarray(0, end + 1),
     signature: rest.length === 0 ? undefined : parseSignature(rest, name),
   };
