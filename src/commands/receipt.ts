@@ -1,19 +1,9 @@
 import type { Command } from "commander";
 import { encodeReceipt, makeReceipt } from "../carry/receipt.js";
-import { readSiteKey, requireIdentity } from "../carry/site.js";
 import { requireProduct } from "../install/policy.js";
-import { openState } from "../install/state.js";
 import { readUnderWay } from "../install/under-way.js";
 import { printable, type Environment } from "../report.js";
-import { writeBundleFile } from "../system/bundle-file.js";
-import { requireFileName } from "../system/files.js";
-import { readSiteConfig } from "../system/settings.js";
-import { once } from "./request.js";
-
-interface ReceiptOptions {
-  readonly output?: string;
-  readonly config?: string;
-}
+import { writeStatement, type StatementOptions } from "./statement.js";
 
 export function define(command: Command, environment: () => Environment): void {
   command
@@ -24,32 +14,23 @@ export function define(command: Command, environment: () => Environment): void {
       "\nExample:\n  bundle receipt -o /media/stick/plant.receipt\n\n" +
         "On the build host: bundle sites add plant.receipt",
     )
-    .action((options: ReceiptOptions) => runReceipt(options, environment()));
+    .action((options: StatementOptions) => runReceipt(options, environment()));
 }
 
 /** Writes what was installed on a site, signed with the site's key. */
-async function runReceipt(options: ReceiptOptions, env: Environment): Promise<void> {
-  const site = await readSiteConfig(options.config);
-  const itself = requireIdentity(site);
-  const output = options.output ?? `${itself.name}.receipt`;
-  requireFileName(output, "--output");
-  const key = await readSiteKey(itself, (prompt) => env.askPassphrase(prompt));
-  const state = await openState(site.state).readState();
-  if (state !== undefined) requireProduct(state, site.product);
-  const receipt = makeReceipt(state, await readUnderWay(site), {
-    site: itself.name,
-    product: site.product,
-    made: Math.floor(env.now().getTime() / 1000),
-    zferry: env.version,
+async function runReceipt(options: StatementOptions, env: Environment): Promise<void> {
+  const written = await writeStatement("receipt", options, env, {
+    make: async (site, state, heading) => {
+      if (state !== undefined) requireProduct(state, site.product);
+      return makeReceipt(state, await readUnderWay(site), { ...heading, product: site.product });
+    },
+    encode: encodeReceipt,
   });
-  const bytes = await writeBundleFile(output, once(encodeReceipt(receipt, key)), env.signal);
-  const signedBy = key?.keyId ?? null;
-  if (env.json) {
-    return env.write(`${JSON.stringify({ file: output, bytes, signedBy, receipt })}\n`);
-  }
+  if (written === undefined) return;
+  const { value: receipt, output, site, signedBy } = written;
   const { installed } = receipt;
   const what =
     installed === null ? "no release by zferry" : `release ${installed.name} (${installed.sequence})`;
   const signed = signedBy === null ? "not signed: bundle sites refuses it" : `signed by ${signedBy}`;
-  await env.write(`${printable(`${output}: site ${itself.name} with ${what}, ${signed}`)}\n`);
+  await env.write(`${printable(`${output}: site ${site} with ${what}, ${signed}`)}\n`);
 }
