@@ -18,8 +18,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { Framer } from "../bench/stream.js";
-import { begin, end, seal, write } from "../stream/support.js";
-import { ended, errorOf, EXAMPLE, inFolder, PUBLIC, run, SECRET, start, told } from "./support.js";
+import { ended, errorOf, EXAMPLE, inFolder, makeNoise, PUBLIC, run, SECRET, start, told } from "./support.js";
 
 const MIB = 1 << 20;
 const folder = inFolder();
@@ -75,17 +74,7 @@ let noise: Buffer;
 /** A bundle of 24 MiB that do not compress. */
 beforeAll(async () => {
   made = mkdtempSync(join(tmpdir(), "zferry-noise-"));
-  const records = Array.from({ length: 24 }, (_, i) => {
-    const record = write(BigInt(i + 1), MIB);
-    record.set(randomBytes(MIB), record.length - MIB);
-    return record;
-  });
-  const args = "create --product demo --release R2 --sequence 2 --level 1 --stream usr=- -o R2.bundle".split(
-    " ",
-  );
-  const input = seal([begin(), ...records, end()]);
-  expect(await run([...args, "--key", SECRET], { cwd: made, input })).toMatchObject({ status: 0 });
-  noise = readFileSync(join(made, "R2.bundle"));
+  noise = await makeNoise(made);
 });
 afterAll(() => rmSync(made, { recursive: true }));
 

@@ -1,11 +1,13 @@
 import { spawn, spawnSync, type ChildProcessByStdio } from "node:child_process";
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { randomBytes } from "node:crypto";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Readable, Writable } from "node:stream";
 import { fileURLToPath } from "node:url";
 import { afterEach, beforeEach } from "vitest";
 import { EXIT_STATUS, type ErrorCode } from "../../src/errors.js";
+import { begin, end, seal, write } from "../stream/support.js";
 
 /** The built program. */
 export const CLI = process.env["ZFERRY_CLI"] ?? fileURLToPath(new URL("../../dist/cli.js", import.meta.url));
@@ -113,4 +115,19 @@ export async function inTerminal(
     child.on("error", reject).on("close", resolve);
   });
   return { status, screen };
+}
+
+/** Makes R2.bundle in a folder, of 24 MiB that do not compress, and gives its bytes. */
+export async function makeNoise(folder: string): Promise<Buffer> {
+  const mib = 1 << 20;
+  const records = Array.from({ length: 24 }, (_, i) => {
+    const record = write(BigInt(i + 1), mib);
+    record.set(randomBytes(mib), record.length - mib);
+    return record;
+  });
+  const args = "create --product demo --release R2 --sequence 2 --level 1 --stream usr=- -o R2.bundle";
+  const input = seal([begin(), ...records, end()]);
+  const { status, stderr } = await run([...args.split(" "), "--key", SECRET], { cwd: folder, input });
+  if (status !== 0) throw new Error(stderr);
+  return readFileSync(join(folder, "R2.bundle"));
 }

@@ -1,11 +1,9 @@
 import { execFileSync } from "node:child_process";
-import { randomBytes } from "node:crypto";
-import { copyFileSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { PUBLIC, run, SECRET } from "../cli/support.js";
-import { begin, end, seal, write } from "../stream/support.js";
+import { makeNoise, PUBLIC } from "../cli/support.js";
 import { type Guest, openGuest } from "./guest.js";
 
 /*
@@ -31,17 +29,7 @@ beforeAll(async () => {
     truncateSync(image, mib * MIB);
     execFileSync(`mkfs.${type}`, type === "vfat" ? ["-F", "32", "-s", "1", image] : [image]);
   }
-  const records = Array.from({ length: 24 }, (_, i) => {
-    const record = write(BigInt(i + 1), MIB);
-    record.set(randomBytes(MIB), record.length - MIB);
-    return record;
-  });
-  const args = "create --product demo --release R2 --sequence 2 --level 1 --stream usr=- -o R2.bundle".split(
-    " ",
-  );
-  const input = seal([begin(), ...records, end()]);
-  expect(await run([...args, "--key", SECRET], { cwd: folder, input })).toMatchObject({ status: 0 });
-  noise = readFileSync(join(folder, "R2.bundle"));
+  noise = await makeNoise(folder);
   guest = await openGuest({
     disks: STICKS.map(([, name, mib]) => ({ name, size: `${mib}M`, path: join(folder, name) })),
   });
