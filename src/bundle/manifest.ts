@@ -33,6 +33,8 @@ const uint64 = v.pipe(
   v.check((digits) => digits.length < 20 || digits <= "18446744073709551615", "is over 64 bits"),
 );
 export const guid = v.pipe(uint64, v.regex(/^[^0]/, "is no guid"));
+export const sha256Hex = v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/, "is not a SHA-256"));
+export const keyId = v.pipe(v.string(), v.regex(/^[0-9A-F]{16}$/, "is not a key id"));
 export const objectId = v.pipe(v.string(), v.regex(/^[0-9a-f]{40}$/, "is not a git object id"));
 export const snapshotName = v.pipe(
   v.string(),

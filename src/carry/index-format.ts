@@ -1,12 +1,14 @@
 import * as v from "valibot";
 import {
   guid,
+  keyId,
   objectId,
   productName,
   releaseName,
   roleName,
   seconds,
   sequenceNumber,
+  sha256Hex,
   snapshotName,
   type Manifest,
 } from "../bundle/manifest.js";
@@ -49,9 +51,6 @@ const PATH = /^(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.bundle$/;
 /** Whether a file of this name can be a mirror's bundle: no other folder, no address. */
 export const isBundleName = (name: string): boolean => PATH.test(name);
 
-const identity = v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/, "is not a SHA-256"));
-const keyId = v.pipe(v.string(), v.regex(/^[0-9A-F]{16}$/, "is not a key id"));
-
 const entrySchema = table({
   path: v.pipe(
     v.string(),
@@ -59,7 +58,7 @@ const entrySchema = table({
     v.description("The file, beside the index."),
   ),
   size: v.pipe(integer(1), v.description("Bytes of the file.")),
-  identity: v.pipe(identity, v.description("SHA-256 of the bundle's SHA256SUMS.")),
+  identity: v.pipe(sha256Hex, v.description("SHA-256 of the bundle's SHA256SUMS.")),
   release: table({ name: releaseName, sequence: sequenceNumber }),
   created: seconds,
   expires: v.optional(seconds),

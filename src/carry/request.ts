@@ -1,5 +1,5 @@
 import * as v from "valibot";
-import { featureName, guid, objectId, productName, roleName } from "../bundle/manifest.js";
+import { featureName, guid, keyId, objectId, productName, roleName } from "../bundle/manifest.js";
 import { LIMITS } from "../bundle/layout.js";
 import { siteName } from "../config.js";
 import { ZferryError } from "../errors.js";
@@ -19,7 +19,6 @@ import type { ChainStart } from "./chain.js";
 // formats/request.md: what a site has, so that a bundle can be made or fetched for it.
 
 const MAX_GUIDS = 64;
-const keyId = v.pipe(v.string(), v.regex(/^[0-9A-F]{16}$/, "is not a key id"));
 
 const requestStream = table({
   role: roleName,

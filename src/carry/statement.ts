@@ -1,8 +1,7 @@
 import * as v from "valibot";
 import { canonicalJson } from "../canonical-json.js";
-import { releaseName, sequenceNumber } from "../bundle/manifest.js";
+import { releaseName, sequenceNumber, sha256Hex } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
-import { identity } from "../install/state.js";
 import { parseForm, table } from "../schema.js";
 import { encodeSignature, parseSignature, sign, type SecretKey, type Signature } from "../trust/minisign.js";
 
@@ -11,7 +10,7 @@ import { encodeSignature, parseSignature, sign, type SecretKey, type Signature }
 export const releaseOfBundle = table({
   name: releaseName,
   sequence: sequenceNumber,
-  identity: v.pipe(identity, v.description("SHA-256 of the bundle's SHA256SUMS.")),
+  identity: v.pipe(sha256Hex, v.description("SHA-256 of the bundle's SHA256SUMS.")),
 });
 export const programVersion = v.pipe(v.string(), v.regex(/^[0-9A-Za-z.+-]{1,64}$/, "is not a version"));
 

@@ -1,7 +1,7 @@
 import { accessSync, constants, existsSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import * as v from "valibot";
-import { datasetName, releaseName } from "../bundle/manifest.js";
+import { datasetName, releaseName, sha256Hex } from "../bundle/manifest.js";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { guarded } from "../system/files.js";
@@ -201,13 +201,11 @@ const childrenOf = (environment: Candidate, { below }: Survey): ReadFileSystem[]
     )
     .map(({ dataset, mountpoint }) => ({ dataset, path: mountpoint, mountpoint }));
 
-const identity = v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/));
-
 function describe(candidate: Candidate, survey: Survey) {
   const { name, dataset, properties } = candidate;
   const release = ownValue(properties["zferry:release"]);
   const hash = ownValue(properties["zferry:identity"]);
-  const isMade = v.is(releaseName, release) && v.is(identity, hash);
+  const isMade = v.is(releaseName, release) && v.is(sha256Hex, hash);
   return {
     name,
     dataset,

@@ -10,6 +10,7 @@ import {
   roleName,
   sequenceNumber,
   snapshotName,
+  sha256Hex,
 } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
 import { checkValue, integer, record, table } from "../schema.js";
@@ -24,7 +25,6 @@ import { acquireLock } from "../system/lock.js";
 const STATE_VERSION = 3;
 /** As above; version 1 is of zferry before an install could be given up, or finished without its bundle. */
 const JOURNAL_VERSION = 4;
-export const identity = v.pipe(v.string(), v.regex(/^[0-9a-f]{64}$/, "is no SHA-256"));
 /** Seconds since 1970, up to what can be shown as a date: the year 9999. */
 export const seconds = integer(0, 253_402_300_799);
 
@@ -49,7 +49,7 @@ const releaseSchema = table({
   name: releaseName,
   sequence: sequenceNumber,
   /** SHA-256 of the bundle's `SHA256SUMS`. */
-  identity,
+  identity: sha256Hex,
 });
 
 const installationFields = {
@@ -66,7 +66,7 @@ const installationFields = {
 };
 const laterFields = {
   /** SHA-256 of what `plan-….json` holds while it can be rolled back; null without a root half, absent where an older zferry installed it. */
-  plan: v.optional(v.nullable(identity)),
+  plan: v.optional(v.nullable(sha256Hex)),
   /** When its base was let go. */
   confirmedAt: v.optional(seconds),
   rolledBack: v.optional(table({ startedAt: seconds, finishedAt: seconds })),
@@ -196,7 +196,7 @@ const underWayFields = {
   /** Roles that were there before it began: at their target before an install, at their base before a rollback. */
   present: v.array(roleName),
   /** SHA-256 of what `plan-….json` holds; null without a root half. */
-  plan: v.nullable(identity),
+  plan: v.nullable(sha256Hex),
 };
 
 /** A boot environment that is being made. */
