@@ -19,6 +19,7 @@ interface MirrorCommandOptions {
   readonly trust?: readonly string[];
   readonly expiresDays?: string;
   readonly threads?: string;
+  readonly verify?: boolean;
 }
 
 const ACTIONS = ["add", "remove", "index"] as const;
@@ -43,7 +44,8 @@ export function define(command: Command, environment: () => Environment): void {
       .option(
         "--expires-days <days>",
         `how long clients believe the index (default: ${DEFAULT_EXPIRES_DAYS}, at most ${INDEX_LIMITS.indexDays})`,
-      ),
+      )
+      .option("--verify", "index: read every byte of every bundle, not only the heads of those that changed"),
   )
     .addHelpText(
       "after",
@@ -76,6 +78,9 @@ export async function runMirror(
       { hint: "bundle mirror --help shows how" },
     );
   }
+  if (options.verify === true && action !== "index") {
+    throw new ZferryError("usage", `--verify is for mirror index; mirror ${action} has none`);
+  }
   const expiresDays =
     wholeNumber(options.expiresDays, "--expires-days", 1, INDEX_LIMITS.indexDays) ?? DEFAULT_EXPIRES_DAYS;
   const threads = threadsOf(options);
@@ -86,6 +91,7 @@ export async function runMirror(
     trusted: [publicKeyOf(key, options.key), ...trust],
     expiresDays,
     threads,
+    verifyAll: options.verify === true,
   };
   const changed = await change(action, folder, what, settings, env);
   const { index, added, removed } = changed;
