@@ -107,7 +107,7 @@ export function chooseChain<Of extends Link>(
       to === undefined
         ? `no bundle here is one for this site, which has ${nameOf(start)}`
         : `no bundle here leads to release ${to}, and this site has ${nameOf(start)}`,
-      { details: { have: nameOf(start), ...(to === undefined ? {} : { wanted: to }) }, hint: HINT },
+      { details: { have: nameOf(start), ...(to === undefined ? {} : { wanted: to }) }, hint: CHAIN_HINT },
     );
   }
   if (installed !== undefined && goal.sequence <= installed.sequence) {
@@ -137,7 +137,8 @@ export function chooseChain<Of extends Link>(
   return { links: chain, release: goal, left };
 }
 
-const HINT = "bring the missing bundles, or have one made for this site: bundle request";
+/** Ends with what to do where no chain is found. */
+export const CHAIN_HINT = "bring the missing bundles, or have one made for this site: bundle request";
 
 const nameOf = ({ installed }: ChainStart): string => installed?.name ?? "no known release";
 
@@ -335,7 +336,7 @@ function missing<Of extends Link>(
   else if (needs === last) gap = `release ${nearest.release.name} here starts from another ${needs}`;
   return new ZferryError("chain-missing", `you have ${have}, ${which} needs ${needs}: ${gap}`, {
     details: { have, wanted: goal.name, needs, reached: last },
-    hint: `${HINT}${short}`,
+    hint: `${CHAIN_HINT}${short}`,
   });
 }
 
