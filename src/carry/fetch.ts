@@ -4,7 +4,7 @@ import { SUMS_NAME, TRAILER, encodeHeader, paddingOf, BLOCK_BYTES } from "../bun
 import { VerifiedBundle, type Trust } from "../bundle/reader.js";
 import type { ByteSource, StoredMember } from "../bundle/members.js";
 import { canonicalJson } from "../canonical-json.js";
-import { ZferryError } from "../errors.js";
+import { ofFile, ZferryError } from "../errors.js";
 import { throwIfInterrupted, type ProgressReport } from "../report.js";
 import { isLasting, type Download, type HttpClient } from "../system/http.js";
 import { openPartFile, type PartFile } from "../system/part-file.js";
@@ -105,7 +105,7 @@ export async function fetchIndex(
     });
   }
   for (const { message } of faults) options.note(`left alone: ${message}`);
-  seen.accept(newest.index, newest.signer);
+  await seen.accept(newest.index, newest.signer);
   return newest.index;
 }
 
@@ -262,10 +262,11 @@ async function fetchHead(
         return bundle;
       });
     } catch (error) {
-      if (!(error instanceof ZferryError) || error.code === "interrupted") throw error;
-      failure ??= error;
-      mirror.fault = error;
-      options.note(`left alone: ${error.message}`);
+      const fault = ofFile(error, url.href);
+      if (!(fault instanceof ZferryError) || fault.code === "interrupted") throw fault;
+      failure ??= fault;
+      mirror.fault = fault;
+      options.note(`left alone: ${fault.message}`);
     }
   }
   throw failure ?? new RangeError("no mirror");

@@ -54,7 +54,7 @@ const DAY_SECONDS = 86_400;
  */
 export async function addToMirror(
   folder: string,
-  paths: readonly string[],
+  files: readonly OpenedFile[],
   options: MirrorOptions,
   env: Environment,
 ): Promise<ChangedMirror> {
@@ -64,37 +64,29 @@ export async function addToMirror(
     const entries = new Map((before?.bundles ?? []).map((entry) => [entry.identity, entry]));
     const added: IndexEntry[] = [];
     const removed: IndexEntry[] = [];
-    const files: OpenedFile[] = [];
-    try {
-      const bundles: { file: OpenedFile; bundle: Bundle }[] = [];
-      for (const path of paths) {
-        const file = await openBundleFile(path, options.threads);
-        files.push(file);
-        const bundle = await verified(file, options.trusted, env).catch((error: unknown) => {
-          throw ofFile(error, path);
-        });
-        bundles.push({ file, bundle });
-      }
-      const product = productOf(
-        bundles.map(({ bundle }) => ({ name: bundle.name, product: bundle.manifest.product })),
-        before,
-      );
-      for (const { file, bundle } of bundles) {
-        const entry = entryOf(bundle, pathOf(bundle));
-        const present = entries.get(entry.identity);
-        if (present?.path === entry.path && isFile(join(folder, entry.path), entry.size)) continue;
-        await bringIn(file, bundle, join(folder, entry.path), env);
-        entries.set(entry.identity, entry);
-        added.push(entry);
-        if (present !== undefined && present.path !== entry.path) removed.push(present);
-      }
-      const index = writeIndex(folder, product, [...entries.values()], before, options, env);
-      removeFiles(folder, removed);
-      return { index, added, removed };
-    } finally {
-      env.progress.end();
-      await Promise.all(files.map((file) => file.close()));
+    const bundles: { file: OpenedFile; bundle: Bundle }[] = [];
+    for (const file of files) {
+      const bundle = await verified(file, options.trusted, env).catch((error: unknown) => {
+        throw ofFile(error, file.name);
+      });
+      bundles.push({ file, bundle });
     }
+    const product = productOf(
+      bundles.map(({ bundle }) => ({ name: bundle.name, product: bundle.manifest.product })),
+      before,
+    );
+    for (const { file, bundle } of bundles) {
+      const entry = entryOf(bundle, pathOf(bundle));
+      const present = entries.get(entry.identity);
+      if (present?.path === entry.path && isFile(join(folder, entry.path), entry.size)) continue;
+      await bringIn(file, bundle, join(folder, entry.path), env);
+      entries.set(entry.identity, entry);
+      added.push(entry);
+      if (present !== undefined && present.path !== entry.path) removed.push(present);
+    }
+    const index = writeIndex(folder, product, [...entries.values()], before, options, env);
+    removeFiles(folder, removed);
+    return { index, added, removed };
   });
 }
 
@@ -352,12 +344,12 @@ const isFile = (path: string, size: number): boolean => {
   return stat?.isFile() === true && stat.size === size;
 };
 
-/** Links the file, or copies it, checking each byte again. One that is there is of an add that did not end. */
+/** Links the file, or copies it, checking each byte again; volumes are joined. One that is there is of an add that did not end. */
 async function bringIn(file: OpenedFile, bundle: Bundle, path: string, env: Environment): Promise<void> {
   const present = statSync(path, { throwIfNoEntry: false });
   if (present?.ino === file.stat.ino && present.dev === file.stat.dev) return;
   guarded(path, () => rmSync(path, { force: true }));
-  if (await linkBundleFile(file, path)) return;
+  if (!file.inVolumes && (await linkBundleFile(file, path))) return;
   const copied = async function* (): AsyncGenerator<Uint8Array> {
     let done = 0;
     for await (const piece of resigned(bundle, bundle.signatures)) {

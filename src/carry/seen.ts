@@ -7,12 +7,15 @@ import { formatTime } from "../report.js";
 import { checkValue, list, table } from "../schema.js";
 import { guarded, writeFileDurably } from "../system/files.js";
 import { isMissing, readSmallFile } from "../system/key-files.js";
+import { acquireLock } from "../system/lock.js";
 import { publicKeyLine, type PublicKey } from "../trust/minisign.js";
 import type { MirrorIndex } from "./index-format.js";
 
 // formats/mirror.md, What a client remembers.
 
 const FILE_NAME = "mirrors.json";
+const LOCK_NAME = "mirrors.lock";
+const LOCK_SECONDS = 10;
 const MAX_BYTES = 1 << 20;
 
 export const seenSchema = table({
@@ -31,8 +34,11 @@ type Seen = v.InferOutput<typeof seenSchema>;
 export interface SeenIndexes {
   /** @throws ZferryError `index-expired`, `index-rolled-back` */
   judge(index: MirrorIndex, signer: PublicKey, name: string, now: Date): void;
-  /** Remembers an index that was judged. */
-  accept(index: MirrorIndex, signer: PublicKey): void;
+  /**
+   * Remembers an index that was judged, unless another process has seen a newer one meanwhile.
+   * @throws ZferryError `site-busy`, `io-failed`, `no-space`
+   */
+  accept(index: MirrorIndex, signer: PublicKey): Promise<void>;
 }
 
 /**
@@ -41,9 +47,9 @@ export interface SeenIndexes {
  */
 export async function openSeenIndexes(folder: string): Promise<SeenIndexes> {
   const path = join(folder, FILE_NAME);
-  let seen = await readSeen(path);
-  const of = (product: string, signer: PublicKey) =>
-    seen.indexes.find((each) => each.product === product && each.key === publicKeyLine(signer));
+  const seen = await readSeen(path);
+  const of = (product: string, signer: PublicKey, all = seen) =>
+    all.indexes.find((each) => each.product === product && each.key === publicKeyLine(signer));
   return {
     judge({ product, counter, expires }, signer, name, now) {
       const before = of(product, signer);
@@ -69,16 +75,28 @@ export async function openSeenIndexes(folder: string): Promise<SeenIndexes> {
         );
       }
     },
-    accept({ product, counter, created }, signer) {
-      const before = of(product, signer);
-      if (before !== undefined && before.counter >= counter) return;
-      const key = publicKeyLine(signer);
-      seen = {
-        version: 1,
-        indexes: [...seen.indexes.filter((each) => each !== before), { product, key, counter, created }],
-      };
+    async accept({ product, counter, created }, signer) {
+      const known = of(product, signer);
+      if (known !== undefined && known.counter >= counter) return;
       guarded(folder, () => mkdirSync(folder, { recursive: true, mode: 0o700 }));
-      writeFileDurably(path, `${JSON.stringify(seen)}\n`, 0o600);
+      const unlock = await acquireLock(join(folder, LOCK_NAME), {
+        message: `${path}: another process is writing it`,
+        hint: "run the same command again",
+        waitSeconds: LOCK_SECONDS,
+      });
+      try {
+        const now = await readSeen(path);
+        const before = of(product, signer, now);
+        if (before !== undefined && before.counter >= counter) return;
+        const key = publicKeyLine(signer);
+        const indexes = [
+          ...now.indexes.filter((each) => each !== before),
+          { product, key, counter, created },
+        ];
+        writeFileDurably(path, `${JSON.stringify({ version: 1, indexes } satisfies Seen)}\n`, 0o600);
+      } finally {
+        await unlock();
+      }
     },
   };
 }

@@ -7,7 +7,7 @@ import { fetchBundle, fetchIndex, mirrorAt, startFrom, type FetchOptions } from 
 import { entryLink, type IndexEntry, type MirrorIndex } from "../carry/index-format.js";
 import type { SiteRequest } from "../carry/request.js";
 import { openSeenIndexes } from "../carry/seen.js";
-import type { Trust } from "../bundle/reader.js";
+import type { Trust, VerifiedBundle } from "../bundle/reader.js";
 import type { BuildConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { formatBytes, formatTime, printable, type Environment } from "../report.js";
@@ -16,7 +16,8 @@ import { openHttp, parseUrl } from "../system/http.js";
 import { requireFolder } from "../system/files.js";
 import { processVariables, userStateFolder } from "../system/settings.js";
 import { usualThreads } from "../system/threads.js";
-import { readTrust, repeatable, wholeNumber } from "./summary.js";
+import { changeKeys, NO_KEYS, trustedKeys } from "../trust/keys.js";
+import { readTrust, repeatable, wholeNumber, type GivenTrust } from "./summary.js";
 import { verifyWhole } from "./verify.js";
 
 interface FetchCommandOptions {
@@ -137,11 +138,14 @@ export async function runFetch(
         ? choose(index, await startOf(index, options), options)
         : chooseFor(request, options.for as string, index, options);
     const files: FetchedFile[] = [];
+    let trusted = trust;
     for (const { entry } of chain.links) {
       const file = join(output, entry.path);
       const isThere = existsSync(file);
-      if (isThere) await requireSame(file, entry, trust, env);
-      else await fetchBundle(entry, index.product, mirrors, file, trust, fetching);
+      const bundle = isThere
+        ? await requireSame(file, entry, trusted, env)
+        : await fetchBundle(entry, index.product, mirrors, file, trusted, fetching);
+      trusted = trustAfter(trusted, bundle);
       files.push({ file, bytes: entry.size, release: entry.release, fetched: !isThere });
       if (!env.json) await env.write(`${printable(file)}\n`);
       if (entry.expires !== undefined && entry.expires * 1000 < env.now().getTime())
@@ -261,12 +265,26 @@ async function startOf(index: MirrorIndex, options: FetchCommandOptions): Promis
   return readChainStart(site, await openState(site.state).readState());
 }
 
+/** Whom a site believes once it has installed a bundle: what comes after it may be signed by the keys that it brings. */
+function trustAfter(trust: GivenTrust, { manifest: { keys: change } }: VerifiedBundle): GivenTrust {
+  const { folder = trust.keys, set = NO_KEYS } = trust;
+  if (change === undefined || change.counter <= set.counter) return trust;
+  const changed = changeKeys(set, change);
+  return { ...trust, keys: trustedKeys(folder, changed), folder, set: changed };
+}
+
 /** One that is there already counts if it is the one that the index names, whole. */
-async function requireSame(path: string, entry: IndexEntry, trust: Trust, env: Environment): Promise<void> {
+async function requireSame(
+  path: string,
+  entry: IndexEntry,
+  trust: Trust,
+  env: Environment,
+): Promise<VerifiedBundle> {
   const file = await openBundleFile(path, usualThreads());
   try {
-    const { identity } = await verifyWhole(file, trust, env);
-    if (identity === entry.identity) return;
+    const bundle = await verifyWhole(file, trust, env);
+    const { identity } = bundle;
+    if (identity === entry.identity) return bundle;
     throw new ZferryError("output-exists", `${path}: there is another bundle of this name already`, {
       details: { file: path, expected: entry.identity, found: identity },
       hint: "remove it, or name another folder with -o",

@@ -9,9 +9,17 @@ import {
 import { INDEX_LIMITS } from "../carry/index-format.js";
 import { ZferryError } from "../errors.js";
 import { formatBytes, formatTime, printable, type Environment } from "../report.js";
+import type { OpenedFile } from "../system/bundle-file.js";
 import { readPublicKey, readSecretKey } from "../system/key-files.js";
 import { publicKeyOf } from "../trust/minisign.js";
-import { addThreadsOption, repeatable, threadsOf, wholeNumber } from "./summary.js";
+import {
+  addSearchOption,
+  addThreadsOption,
+  openGiven,
+  repeatable,
+  threadsOf,
+  wholeNumber,
+} from "./summary.js";
 
 interface MirrorCommandOptions {
   readonly key: string;
@@ -20,6 +28,7 @@ interface MirrorCommandOptions {
   readonly expiresDays?: string;
   readonly threads?: string;
   readonly verify?: boolean;
+  readonly search?: readonly string[];
 }
 
 const ACTIONS = ["add", "remove", "index"] as const;
@@ -29,7 +38,7 @@ const DEFAULT_EXPIRES_DAYS = 30;
 
 export function define(command: Command, environment: () => Environment): void {
   addThreadsOption(
-    command
+    addSearchOption(command)
       .addArgument(
         new Argument("<action>", "add FILE… DIR, remove RELEASE… DIR, or index DIR").choices(ACTIONS),
       )
@@ -93,7 +102,7 @@ export async function runMirror(
     threads,
     verifyAll: options.verify === true,
   };
-  const changed = await change(action, folder, what, settings, env);
+  const changed = await change(action, folder, what, settings, options, env);
   const { index, added, removed } = changed;
   if (env.json) {
     const { product, counter, expires, bundles } = index;
@@ -108,16 +117,25 @@ export async function runMirror(
   await env.write(lines.map((line) => `${printable(line)}\n`).join(""));
 }
 
-function change(
+async function change(
   action: Action,
   folder: string,
   what: readonly string[],
   settings: MirrorOptions,
+  options: MirrorCommandOptions,
   env: Environment,
 ): Promise<ChangedMirror> {
   switch (action) {
-    case "add":
-      return addToMirror(folder, what, settings, env);
+    case "add": {
+      const files: OpenedFile[] = [];
+      try {
+        for (const path of what) files.push(await openGiven(path, options, env, settings.threads));
+        return await addToMirror(folder, files, settings, env);
+      } finally {
+        env.progress.end();
+        await Promise.all(files.map((file) => file.close()));
+      }
+    }
     case "remove":
       return removeFromMirror(folder, what, settings, env);
     case "index":

@@ -104,6 +104,9 @@ export const openGiven = (
     warn: (what) => env.note(`warning: ${what}`),
   });
 
+/** Of keys that are named, or a site's with what the site knows of them. */
+export type GivenTrust = Trust & Partial<Pick<SiteTrust, "product" | "folder" | "set">>;
+
 /**
  * The keys that are named, one of which is enough; or else the site's, with its product.
  * @throws ZferryError `usage` when both are given: the site's threshold would be passed over
@@ -111,7 +114,7 @@ export const openGiven = (
 export async function readTrust(options: {
   readonly key?: readonly string[];
   readonly config?: string;
-}): Promise<Trust & Partial<Pick<SiteTrust, "product">>> {
+}): Promise<GivenTrust> {
   if (options.key !== undefined) {
     if (options.config !== undefined) {
       throw new ZferryError("usage", "--key and --config: believe the keys that are named, or the site's");

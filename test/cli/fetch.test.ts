@@ -6,8 +6,8 @@ import { connect, createServer, type AddressInfo } from "node:net";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { encodeRequest, type SiteRequest } from "../../src/carry/request.js";
 import { encodeRecord } from "../../src/stream/records.js";
-import { encodePublicKey, generateKeyPair } from "../../src/trust/minisign.js";
-import { input, KEY, pack } from "../bundle/support.js";
+import { encodePublicKey, generateKeyPair, publicKeyLine } from "../../src/trust/minisign.js";
+import { input, KEY, pack, PUBLIC_KEY } from "../bundle/support.js";
 import { begin, end as endRecord, seal, TOGUID } from "../stream/support.js";
 import { CLI, ended, errorOf, inFolder, PUBLIC, run, SECRET, told, type Running } from "./support.js";
 
@@ -377,6 +377,73 @@ describe("bundle fetch", () => {
     writeFileSync(folder.file("m/index.signed"), old);
     expect(errorOf(await fetch([address(), ...FROM, "--json"])).code).toBe("index-rolled-back");
     expect(fetched()).toEqual([]);
+  });
+
+  test("goes on over a change of keys, and by no other key", async () => {
+    await nginx(port);
+    const next = generateKeyPair();
+    writeFileSync(folder.file("next.pub"), encodePublicKey(next.publicKey));
+    const step = (from: bigint, to: bigint): Uint8Array =>
+      seal([begin({ toname: "tank/usr@R", fromguid: from, toguid: to }), endRecord({ toguid: to })]);
+    const keys = { counter: 1, add: [publicKeyLine(next.publicKey)], revoke: [publicKeyLine(PUBLIC_KEY)] };
+    const made = {
+      R3: await pack({
+        release: { name: "R3", sequence: 3 },
+        streams: [input("usr", step(TOGUID, 3n))],
+        keys,
+      }),
+      R4: await pack({
+        release: { name: "R4", sequence: 4 },
+        streams: [input("usr", step(3n, 4n))],
+        key: next.secretKey,
+      }),
+      R5: await pack({ release: { name: "R5", sequence: 5 }, streams: [input("usr", step(4n, 5n))] }),
+    };
+    const add = async (name: keyof typeof made): Promise<void> => {
+      writeFileSync(folder.file(`${name}.bundle`), made[name]);
+      const args = ["mirror", "add", `${name}.bundle`, "m", "--key", SECRET, "--trust", "next.pub"];
+      expect((await run(args, { cwd: folder.path })).status).toBe(0);
+    };
+    await add("R3");
+    await add("R4");
+    const { status, stderr } = await fetch([address(), ...FROM]);
+    expect([status, stderr]).toEqual([0, expect.stringMatching(/^release R4: 3 bundles, /)]);
+    // What is there counts for what comes, too.
+    expect((await fetch([address(), ...FROM])).stderr).toMatch(/^release R4: 3 bundles, 0 B downloaded/);
+    // The old key signed this one.
+    await add("R5");
+    const error = errorOf(await fetch([address(), ...FROM, "--json"]));
+    expect([error.code, error.message]).toEqual(["signature-missing", expect.stringContaining("/R5-")]);
+    expect(
+      fetched()
+        .map((name) => name.slice(0, 3))
+        .sort(),
+    ).toEqual(["R2-", "R3-", "R4-"]);
+  });
+
+  test("remembers both of two indexes that are seen at one moment", async () => {
+    await nginx(port);
+    mkdirSync(folder.file("memory/zferry"), { recursive: true });
+    const lock = spawn("flock", ["memory/zferry/mirrors.lock", "sh", "-c", "echo locked; read -r line"], {
+      cwd: folder.path,
+      stdio: ["pipe", "pipe", "ignore"],
+    });
+    started.push(lock);
+    await new Promise((resolve) => lock.stdout.once("data", resolve));
+    const first = fetch([address(), ...FROM]);
+    await new Promise((resolve) => setTimeout(resolve, 1_000));
+    const other = {
+      product: "other",
+      key: publicKeyLine(generateKeyPair().publicKey),
+      counter: 5,
+      created: 5,
+    };
+    const path = folder.file("memory/zferry/mirrors.json");
+    writeFileSync(path, JSON.stringify({ version: 1, indexes: [other] }));
+    lock.stdin.end("\n");
+    expect((await first).status).toBe(0);
+    const { indexes } = JSON.parse(readFileSync(path, "utf8")) as { indexes: { product: string }[] };
+    expect(indexes.map(({ product }) => product)).toEqual(["other", "demo"]);
   });
 
   test("refuses another product's index at a site", async () => {

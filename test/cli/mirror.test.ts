@@ -109,6 +109,26 @@ describe("bundle mirror add", () => {
     expect([files(), readFileSync(folder.file("m/index.signed"), "hex")]).toEqual(before);
   });
 
+  test("joins volumes, which may be in several folders, into one file", async () => {
+    const names = ["R2.bundle.001", "R2.bundle.002", "R2.bundle.003"];
+    const bytes = Math.ceil(r2.length / 3);
+    mkdirSync(folder.file("other"));
+    names.forEach((name, at) => {
+      const piece = r2.subarray(at * bytes, (at + 1) * bytes);
+      writeFileSync(folder.file(at === 2 ? `other/${name}` : name), piece);
+    });
+    const alone = errorOf(await mirror("add", "R2.bundle.001", "m", "--json"));
+    expect([alone.code, alone.details["missing"]]).toEqual(["volume-missing", ["R2.bundle.003"]]);
+    expect((await mirror("add", "R2.bundle.001", "m", "--search", "other")).status).toBe(0);
+    expect(files()).toEqual([...bundles(), "index.html", "index.signed"]);
+    expect(readFileSync(folder.file(`m/${bundles()[0]}`)).equals(r2)).toBe(true);
+    const { message, hint } = told(await mirror("add", "R2.bundle.002", "m"));
+    expect([message, hint]).toEqual([
+      expect.stringContaining("R2.bundle.002 is no bundle"),
+      "a volume of a bundle? Name the first: R2.bundle.001",
+    ]);
+  });
+
   test("does not go on from an index that somebody else signed", async () => {
     await mirror("add", "R2.bundle", "m");
     const result = await runHere("mirror", "add", "R3.bundle", "m", "--key", "other.key", "--trust", PUBLIC);
