@@ -331,7 +331,8 @@ function missing<Of extends Link>(
   const [nearest] = beginnings.sort(inOrder) as [Of, ...Of[]];
   const needs = baseOf(nearest, sound, start);
   const last = farthest ?? have;
-  let gap = `missing ${last}→${needs}`;
+  const isUnknown = start.installed === undefined && farthest === undefined;
+  let gap = isUnknown ? `no bundle here leads to ${needs}` : `missing ${last}→${needs}`;
   if (isFull(nearest)) gap = "this site has datasets already, and a full bundle makes new ones";
   else if (needs === last) gap = `release ${nearest.release.name} here starts from another ${needs}`;
   return new ZferryError("chain-missing", `you have ${have}, ${which} needs ${needs}: ${gap}`, {

@@ -99,7 +99,7 @@ export async function fetchIndex(
     const [first, ...also] = faults as [ZferryError, ...ZferryError[]];
     throw new ZferryError(first.code, first.message, {
       details: first.details,
-      hint: first.hint,
+      hint: first.hint ?? `a mirror is named by the address of its folder, in which ${INDEX_NAME} lies`,
       also,
       cause: first,
     });
@@ -266,10 +266,15 @@ async function fetchHead(
       if (!(fault instanceof ZferryError) || fault.code === "interrupted") throw fault;
       failure ??= fault;
       mirror.fault = fault;
-      options.note(`left alone: ${fault.message}`);
+      noteLeft(fault, mirrors, options.note);
     }
   }
   throw failure ?? new RangeError("no mirror");
+}
+
+/** Where no other mirror is left it is the error that the command ends with. */
+function noteLeft({ message }: ZferryError, mirrors: readonly Mirror[], note: FetchOptions["note"]): void {
+  if (mirrors.some(({ fault }) => fault === undefined)) note(`left alone: ${message}`);
 }
 
 /** A file on a server, of which as much is read as is looked at. */
@@ -478,8 +483,9 @@ async function fetchMembers(
     if (!isMirrors) throw error;
     mirror.failures += 1;
     if (isLasting(error) || mirror.failures > retries) {
-      if (mirror.fault === undefined) note(`left alone: ${error.message}`);
+      const isNews = mirror.fault === undefined;
       mirror.fault = error;
+      if (isNews) noteLeft(error, mirrors, note);
     } else {
       // Who waits for it notices an interruption by itself.
       mirror.resting = pause(mirror.failures).catch(() => undefined);

@@ -74,7 +74,10 @@ export function requireFileName(path: string, option: string): void {
  */
 export function requireFolder(path: string): void {
   if (fs.statSync(path, { throwIfNoEntry: false })?.isDirectory() === true) return;
-  throw new ZferryError("io-failed", `${path}: there is no such folder`, { details: { path } });
+  throw new ZferryError("io-failed", `${path}: there is no such folder`, {
+    details: { path },
+    hint: "make it first, or name another one",
+  });
 }
 
 /** Runs `use`; its system calls fail as {@link mapSystemError} has it. */

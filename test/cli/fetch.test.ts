@@ -343,9 +343,12 @@ describe("bundle fetch --for", () => {
 
   test("names the command that makes what no mirror has", async () => {
     write(signed({ streams: [{ role: "usr", guids: ["7"], poolFeatures: [], freeBytes: 1 }] }));
-    expect(told(await fetch([address(), ...SIGNED])).hint).toBe(
-      "have a bundle made for it: bundle create --for plant.request",
-    );
+    expect(told(await fetch([address(), ...SIGNED]))).toEqual({
+      status: 13,
+      message:
+        "for site plant: it has no known release, the newest here, R2, needs guid 99: no bundle here leads to guid 99",
+      hint: "have a bundle made for it: bundle create --for plant.request",
+    });
   });
 
   test.each([
@@ -456,6 +459,23 @@ describe("bundle fetch", () => {
     );
     const result = await fetch([address(), "--config", "site.toml", "-o", "out", "--json"]);
     expect(errorOf(result).code).toBe("product-mismatch");
+  });
+
+  test("says once why the only mirror is of no use, and what a mirror's address is", async () => {
+    await nginx(port);
+    expect(told(await fetch([`${address()}index.html`, ...FROM]))).toEqual({
+      status: 16,
+      message: `${address()}index.html/index.signed: the server answers 404`,
+      hint: "a mirror is named by the address of its folder, in which index.signed lies",
+    });
+    const [name = ""] = readdirSync(folder.file("m")).filter((each) => each.endsWith(".bundle"));
+    rmSync(folder.file(`m/${name}`));
+    expect(told(await fetch([address(), ...FROM])).message).toBe(
+      `${address()}${name}: the server answers 404`,
+    );
+    expect(fetched()).toEqual([]);
+    const nowhere = await fetch([address(), "--key", PUBLIC, "--from", "99", "-o", "none"]);
+    expect(told(nowhere).hint).toBe("make it first, or name another one");
   });
 
   test("refuses an index by a key that is not trusted", async () => {
