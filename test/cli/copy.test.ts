@@ -18,7 +18,20 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { Framer } from "../bench/stream.js";
-import { ended, errorOf, EXAMPLE, inFolder, makeNoise, PUBLIC, run, SECRET, start, told } from "./support.js";
+import {
+  CLI,
+  ended,
+  errorOf,
+  EXAMPLE,
+  hasMounts,
+  inFolder,
+  makeNoise,
+  PUBLIC,
+  run,
+  SECRET,
+  start,
+  told,
+} from "./support.js";
 
 const MIB = 1 << 20;
 const folder = inFolder();
@@ -179,6 +192,28 @@ describe("bundle copy", () => {
     expect((await runHere("copy", "R2.bundle", "to", "--config", "none.toml")).status).toBe(17);
     expect((await runHere("copy", "R2.bundle", "to", "--key", "none.pub")).status).toBe(16);
     expect(readdirSync(folder.file("to"))).toEqual([]);
+  });
+});
+
+describe.skipIf(!hasMounts)("a folder in memory", () => {
+  test("is read back from there, and not said to be a medium that can be taken out", async () => {
+    copyFileSync(EXAMPLE, folder.file("R2.bundle"));
+    mkdirSync(folder.file("to"));
+    const args = [process.execPath, CLI, "copy", "R2.bundle", "to", "--key", PUBLIC].map(
+      (each) => `'${each}'`,
+    );
+    const script = `mount -t tmpfs none to; ${args.join(" ")}; ${args.join(" ")} --json; cmp R2.bundle to/R2.bundle`;
+    const { status, stdout } = spawnSync("unshare", ["-m", "bash", "-euc", script], {
+      cwd: folder.path,
+      encoding: "utf8",
+    });
+    const [, copied = "", json = "", ...more] = stdout.trimEnd().split("\n");
+    expect([status, copied, more]).toEqual([
+      0,
+      "  to/R2.bundle: copied, 8.5 KiB; read back from memory: there is no medium",
+      [],
+    ]);
+    expect(JSON.parse(json)).toMatchObject({ copies: [{ readBack: "memory" }] });
   });
 });
 
