@@ -5,7 +5,7 @@ import { VerifiedBundle, type Bundle } from "../bundle/reader.js";
 import { encodeHead, resigned } from "../bundle/writer.js";
 import { ofFile, throwAll, ZferryError } from "../errors.js";
 import { inOrder } from "../in-order.js";
-import { throwIfInterrupted, type Environment } from "../report.js";
+import { formatTime, throwIfInterrupted, type Environment } from "../report.js";
 import { linkBundleFile, openBundleFile, writeBundleFile, type OpenedFile } from "../system/bundle-file.js";
 import { guarded, syncPath, writeFileDurably } from "../system/files.js";
 import { isMissing, readSmallFile } from "../system/key-files.js";
@@ -369,7 +369,14 @@ function writeIndex(
   env: Environment,
 ): MirrorIndex {
   // Never earlier than before, though the clock was set back. A folder that is begun anew still counts on.
-  const created = Math.max(Math.floor(env.now().getTime() / 1000), before?.created ?? 0);
+  const clock = Math.floor(env.now().getTime() / 1000);
+  const created = Math.max(clock, before?.created ?? 0);
+  if (created > clock + DAY_SECONDS) {
+    env.note(
+      `warning: the index of before is of ${formatTime(created)}, which is yet to come, and so is this one: clients refuse both. ` +
+        `If the clock is right now, remove ${join(folder, INDEX_NAME)} and run bundle mirror index`,
+    );
+  }
   const index: MirrorIndex = {
     format: 1,
     product,

@@ -14,6 +14,7 @@ import type { MirrorIndex } from "./index-format.js";
 // formats/mirror.md, What a client remembers.
 
 const FILE_NAME = "mirrors.json";
+const DAY_SECONDS = 86_400;
 const LOCK_NAME = "mirrors.lock";
 const LOCK_SECONDS = 10;
 const MAX_BYTES = 1 << 20;
@@ -32,7 +33,7 @@ type Seen = v.InferOutput<typeof seenSchema>;
 
 /** The newest indexes that a client accepted, so that no mirror can turn back. */
 export interface SeenIndexes {
-  /** @throws ZferryError `index-expired`, `index-rolled-back` */
+  /** @throws ZferryError `time-ahead`, `index-expired`, `index-rolled-back` */
   judge(index: MirrorIndex, signer: PublicKey, name: string, now: Date): void;
   /**
    * Remembers an index that was judged, unless another process has seen a newer one meanwhile.
@@ -51,9 +52,20 @@ export async function openSeenIndexes(folder: string): Promise<SeenIndexes> {
   const of = (product: string, signer: PublicKey, all = seen) =>
     all.indexes.find((each) => each.product === product && each.key === publicKeyLine(signer));
   return {
-    judge({ product, counter, expires }, signer, name, now) {
+    judge({ product, counter, created, expires }, signer, name, now) {
       const before = of(product, signer);
       const time = Math.max(Math.floor(now.getTime() / 1000), before?.created ?? 0);
+      // It would make time go on to there, and every index after it be one that expired.
+      if (created > time + DAY_SECONDS) {
+        throw new ZferryError(
+          "time-ahead",
+          `${name}: the index was made at ${formatTime(created)}, more than a day after this machine's ${formatTime(time)}`,
+          {
+            details: { url: name, created, time },
+            hint: "set the clock; or, if it is right, the publisher's was not: ask for a new index",
+          },
+        );
+      }
       if (expires < time) {
         throw new ZferryError(
           "index-expired",

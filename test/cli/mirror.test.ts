@@ -13,9 +13,9 @@ import {
   writeFileSync,
 } from "node:fs";
 import { beforeEach, describe, expect, test } from "vitest";
-import { verifyIndex } from "../../src/carry/index-format.js";
+import { encodeIndex, verifyIndex } from "../../src/carry/index-format.js";
 import { encodePublicKey, encodeSecretKey, generateKeyPair } from "../../src/trust/minisign.js";
-import { flipped, pack, PUBLIC_KEY } from "../bundle/support.js";
+import { flipped, KEY, pack, PUBLIC_KEY } from "../bundle/support.js";
 import { errorOf, inFolder, PUBLIC, run, SECRET, told } from "./support.js";
 
 const folder = inFolder();
@@ -287,6 +287,22 @@ describe("bundle mirror index", () => {
     expect(errorOf(await mirror("index", "m", "--verify", "--json")).code).toBe("content-mismatch");
     writeFileSync(path, r2);
     expect((await mirror("index", "m", "--verify")).status).toBe(0);
+  });
+
+  test("of before that was made with a wrong clock is told, with the way out", async () => {
+    await mirror("add", "R2.bundle", "m");
+    const before = await index();
+    const created = before.created + 40 * 86_400;
+    const ahead = { ...before, created, counter: created, expires: created + 86_400 };
+    writeFileSync(folder.file("m/index.signed"), encodeIndex(ahead, KEY));
+    const { status, stderr } = await mirror("index", "m");
+    expect([status, stderr]).toEqual([
+      0,
+      expect.stringMatching(/^warning: the index of before is of .* remove m\/index\.signed and run/),
+    ]);
+    rmSync(folder.file("m/index.signed"));
+    expect((await mirror("index", "m")).stderr).toBe("");
+    expect((await index()).created).toBeLessThan(created);
   });
 
   test("does not take over another mirror's product with its index", async () => {
