@@ -186,6 +186,16 @@ describe("bundle copy", () => {
     expect(told(await runHere("copy", ...args))).toMatchObject({ status: 2, message });
   });
 
+  test("of a folder says what to name", async () => {
+    mkdirSync(folder.file("from"));
+    mkdirSync(folder.file("to"));
+    expect(told(await runHere("copy", "from", "to"))).toEqual({
+      status: 16,
+      message: "from: is not a regular file or block device",
+      hint: "name the bundles in it",
+    });
+  });
+
   test("does not pass over a key or configuration that cannot be read", async () => {
     copyFileSync(EXAMPLE, folder.file("R2.bundle"));
     mkdirSync(folder.file("to"));
