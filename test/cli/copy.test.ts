@@ -186,6 +186,25 @@ describe("bundle copy", () => {
     expect(told(await runHere("copy", ...args))).toMatchObject({ status: 2, message });
   });
 
+  test("to where files may not be so large says that volumes may", async () => {
+    putNoise();
+    mkdirSync(folder.file("to"));
+    // As FAT is through a driver that does not say so.
+    const command = `'${process.execPath}' '${CLI}' copy R2.bundle to`;
+    const { status, stderr } = spawnSync("bash", ["-c", `trap '' XFSZ; ulimit -f 8192; ${command}`], {
+      cwd: folder.path,
+      encoding: "utf8",
+    });
+    expect([status, stderr]).toEqual([
+      16,
+      expect.stringMatching(
+        /\nbundle: cannot write to\/R2\.bundle: .*\(EFBIG\)\n {2}it takes no file of this size: --volume-size 4293918720 writes volumes\n$/,
+      ),
+    ]);
+    expect(readdirSync(folder.file("to"))).toEqual([]);
+    expect((await runHere("copy", "R2.bundle", "to", "--volume-size", "4000000")).status).toBe(0);
+  });
+
   test("of a folder says what to name", async () => {
     mkdirSync(folder.file("from"));
     mkdirSync(folder.file("to"));
