@@ -478,6 +478,21 @@ describe("bundle fetch", () => {
     expect(told(nowhere).hint).toBe("make it first, or name another one");
   });
 
+  test("to where files may not be so large says what to do", async () => {
+    await nginx(port);
+    const command = [process.execPath, CLI, "fetch", address(), ...FROM].map((word) => `'${word}'`).join(" ");
+    const child = spawn("bash", ["-c", `trap '' XFSZ; ulimit -f 1024; ${command}`], {
+      cwd: folder.path,
+      stdio: ["pipe", "pipe", "pipe"],
+      env: { ...process.env, XDG_STATE_HOME: folder.file("memory") },
+    });
+    const { status, hint } = told(await ended(child));
+    expect([status, hint]).toEqual([
+      16,
+      "write it to a disk that takes such files: bundle copy then writes volumes",
+    ]);
+  });
+
   test("refuses an index by a key that is not trusted", async () => {
     await nginx(port);
     writeFileSync(folder.file("other.pub"), encodePublicKey(generateKeyPair().publicKey));
