@@ -17,7 +17,7 @@ import { requireFolder } from "../system/files.js";
 import { processVariables, userStateFolder } from "../system/settings.js";
 import { usualThreads } from "../system/threads.js";
 import { changeKeys, NO_KEYS, trustedKeys } from "../trust/keys.js";
-import { readTrust, repeatable, wholeNumber, type GivenTrust } from "./summary.js";
+import { byteCount, readTrust, repeatable, wholeNumber, type GivenTrust } from "./summary.js";
 import { verifyWhole } from "./verify.js";
 
 interface FetchCommandOptions {
@@ -93,7 +93,7 @@ export async function runFetch(
   const connections = wholeNumber(options.connections, "--connections", 1, CONNECTIONS.most);
   const retries = wholeNumber(options.retries, "--retries", 0, RETRIES.most);
   const timeoutSeconds = wholeNumber(options.timeout, "--timeout", 1, TIMEOUT.most) ?? TIMEOUT.usual;
-  const bytesPerSecond = rateOf(options.limitRate);
+  const bytesPerSecond = byteCount(options.limitRate, "--limit-rate", 1);
   const starts = [options.from, options.for, options.full].filter((each) => each !== undefined);
   if (starts.length > 1) throw new ZferryError("usage", "--from, --for and --full contradict each other");
   if (options.siteKey !== undefined && options.for === undefined) {
@@ -174,15 +174,6 @@ interface FetchedFile {
   readonly release: IndexEntry["release"];
   /** False for one that was there. */
   readonly fetched: boolean;
-}
-
-/** @throws ZferryError `usage` */
-function rateOf(text: string | undefined): number | undefined {
-  if (text === undefined) return undefined;
-  const [, digits = "", unit = ""] = /^([0-9]{1,9})([kKMG]?)$/.exec(text) ?? [];
-  const rate = Number(digits) * 1024 ** " kMG".indexOf(unit.replace("K", "k") || " ");
-  if (digits !== "" && rate > 0) return rate;
-  throw new ZferryError("usage", `--limit-rate: ${text} is not a number of bytes such as 500k or 2M`);
 }
 
 /** Where the indexes are remembered that were seen: a site's state, or the user's. */

@@ -75,6 +75,21 @@ export function wholeNumber(
   throw new ZferryError("usage", `${option}: ${value} is not a whole number from ${least} to ${most}`);
 }
 
+/**
+ * An option's number of bytes, such as 500k, 4095M or 2G.
+ * @throws ZferryError `usage`
+ */
+export function byteCount(value: string | undefined, option: string, least: number): number | undefined {
+  if (value === undefined) return undefined;
+  const [, digits = "", unit = ""] = /^([0-9]{1,15})([kKMG]?)$/.exec(value) ?? [];
+  const bytes = Number(digits) * 1024 ** " kMG".indexOf(unit.replace("K", "k") || " ");
+  if (digits !== "" && bytes >= least && bytes <= Number.MAX_SAFE_INTEGER) return bytes;
+  throw new ZferryError(
+    "usage",
+    `${option}: ${value} is not a number of bytes such as 500k or 2M, from ${least} on`,
+  );
+}
+
 /** Adds the option that {@link threadsOf} reads. */
 export const addThreadsOption = (command: Command): Command =>
   command.option("-T, --threads <number>", "1 to 256 (default: one for each processor, up to 16)");

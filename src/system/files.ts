@@ -29,6 +29,7 @@ const REASONS: Record<string, string> = {
   ENOTDIR: "a folder in its path is no folder",
   EEXIST: "there is something already",
   EISDIR: "it is a folder",
+  ELOOP: "it is a symbolic link",
   EACCES: "permission denied",
   EPERM: "not permitted",
   EROFS: "the file system is read-only",

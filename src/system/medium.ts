@@ -158,7 +158,11 @@ export async function openPartial(path: string): Promise<PartialFile> {
       throw goingOn(mapSystemError(error, path));
     }
   };
-  const handle = await told(() => open(partial, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0o644));
+  const handle = await open(partial, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0o644).catch(
+    (error: unknown) => {
+      throw isInTheWay(error) ? mapSystemError(error, partial) : goingOn(mapSystemError(error, path));
+    },
+  );
   try {
     const found = await handle.stat();
     if (!found.isFile()) {
@@ -194,12 +198,15 @@ export async function openPartial(path: string): Promise<PartialFile> {
   }
 }
 
+/** No copy left it: it has to be removed. */
+const isInTheWay = (error: unknown): boolean => ["ELOOP", "EISDIR"].includes(systemCode(error) ?? "");
+
 function goingOn(error: unknown): unknown {
   if (!(error instanceof ZferryError)) return error;
   const { code, message, details, hint } = error;
   if (details["reason"] === "EFBIG") {
     // Such as FAT through a driver outside the kernel, which does not say that it is FAT.
-    const volumes = "it takes no file of this size: --volume-size 4293918720 writes volumes";
+    const volumes = "it takes no file of this size: --volume-size 4095M writes volumes";
     return new ZferryError(code, message, { details, hint: volumes, cause: error });
   }
   const again = "run the same command again: it goes on where it stopped";

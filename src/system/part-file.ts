@@ -31,15 +31,16 @@ export const partOf = (path: string): string => join(dirname(path), `.${basename
  */
 export async function openPartFile(path: string, size: number): Promise<PartFile> {
   const part = partOf(path);
-  const guarded = async <Value>(work: () => Promise<Value>): Promise<Value> => {
+  const guarded = async <Value>(work: () => Promise<Value>, what = path): Promise<Value> => {
     try {
       return await work();
     } catch (error) {
-      throw mapSystemError(error, path);
+      throw mapSystemError(error, what);
     }
   };
   const { O_CREAT, O_NOFOLLOW, O_NONBLOCK, O_RDWR } = constants;
-  const file = await guarded(() => open(part, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0o644));
+  const flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK;
+  const file = await guarded(() => open(part, flags, 0o644), part);
   let isOurs = false;
   const close = async (): Promise<void> => {
     // While it is locked: nobody else has it.

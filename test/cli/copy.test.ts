@@ -11,6 +11,7 @@ import {
   readFileSync,
   rmSync,
   statSync,
+  symlinkSync,
   writeFileSync,
   writeSync,
 } from "node:fs";
@@ -177,7 +178,11 @@ describe("bundle copy", () => {
     [["R2.bundle"], "missing required argument 'folder'"],
     [
       ["R2.bundle", "to", "--volume-size", "4095"],
-      "--volume-size: 4095 is not a whole number from 4096 to 9007199254740991",
+      "--volume-size: 4095 is not a number of bytes such as 500k or 2M, from 4096 on",
+    ],
+    [
+      ["R2.bundle", "to", "--volume-size", "1T"],
+      "--volume-size: 1T is not a number of bytes such as 500k or 2M, from 4096 on",
     ],
     [["R2.bundle", "to", "--volumes", "3-2"], "--volumes: 3-2 is not a number, or two such as 4-5"],
     [["R2.bundle", "to", "--volumes", "0"], "--volumes: 0 is not a number, or two such as 4-5"],
@@ -198,11 +203,37 @@ describe("bundle copy", () => {
     expect([status, stderr]).toEqual([
       16,
       expect.stringMatching(
-        /\nbundle: cannot write to\/R2\.bundle: .*\(EFBIG\)\n {2}it takes no file of this size: --volume-size 4293918720 writes volumes\n$/,
+        /\nbundle: cannot write to\/R2\.bundle: .*\(EFBIG\)\n {2}it takes no file of this size: --volume-size 4095M writes volumes\n$/,
       ),
     ]);
     expect(readdirSync(folder.file("to"))).toEqual([]);
     expect((await runHere("copy", "R2.bundle", "to", "--volume-size", "4000000")).status).toBe(0);
+  });
+
+  test.each([
+    [
+      "a symbolic link",
+      "it is a symbolic link",
+      () => symlinkSync("/etc/passwd", folder.file("to/.R2.bundle.partial")),
+    ],
+    ["a folder", "it is a folder", () => mkdirSync(folder.file("to/.R2.bundle.partial"))],
+  ])("is refused where %s has the name of its partial file, which is told", async (_, reason, make) => {
+    putNoise();
+    mkdirSync(folder.file("to"));
+    make();
+    const { status, stderr } = await runHere("copy", "R2.bundle", "to", "-q");
+    expect([status, stderr]).toEqual([
+      16,
+      expect.stringContaining(`bundle: cannot open to/.R2.bundle.partial: ${reason}\n`),
+    ]);
+    expect(stderr).not.toContain("goes on where it stopped");
+  });
+
+  test("takes the size of volumes in units", async () => {
+    putNoise();
+    mkdirSync(folder.file("to"));
+    expect((await runHere("copy", "R2.bundle", "to", "--volume-size", "9M")).status).toBe(0);
+    expect(statSync(folder.file("to/R2.bundle.001")).size).toBe(9 * MIB);
   });
 
   test("of a folder says what to name", async () => {

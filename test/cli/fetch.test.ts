@@ -507,7 +507,7 @@ describe("bundle fetch", () => {
     [["http://a/", "--full", ...FROM], "--from, --for and --full contradict each other"],
     [
       ["http://a/", ...FROM, "--limit-rate", "fast"],
-      "--limit-rate: fast is not a number of bytes such as 500k or 2M",
+      "--limit-rate: fast is not a number of bytes such as 500k or 2M, from 1 on",
     ],
     [["http://a/", ...FROM, "--ca-file", PUBLIC], `--ca-file ${PUBLIC}: has no certificate in PEM`],
   ])("%j is a usage error", async (args, message) => {
