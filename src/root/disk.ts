@@ -75,7 +75,13 @@ export async function planDisk(options: DiskOptions): Promise<Disk> {
   try {
     const head = await listTree(options.scratch, options.head);
     const merged = await listTree(options.scratch, options.merged);
-    const attributes = await attributeMerger(tree, options.scratch, merged, options.settling);
+    const attributes = await attributeMerger(
+      tree,
+      options.scratch,
+      merged,
+      options.settling,
+      options.back !== undefined,
+    );
     const { directories: recorded, warn } = options;
     if (warn !== undefined) attributes.compareNumbers(recordedAfter(options), warn);
     const removed = recorded.filter(({ after }) => after === null);

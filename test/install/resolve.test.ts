@@ -122,6 +122,17 @@ class Resolving {
   read = (path: string): string => readFileSync(join(this.site.root, path), "utf8");
 }
 
+it("names the line of a marker that was left", async () => {
+  const resolving = new Resolving({ "etc/text": "one\nsite\nthree\n" });
+  await resolving.run();
+  resolving.write("etc/text", "one\nboth\n||||||| before\nthree\n");
+  expect((await resolving.run()).left).toContainEqual({
+    path: "etc/text",
+    reason: "contents",
+    how: "edit etc/text until it has no markers: line 3 begins with ||||||| before",
+  });
+});
+
 it("leads from conflicts, by hand and by a side, to a rollback", async () => {
   const resolving = new Resolving({});
   resolving.installed = await resolving.site.install(await host.part("r1", "r2"));
@@ -137,7 +148,9 @@ it("leads from conflicts, by hand and by a side, to a rollback", async () => {
   resolving.write("etc/text", "one\nboth\nthree\n");
   await resolving.run({ ours: ["etc/kept"] });
   // What git does not keep is compared once the contents agree.
-  expect(await resolving.left()).toEqual(["etc/owned (attributes)"]);
+  expect(await resolving.left()).toEqual([
+    "etc/owned (permissions: 0640 here, 0644 before the install, 0600 after it)",
+  ]);
   expect(await resolving.run({ theirs: ["etc/owned"] })).toEqual({ settled: 3, left: [] });
   const { lookup: resolutions } = openResolutions(resolving.state);
   await resolving.site.rollBack(resolving.installed, { resolutions });
@@ -179,7 +192,7 @@ it("leads from conflicts, by hand, to an install", async () => {
   // Attributes are compared once the contents agree.
   expect(await resolving.run()).toMatchObject({
     settled: 4,
-    left: [{ path: "etc/owned", reason: "attributes" }],
+    left: [{ path: "etc/owned", reason: "permissions: 0640 here, 0600 in the release, 0644 before" }],
   });
   expect(await resolving.run({ theirs: ["etc/owned"] })).toEqual({ settled: 5, left: [] });
   expect(existsSync(resolving.folder)).toBe(false);
