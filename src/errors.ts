@@ -138,3 +138,32 @@ export function throwAll(faults: readonly ZferryError[]): void {
   const { code, message, details, hint } = first;
   throw new ZferryError(code, message, { details, hint, also: others, cause: first });
 }
+
+/** Collects what stands against an install, so that all of it can be told at once. */
+export class Obstacles {
+  readonly #found: ZferryError[] = [];
+
+  /** The result of a check, or nothing when it found an obstacle. */
+  async unless<Result>(check: () => Promise<Result>): Promise<Result | undefined> {
+    try {
+      return await check();
+    } catch (error) {
+      if (!(error instanceof ZferryError) || error.code === "interrupted") throw error;
+      this.add(error);
+      return undefined;
+    }
+  }
+
+  add(error: ZferryError): void {
+    this.#found.push(error);
+  }
+
+  get isEmpty(): boolean {
+    return this.#found.length === 0;
+  }
+
+  /** @throws ZferryError the first that was found, with all the others */
+  throwAny(): void {
+    throwAll(this.#found);
+  }
+}

@@ -43,8 +43,11 @@ export interface AttributeMerger {
   ): FileAttributes;
   /** Warns of accounts that have another number on the site than at the build host. */
   compareNumbers(recorded: Iterable<RecordedAttributes>, warn: (what: string) => void): void;
-  /** @throws ZferryError `merge-conflict`, `not-configured` for what was collected */
-  finish(): void;
+  /**
+   * @param contents conflicts of contents, which are told with those of attributes
+   * @throws ZferryError `merge-conflict`, `not-configured` for what was collected
+   */
+  finish(contents: ReadonlyMap<RawPath, string>): void;
 }
 
 export async function attributeMerger(
@@ -211,12 +214,12 @@ export async function attributeMerger(
     if (more > 0) warn(`${more} more users and groups have other numbers here than at the build host`);
   };
 
-  const finish = (): void => {
-    if (conflicts.size > 0) {
-      throw mergeConflict(
-        new Map([...conflicts].map(([path, differences]) => [path, [...differences].join("; ")])),
-      );
-    }
+  const finish: AttributeMerger["finish"] = (contents) => {
+    const ofAttributes = [...conflicts].map(
+      ([path, differences]) => [path, [...differences].join("; ")] as const,
+    );
+    const all = new Map([...ofAttributes, ...contents]);
+    if (all.size > 0) throw mergeConflict(all);
     if (missing.size === 0) return;
     const names = [...missing].sort();
     throw new ZferryError("not-configured", `the site does not have ${names.join(", ")}`, {
