@@ -139,6 +139,20 @@ export function throwAll(faults: readonly ZferryError[]): void {
   throw new ZferryError(code, message, { details, hint, also: others, cause: first });
 }
 
+/** The same fault, and what is wrong besides, with every text of it changed. */
+export function reworded(error: ZferryError, change: (text: string) => string): ZferryError {
+  const details = Object.entries(error.details).map(([name, value]): [string, ErrorDetails[string]] => {
+    if (typeof value === "number") return [name, value];
+    return [name, typeof value === "string" ? change(value) : value.map(change)];
+  });
+  return new ZferryError(error.code, change(error.message), {
+    details: Object.fromEntries(details),
+    hint: error.hint === undefined ? undefined : change(error.hint),
+    also: error.also.map((fault) => reworded(fault, change)),
+    cause: error,
+  });
+}
+
 /** Collects what stands against an install, so that all of it can be told at once. */
 export class Obstacles {
   readonly #found: ZferryError[] = [];
