@@ -153,3 +153,46 @@ export function ofFile(error: unknown, path: string, hint?: string): unknown {
     cause: error,
   });
 }
+
+/** The same fault, and what is wrong besides, with every text of it changed. */
+export function reworded(error: ZferryError, change: (text: string) => string): ZferryError {
+  const details = Object.entries(error.details).map(([name, value]): [string, ErrorDetails[string]] => {
+    if (typeof value === "number") return [name, value];
+    return [name, typeof value === "string" ? change(value) : value.map(change)];
+  });
+  return new ZferryError(error.code, change(error.message), {
+    details: Object.fromEntries(details),
+    hint: error.hint === undefined ? undefined : change(error.hint),
+    also: error.also.map((fault) => reworded(fault, change)),
+    cause: error,
+  });
+}
+
+/** Collects what stands against an install, so that all of it can be told at once. */
+export class Obstacles {
+  readonly #found: ZferryError[] = [];
+
+  /** The result of a check, or nothing when it found an obstacle. */
+  async unless<Result>(check: () => Promise<Result>): Promise<Result | undefined> {
+    try {
+      return await check();
+    } catch (error) {
+      if (!(error instanceof ZferryError) || error.code === "interrupted") throw error;
+      this.add(error);
+      return undefined;
+    }
+  }
+
+  add(error: ZferryError): void {
+    this.#found.push(error);
+  }
+
+  get isEmpty(): boolean {
+    return this.#found.length === 0;
+  }
+
+  /** @throws ZferryError the first that was found, with all the others */
+  throwAny(): void {
+    throwAll(this.#found);
+  }
+}

@@ -20,7 +20,7 @@ export function define(command: Command, environment: () => Environment): void {
       "after",
       "\nExamples:\n  bundle drift\n  bundle drift --patch | less\n\n" +
         "Compared are contents and the executable bit of files that git tracks; git does not keep owners,\n" +
-        "other permissions and extended attributes.",
+        "other permissions and extended attributes. A patch shows what is in the files, passwords too.",
     )
     .action((options: DriftOptions) => runDrift(options, environment()));
 }
@@ -71,6 +71,7 @@ function asText({ release, committed, uncommitted }: Drift): string {
     `release:     ${release}`,
     ...list("committed", committed),
     ...list("uncommitted", uncommitted),
+    "not compared: owners, permissions and extended attributes, and files that git does not track",
   ];
   return `${lines.map(printable).join("\n")}\n`;
 }

@@ -4,7 +4,7 @@ import * as v from "valibot";
 import { datasetName, type ManifestStream } from "../bundle/manifest.js";
 import type { VerifiedBundle } from "../bundle/reader.js";
 import { requireRoot, type SiteConfig } from "../config.js";
-import { ZferryError } from "../errors.js";
+import { Obstacles, ZferryError } from "../errors.js";
 import { rawPath } from "../raw-path.js";
 import { planEdit } from "../root/edit.js";
 import type { RootPlan } from "../root/plan.js";
@@ -30,7 +30,7 @@ import {
 } from "../system/zfs.js";
 import { mountPoint, nameDatasets, parseFstab, type FstabDataset } from "./environment-rules.js";
 import { makeNext, readStanding, requireBootable } from "./environments.js";
-import { baseMissing, checkDataset, datasetOf, Obstacles, pointOf, type StreamPlan } from "./plan.js";
+import { baseMissing, checkDataset, datasetOf, pointOf, type StreamPlan } from "./plan.js";
 import { patiently, type ReceiveOptions } from "./receive.js";
 import { rootDataset, rootMount, type SiteRoot } from "./site-root.js";
 import type { InstalledStream, InstallJournal, NewEnvironment } from "./state.js";

@@ -2,7 +2,7 @@ import { rmSync } from "node:fs";
 import { join, relative, resolve } from "node:path";
 import type { VerifiedBundle } from "../bundle/reader.js";
 import { requireRoot, type SiteConfig } from "../config.js";
-import { ZferryError } from "../errors.js";
+import { Obstacles, ZferryError } from "../errors.js";
 import type { ProgressReport } from "../report.js";
 import type { RootSpace } from "../root/disk.js";
 import { planRoot, type PlanOptions } from "../root/merge.js";
@@ -23,7 +23,6 @@ import { planEnvironment, planFstab, planStreamsBeside, requireFree } from "./en
 import { isAsPlanned, pending, placeOf, requireSameSite, withLock, withState } from "./pending.js";
 import {
   estimateTime,
-  Obstacles,
   planStreams,
   requireAnswer,
   type Live,

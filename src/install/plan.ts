@@ -1,7 +1,7 @@
 import type { Manifest, ManifestStream } from "../bundle/manifest.js";
 import type { VerifiedBundle } from "../bundle/reader.js";
 import type { SiteConfig } from "../config.js";
-import { throwAll, ZferryError } from "../errors.js";
+import { ZferryError, type Obstacles } from "../errors.js";
 import { formatBytes } from "../report.js";
 import { parseResumeToken, type ResumeToken } from "../stream/resume-token.js";
 import { usesOf, type Uses } from "../system/in-use.js";
@@ -20,35 +20,6 @@ import {
 } from "../system/zfs.js";
 import { streamOfToken } from "./resume.js";
 import type { SiteState } from "./state.js";
-
-/** Collects what stands against an install, so that all of it can be told at once. */
-export class Obstacles {
-  readonly #found: ZferryError[] = [];
-
-  /** The result of a check, or nothing when it found an obstacle. */
-  async unless<Result>(check: () => Promise<Result>): Promise<Result | undefined> {
-    try {
-      return await check();
-    } catch (error) {
-      if (!(error instanceof ZferryError) || error.code === "interrupted") throw error;
-      this.add(error);
-      return undefined;
-    }
-  }
-
-  add(error: ZferryError): void {
-    this.#found.push(error);
-  }
-
-  get isEmpty(): boolean {
-    return this.#found.length === 0;
-  }
-
-  /** @throws ZferryError the first that was found, with all the others */
-  throwAny(): void {
-    throwAll(this.#found);
-  }
-}
 
 /**
  * Asked first, and alone: whatever else is asked of a pool whose disks are gone waits until they are back.

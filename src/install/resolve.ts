@@ -278,6 +278,15 @@ function requireOrdinary(tree: Tree, path: RawPath, kind: Found["kind"]): void {
 const NAMES = { ours: "this site", base: "before", theirs: "release" };
 const MARKERS = new RegExp(`^(<{7} ${NAMES.ours}|[|]{7} ${NAMES.base}|>{7} ${NAMES.theirs})`, "m");
 
+/** Words that follow, where a file has a marker. */
+function whereMarked(tree: Tree, path: RawPath): string {
+  const content = (readFileIn(tree, path) ?? Buffer.of()).toString("latin1");
+  const marker = MARKERS.exec(content);
+  if (marker === null) return "";
+  const line = content.slice(0, marker.index).split("\n").length;
+  return `: line ${line} begins with ${marker[0]}`;
+}
+
 function readList(folder: string) {
   const stat = guarded(folder, () => fs.lstatSync(folder, { throwIfNoEntry: false }));
   if (stat === undefined) return undefined;
@@ -316,9 +325,9 @@ async function fill(
   const { folder } = options;
   const found = readList(folder);
   const listed = found ?? [];
-  const left = open.attributes.map(({ path }): LeftConflict => ({
+  const left = open.attributes.map(({ path, differences }): LeftConflict => ({
     path: showPath(path),
-    reason: "attributes",
+    reason: differences.join("; "),
     how: CHOOSE,
   }));
   const texts: Conflict[] = [];
@@ -372,7 +381,11 @@ async function show(
   const text = await markersOf(conflict, git, options);
   if (text !== undefined) {
     const edit = { how: `edit ${shown} until it has no markers`, isText: true } as const;
-    if (isThere[0] === true) return edit;
+    if (found[0]?.kind === "file")
+      return {
+        ...edit,
+        how: `${edit.how}${found[0].size > MAX_MERGED_BYTES ? "" : whereMarked(tree, path)}`,
+      };
     const recalled = await memoryOf(git, options).recall(conflict, text);
     const isWhole = recalled !== undefined && !MARKERS.test(recalled.toString("latin1"));
     // What the tool does not show would count without having been looked at.

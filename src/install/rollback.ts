@@ -1,6 +1,6 @@
 import { basename, join } from "node:path";
 import type { SiteConfig } from "../config.js";
-import { ZferryError } from "../errors.js";
+import { Obstacles, ZferryError } from "../errors.js";
 import { formatTime, throwIfInterrupted } from "../report.js";
 import type { RootSpace } from "../root/disk.js";
 import type { RootPlan } from "../root/plan.js";
@@ -16,7 +16,7 @@ import {
 } from "./apart.js";
 import type { GoOnOptions, InstallOptions } from "./install.js";
 import { otherDatasets, pending, placeOf, requireSameSite, withLock, withState } from "./pending.js";
-import { Obstacles, requireAnswer, requireUnused } from "./plan.js";
+import { requireAnswer, requireUnused } from "./plan.js";
 import { requireProduct } from "./policy.js";
 import { tokenOf } from "./receive.js";
 import { resolveConflicts, type Resolved, type ResolveOptions } from "./resolve.js";

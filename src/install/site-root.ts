@@ -1,7 +1,7 @@
 import { realpathSync } from "node:fs";
 import { relative } from "node:path";
 import { requireRoot, type SiteConfig } from "../config.js";
-import { ZferryError } from "../errors.js";
+import { reworded, ZferryError } from "../errors.js";
 import { showPath, type RawPath } from "../raw-path.js";
 import { openRepository, splitNul, type Git } from "../system/git.js";
 import { ownMounts } from "../system/mounts.js";
@@ -54,7 +54,9 @@ export const withRoot = async <T>(
   site: SiteConfig,
   use: (root: SiteRoot) => Promise<T>,
 ): Promise<T> =>
-  environment === null ? use(await siteRoot(site)) : withMountedRoot(await rootMount(environment), use);
+  environment === null
+    ? use(await siteRoot(site))
+    : withMountedRoot(await rootMount(environment), `${environment.dataset}:`, use);
 
 /**
  * The same for a plan, which changes nothing: as long as there is no clone, with what will be cloned.
@@ -69,7 +71,11 @@ export async function withRootToPlan<T>(
     return withRoot(environment, site, use);
   const found = rootDataset(site);
   if (found === environment.origin)
-    return withMountedRoot({ args: ["--bind", requireRoot(site).path], path: "/" }, use);
+    return withMountedRoot(
+      { args: ["--bind", requireRoot(site).path], path: "/" },
+      requireRoot(site).path.replace(/\/+$/, ""),
+      use,
+    );
   throw new ZferryError(
     "install-pending",
     `the install that is under way was begun in ${environment.origin}, and / is ${found} now`,
@@ -80,18 +86,36 @@ export async function withRootToPlan<T>(
   );
 }
 
-const withMountedRoot = <T>(mount: OwnMount, use: (root: SiteRoot) => Promise<T>): Promise<T> =>
+/** @param shown what stands for the folder in messages: nobody else sees where it is mounted */
+const withMountedRoot = <T>(
+  mount: OwnMount,
+  shown: string,
+  use: (root: SiteRoot) => Promise<T>,
+): Promise<T> =>
   withOwnMounts([mount], async (rootDir) => {
-    const git = await openRepository(rootDir);
-    for (const path of [git.gitDir, git.objects]) {
-      if (!relative(realpathSync(rootDir), path).startsWith("..")) continue;
-      throw new ZferryError("not-configured", `the repository of / is ${path}, which is not cloned with it`, {
-        details: { path },
-        hint: "keep it in /.git",
-      });
+    try {
+      const git = await openRepository(rootDir);
+      requireClonedToo(rootDir, git);
+      return await use({ git, rootDir });
+    } catch (error) {
+      if (!(error instanceof ZferryError)) throw error;
+      throw reworded(error, (text) => inWords(text, rootDir, shown));
     }
-    return use({ git, rootDir });
   });
+
+/** @param folder is in a text as a path, alone or with what is below it */
+export const inWords = (text: string, folder: string, shown: string): string =>
+  text.replaceAll(`${folder}/`, `${shown}/`).replaceAll(folder, shown === "" ? "/" : shown);
+
+function requireClonedToo(rootDir: string, git: Git): void {
+  for (const path of [git.gitDir, git.objects]) {
+    if (!relative(realpathSync(rootDir), path).startsWith("..")) continue;
+    throw new ZferryError("not-configured", `the repository of / is ${path}, which is not cloned with it`, {
+      details: { path },
+      hint: "keep it in /.git",
+    });
+  }
+}
 
 /**
  * How the root of a boot environment is mounted.

@@ -8,6 +8,7 @@ import { mergeConflict } from "./conflicts.js";
 import { gitFile, type FileState } from "./live.js";
 import { isExecutable, isSymlink, type Account, type GitMode, type RecordedAttributes } from "./metadata.js";
 import type { Settler } from "./settle.js";
+import { showXattr } from "./xattrs.js";
 
 /** Merges what git does not keep, field by field, and collects what stands against it. */
 export interface AttributeMerger {
@@ -42,8 +43,11 @@ export interface AttributeMerger {
   ): FileAttributes;
   /** Warns of accounts that have another number on the site than at the build host. */
   compareNumbers(recorded: Iterable<RecordedAttributes>, warn: (what: string) => void): void;
-  /** @throws ZferryError `merge-conflict`, `not-configured` for what was collected */
-  finish(): void;
+  /**
+   * @param contents conflicts of contents, which are told with those of attributes
+   * @throws ZferryError `merge-conflict`, `not-configured` for what was collected
+   */
+  finish(contents: ReadonlyMap<RawPath, string>): void;
 }
 
 export async function attributeMerger(
@@ -51,14 +55,20 @@ export async function attributeMerger(
   scratch: Git,
   merged: ReadonlyMap<RawPath, TreeFile>,
   settling: Pick<Settler, "attributes" | "sideOf" | "isMade">,
+  isRollback: boolean,
 ): Promise<AttributeMerger> {
   const users = await readAccounts(tree, scratch, merged, "etc/passwd" as RawPath);
   const groups = await readAccounts(tree, scratch, merged, "etc/group" as RawPath);
   const conflicts = new Map<RawPath, Set<string>>();
   const missing = new Set<string>();
 
-  const conflict = (path: RawPath, field: string): void => {
-    conflicts.set(path, (conflicts.get(path) ?? new Set()).add(field));
+  /** @param difference in words */
+  const conflict = (path: RawPath, difference: string): void => {
+    conflicts.set(path, (conflicts.get(path) ?? new Set()).add(difference));
+  };
+  const words: Words = {
+    ...(isRollback ? ROLLBACK_WORDS : INSTALL_WORDS),
+    names: { owner: users.current.nameOf, group: groups.current.nameOf },
   };
   const number = ({ name, id }: Account, kind: "user" | "group"): number => {
     if (name === null) return id;
@@ -90,8 +100,10 @@ export async function attributeMerger(
     const field = <T>(name: string, changed: boolean, site: T, was: T | undefined, becomes: () => T): T => {
       if (!changed || site === becomes()) return site;
       if (before !== null && site === was) return becomes();
-      const side = settling.attributes({ path, base: before, ours: live, theirs: after });
-      if (side === undefined) conflict(path, name);
+      const sides = { base: before, ours: live, theirs: after };
+      const difference = describeDifference(name, sides, words);
+      const side = settling.attributes({ path, ...sides, differences: [difference] });
+      if (side === undefined) conflict(path, difference);
       return side === "theirs" ? becomes() : site;
     };
     const owned = (
@@ -142,9 +154,12 @@ export async function attributeMerger(
           : undefined;
     if (permissions !== undefined && isRight(permissions)) return { ...found, permissions };
     if (settling.isMade(path)) return { ...found, permissions: withMode(found.permissions, mode) };
-    const chosen = live && settling.attributes({ path, base: before, ours: live.attributes, theirs: after });
+    const sides = { base: before, ours: live?.attributes ?? null, theirs: after };
+    const difference = `${describeDifference("permissions", sides, words)}, and git has it as ${mode}`;
+    const chosen =
+      live && settling.attributes({ path, ...sides, ours: live.attributes, differences: [difference] });
     if (live === null || chosen === undefined || chosen === null) {
-      conflict(path, "permissions");
+      conflict(path, difference);
       return found;
     }
     const whose = chosen === "ours" ? live.attributes.permissions : parseInt(after.permissions, 8);
@@ -163,9 +178,11 @@ export async function attributeMerger(
         : attributes;
     const sides = [asMade(live), asMade(theirs)] as const;
     if (!grantsMore(mode === null ? "directory" : "file", merged, sides)) return merged;
-    const side = settling.attributes({ path, base: before, ours: live, theirs: after });
+    const all = { base: before, ours: live, theirs: after };
+    const differences = differingAccess(live, theirs).map((field) => describeDifference(field, all, words));
+    const side = settling.attributes({ path, ...all, differences });
     if (side === undefined) {
-      for (const field of differingAccess(live, theirs)) conflict(path, field);
+      for (const difference of differences) conflict(path, difference);
       return merged;
     }
     const chosen = withAccessOf(merged, side === "theirs" ? resolve(after) : live);
@@ -197,10 +214,12 @@ export async function attributeMerger(
     if (more > 0) warn(`${more} more users and groups have other numbers here than at the build host`);
   };
 
-  const finish = (): void => {
-    if (conflicts.size > 0) {
-      throw mergeConflict(new Map([...conflicts].map(([path, fields]) => [path, [...fields].join(", ")])));
-    }
+  const finish: AttributeMerger["finish"] = (contents) => {
+    const ofAttributes = [...conflicts].map(
+      ([path, differences]) => [path, [...differences].join("; ")] as const,
+    );
+    const all = new Map([...ofAttributes, ...contents]);
+    if (all.size > 0) throw mergeConflict(all);
     if (missing.size === 0) return;
     const names = [...missing].sort();
     throw new ZferryError("not-configured", `the site does not have ${names.join(", ")}`, {
@@ -209,6 +228,49 @@ export async function attributeMerger(
     });
   };
   return { resolve, merge, agree, contain, compareNumbers, finish };
+}
+
+interface Words {
+  /** What follows a value of either. */
+  readonly theirs: string;
+  readonly base: string;
+  /** Of the site's numbers. */
+  readonly names: Readonly<Record<"owner" | "group", ReadonlyMap<number, string>>>;
+}
+
+const INSTALL_WORDS = { theirs: "in the release", base: "before" };
+const ROLLBACK_WORDS = { theirs: "before the install", base: "after it" };
+
+/** One attribute of both sides, and of what they come from, in words. */
+function describeDifference(
+  field: string,
+  {
+    base,
+    ours,
+    theirs,
+  }: {
+    readonly base: RecordedAttributes | null;
+    readonly ours: FileAttributes | null;
+    readonly theirs: RecordedAttributes;
+  },
+  words: Words,
+): string {
+  const recorded = (side: RecordedAttributes): string => {
+    if (field === "owner" || field === "group") return side[field].name ?? String(side[field].id);
+    return field === "permissions" ? side.permissions : showXattr(field, side.xattrs[field]);
+  };
+  const here = ({ uid, gid, permissions, xattrs }: FileAttributes): string => {
+    if (field === "permissions") return permissions.toString(8).padStart(4, "0");
+    if (field !== "owner" && field !== "group") return showXattr(field, xattrs[field]);
+    const id = field === "owner" ? uid : gid;
+    return words.names[field].get(id) ?? String(id);
+  };
+  const sides = [
+    ...(ours === null ? [] : [`${here(ours)} here`]),
+    `${recorded(theirs)} ${words.theirs}`,
+    ...(base === null ? [] : [`${recorded(base)} ${words.base}`]),
+  ];
+  return `${field}: ${sides.join(", ")}`;
 }
 
 /** Permissions with which git has this mode: who may read an executable file may execute it. */

@@ -1,14 +1,16 @@
 import { ZferryError } from "../errors.js";
 import { showPath, type RawPath } from "../raw-path.js";
 
+/** @param conflicts why, by path */
 export function mergeConflict(conflicts: ReadonlyMap<RawPath, string>): ZferryError {
-  const reasons = [...conflicts].map(([path, reason]) => `${showPath(path)} (${reason})`);
+  const sorted = [...conflicts].sort(([a], [b]) => (a < b ? -1 : 1));
+  const reasons = sorted.map(([path, reason]) => `${showPath(path)} (${reason})`);
   const more = reasons.length > 20 ? ` and ${reasons.length - 20} more` : "";
   return new ZferryError(
     "merge-conflict",
     `the site and the release both changed ${reasons.slice(0, 20).join(", ")}${more}`,
     {
-      details: { paths: [...conflicts.keys()].map(showPath), reasons },
+      details: { paths: sorted.map(([path]) => showPath(path)), reasons },
       hint:
         "nothing was changed; bundle resolve FILE puts these places into a folder to be settled there, or commit a version " +
         "that agrees with the release, and try again",

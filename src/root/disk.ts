@@ -1,6 +1,6 @@
 import { join } from "node:path";
 import * as v from "valibot";
-import { ZferryError } from "../errors.js";
+import { Obstacles, ZferryError } from "../errors.js";
 import { ancestors, showPath, type RawPath } from "../raw-path.js";
 import type { ProgressReport } from "../report.js";
 import { blobSizes, listTree, type Git, type TreeFile } from "../system/git.js";
@@ -51,6 +51,8 @@ export interface DiskOptions {
   /** Trees: the site's, and what it becomes. */
   readonly head: string;
   readonly merged: string;
+  /** Of contents, why by path: they stand against the install, and what else does is told with them. */
+  readonly conflicts: ReadonlyMap<RawPath, string>;
   /** Whether files that git does not track may be replaced; otherwise they are in the way. */
   readonly replaceUntracked: boolean;
   /**
@@ -75,14 +77,28 @@ export async function planDisk(options: DiskOptions): Promise<Disk> {
   try {
     const head = await listTree(options.scratch, options.head);
     const merged = await listTree(options.scratch, options.merged);
-    const attributes = await attributeMerger(tree, options.scratch, merged, options.settling);
+    const attributes = await attributeMerger(
+      tree,
+      options.scratch,
+      merged,
+      options.settling,
+      options.back !== undefined,
+    );
     const { directories: recorded, warn } = options;
     if (warn !== undefined) attributes.compareNumbers(recordedAfter(options), warn);
     const removed = recorded.filter(({ after }) => after === null);
     const gone = new Set(removed.map(({ path }) => pathOf(path)));
-    const { changes, replaced } = await planFiles(tree, options, gone, head, merged, attributes);
-    const directories = await planDirectories(tree, options, changes, merged, attributes);
-    attributes.finish();
+    const inTheWay = new Obstacles();
+    const files = await inTheWay.unless(() => planFiles(tree, options, gone, head, merged, attributes));
+    const folders =
+      files &&
+      (await inTheWay.unless(() => planDirectories(tree, options, files.changes, merged, attributes)));
+    const obstacles = new Obstacles();
+    await obstacles.unless(async () => attributes.finish(options.conflicts));
+    await obstacles.unless(async () => inTheWay.throwAny());
+    obstacles.throwAny();
+    const { changes = [], replaced = [] } = files ?? {};
+    const directories = folders ?? [];
     await requireChangeable(tree, { changes, directories });
     const space = await spaceFor(tree, options.scratch, changes, directories);
     options.space?.(space);
@@ -107,17 +123,20 @@ async function planFiles(
   tree: Tree,
   {
     changes,
+    conflicts,
     replaceUntracked,
     back,
     progress,
     warn,
-  }: Pick<DiskOptions, "changes" | "replaceUntracked" | "back" | "progress" | "warn">,
+  }: Pick<DiskOptions, "changes" | "conflicts" | "replaceUntracked" | "back" | "progress" | "warn">,
   removedFolders: ReadonlySet<RawPath>,
   head: ReadonlyMap<RawPath, TreeFile>,
   merged: ReadonlyMap<RawPath, TreeFile>,
   attributes: AttributeMerger,
 ): Promise<{ readonly changes: readonly FileChange[]; readonly replaced: readonly Replaced[] }> {
-  const concerned = changes.filter(({ path }) => head.has(path) || merged.has(path));
+  const concerned = changes.filter(
+    ({ path, from }) => (head.has(path) || merged.has(path)) && !conflicts.has(path) && !conflicts.has(from),
+  );
   const lives = await liveFiles(tree, concerned, progress);
   const untracked = back?.untracked ?? new Set();
   const leaving = new Set([
@@ -189,7 +208,7 @@ async function planFiles(
     );
   }
   const covered = new Set([...untracked, ...present.keys(), ...planned.map(({ path }) => path)]);
-  requireAllPlanned(head, merged, covered);
+  if (conflicts.size === 0) requireAllPlanned(head, merged, covered);
   return { changes: planLinks(tree, { changes, lives, planned, present, warn }), replaced };
 }
 

@@ -119,7 +119,7 @@ async function compared<Result>(rootDir: string, use: (sides: Sides) => Promise<
       `the repository ${git.gitDir} has no refs/zferry/release: which release this site was made from is not known`,
       {
         details: { ref: "refs/zferry/release" },
-        hint: `an install sets it, where the history of HEAD has the bundle's base; a commit that has the release as it was can be named: git -C ${rootDir} update-ref refs/zferry/release COMMIT`,
+        hint: `install a release first: that sets it, where the history of HEAD has the bundle's base; or a commit that has the release as it was can be named: git -C ${rootDir} update-ref refs/zferry/release COMMIT`,
       },
     );
   }

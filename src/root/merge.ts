@@ -191,7 +191,13 @@ export async function mergeInto(
   const settling = settler({ scratch, scratchDir, policies, resolutions });
   try {
     const commit = committer(scratch, options.date);
-    const merged = await mergeTrees(scratch, followed.trees, followed.conflicts, settling.contents, commit);
+    const { tree: merged, conflicts } = await mergeTrees(
+      scratch,
+      followed.trees,
+      followed.conflicts,
+      settling.contents,
+      commit,
+    );
     const disk = await planDisk({
       rootDir,
       scratch,
@@ -199,6 +205,7 @@ export async function mergeInto(
       changes: followed.changes,
       head: tree,
       merged,
+      conflicts,
       replaceUntracked,
       back,
       settling,

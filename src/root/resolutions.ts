@@ -77,9 +77,14 @@ export function contentKey({ path, base, ours, theirs }: Conflict): Omit<Content
   return { path: pathName(path), base: file(base), ours: file(ours), theirs: file(theirs) };
 }
 
-export const attributeKey = ({ path, ...sides }: AttributeConflict): Omit<AttributeResolution, "side"> => ({
+export const attributeKey = ({
+  path,
+  base,
+  ours,
+  theirs,
+}: AttributeConflict): Omit<AttributeResolution, "side"> => ({
   path: pathName(path),
-  conflict: sha256(canonicalJson(sides)),
+  conflict: sha256(canonicalJson({ base, ours, theirs })),
 });
 
 /** Whether two keys are of one conflict. */

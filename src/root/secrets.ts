@@ -228,7 +228,9 @@ export function refuseSecrets(secrets: readonly Secret[]): void {
   const list = secrets.map(describeSecret);
   const hints = [
     ...(secrets.some(({ in: side }) => side === "target")
-      ? ["take what is new out of git (git rm --cached, .gitignore), and make another release"]
+      ? [
+          "take what is new out of git (git rm --cached, .gitignore), make another release, and create its bundle from the same base",
+        ]
       : []),
     ...(secrets.some(({ in: side }) => side !== "target")
       ? [

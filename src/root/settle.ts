@@ -36,6 +36,8 @@ export interface AttributeConflict {
   readonly base: RecordedAttributes | null;
   readonly ours: FileAttributes;
   readonly theirs: RecordedAttributes;
+  /** In words: each attribute that both changed, with what either side has. */
+  readonly differences: readonly string[];
 }
 
 /** What a person decided: one side, or a file of these bytes. */
@@ -136,7 +138,13 @@ export function settler({ scratch, scratchDir, policies, resolutions }: SettlerO
       const { path } = conflict;
       const decided = decideAttributes(conflict);
       if (decided === undefined) {
-        if (!open.attributes.some((each) => each.path === path)) open.attributes.push(conflict);
+        const index = open.attributes.findIndex((each) => each.path === path);
+        const known = open.attributes[index];
+        const differences = [...new Set([...(known?.differences ?? []), ...conflict.differences])];
+        open.attributes.splice(known === undefined ? open.attributes.length : index, 1, {
+          ...conflict,
+          differences,
+        });
       } else if (!settled.some((each) => each.path === path && each.what === "attributes")) {
         settled.push({ path, what: "attributes", by: decided.by });
       }

@@ -19,6 +19,13 @@ export interface Conflict extends Sides {
   readonly reason: string;
 }
 
+export interface MergedTree {
+  /** Its id; at the path of a conflict it has what the site has. */
+  readonly tree: string;
+  /** Those that are left: why, by path. */
+  readonly conflicts: ReadonlyMap<RawPath, string>;
+}
+
 /** Writes a commit of a tree and gives its id. */
 export type Commit = (tree: string, parents: readonly string[], message: string) => Promise<string>;
 
@@ -29,8 +36,7 @@ const isSame = (a: TreeFile | null, b: TreeFile | null): boolean => a?.mode === 
  * given nothing else: before 2.50 it looks for renames whatever `merge.renames` says.
  * @param known conflicts that were found before
  * @param settle told each conflict at one path: what the path becomes (null: nothing), or undefined, which leaves it
- * @returns the tree
- * @throws ZferryError `merge-conflict`
+ * @throws ZferryError `merge-conflict` where there is no such tree: what is a file is a folder as well
  */
 export async function mergeTrees(
   scratch: Git,
@@ -38,7 +44,7 @@ export async function mergeTrees(
   known: ReadonlyMap<RawPath, string>,
   settle: (conflict: Conflict) => Promise<TreeFile | null | undefined>,
   commit: Commit,
-): Promise<string> {
+): Promise<MergedTree> {
   const base = await listTree(scratch, trees.base);
   const ours = await listTree(scratch, trees.ours);
   const theirs = await listTree(scratch, trees.theirs);
@@ -74,15 +80,15 @@ export async function mergeTrees(
     put(path, outcome);
     conflicts.delete(path);
   }
-  for (const folder of new Set([...merged.keys()].flatMap(ancestors))) {
-    if (merged.has(folder)) conflicts.set(folder, "file/directory");
-  }
-  if (conflicts.size > 0) throw mergeConflict(new Map([...conflicts].sort(byPath)));
+  const folders = new Set([...merged.keys()].flatMap(ancestors));
+  const both = [...folders].filter((folder) => merged.has(folder));
+  for (const folder of both) conflicts.set(folder, "file/directory");
+  if (both.length > 0) throw mergeConflict(conflicts);
   const changed = new Set([...ours.keys(), ...merged.keys()]);
   const entries = [...changed]
     .map((path): [RawPath, TreeFile | null] => [path, merged.get(path) ?? null])
     .filter(([path, file]) => !isSame(file, ours.get(path) ?? null));
-  return writeTree(scratch, entries, trees.ours);
+  return { tree: await writeTree(scratch, entries, trees.ours), conflicts };
 }
 
 const byPath = ([a]: readonly [RawPath, string], [b]: readonly [RawPath, string]): number => (a < b ? -1 : 1);

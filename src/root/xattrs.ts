@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import type { FileAttributes } from "../system/tree.js";
 
 // Extended attributes whose values the kernel reads: what it would refuse, or keep in another form, cannot be installed.
@@ -76,6 +77,41 @@ export function readAccessList({ permissions, xattrs }: FileAttributes): AccessL
   }
   return { owningGroup: owningGroup & mask, users, groups };
 }
+
+const MAX_SHOWN_BYTES = 40;
+
+/**
+ * A value for a person: an access list as `getfacl --omit-header` writes it, in one line; a short text as it is.
+ * @param value in base64
+ */
+export function showXattr(name: string, value: string | undefined): string {
+  if (value === undefined) return "none";
+  const bytes = Buffer.from(value, "base64");
+  if (name === ACCESS_LIST || name === DEFAULT_LIST) return entriesOf(bytes).map(showEntry(bytes)).join(",");
+  const text = bytes.toString("utf8");
+  if (bytes.length <= MAX_SHOWN_BYTES && PRINTABLE.test(text)) return JSON.stringify(text);
+  if (bytes.length <= MAX_SHOWN_BYTES) return `0x${bytes.toString("hex")}`;
+  return `${bytes.length} bytes with SHA-256 ${createHash("sha256").update(bytes).digest("hex").slice(0, 16)}…`;
+}
+
+const PRINTABLE = /^[\x20-\x7e]*$/;
+const TAG_NAMES: Readonly<Record<number, string>> = {
+  [TAG.owner]: "user",
+  [TAG.user]: "user",
+  [TAG.owningGroup]: "group",
+  [TAG.group]: "group",
+  [TAG.mask]: "mask",
+  [TAG.others]: "other",
+};
+
+const showEntry =
+  (list: Buffer) =>
+  ({ tag, at }: { tag: number; at: number }): string => {
+    const id = tag === TAG.user || tag === TAG.group ? String(list.readUInt32LE(at + 2)) : "";
+    const bits = list.readUInt16LE(at);
+    const letters = ["r", "w", "x"].map((letter, index) => ((bits & (4 >> index)) === 0 ? "-" : letter));
+    return `${TAG_NAMES[tag] ?? tag}:${id}:${letters.join("")}`;
+  };
 
 /** Why the kernel would not keep an extended attribute as it is, as words to follow a path; undefined when it would. */
 export function xattrRefusal(name: string, value: Buffer, permissions: number): string | undefined {

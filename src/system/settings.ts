@@ -1,4 +1,5 @@
 import { isUtf8 } from "node:buffer";
+import { existsSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";
 import {
@@ -37,7 +38,13 @@ async function readConfig(path: string, what: string, hint = ""): Promise<string
 
 /** `hint` is added to what is said where there is none. */
 export const readSiteConfig = async (path = SITE_CONFIG_PATH, hint = ""): Promise<SiteConfig> =>
-  parseConfig(siteSchema, await readConfig(path, "site configuration", hint), path);
+  parseConfig(siteSchema, await readConfig(path, "site configuration", `${hint}${ofBuildHost()}`), path);
+
+/** Words for a machine that releases are made on: what is a site's has nothing to tell there. */
+const ofBuildHost = (): string =>
+  existsSync(BUILD_CONFIG_PATH)
+    ? `; this machine has ${BUILD_CONFIG_PATH}, and this is for the sites that install its bundles`
+    : "";
 
 export const readBuildConfig = async (path = BUILD_CONFIG_PATH): Promise<BuildConfig> =>
   parseConfig(buildSchema, await readConfig(path, "build configuration"), path);

@@ -122,6 +122,17 @@ class Resolving {
   read = (path: string): string => readFileSync(join(this.site.root, path), "utf8");
 }
 
+it("names the line of a marker that was left", async () => {
+  const resolving = new Resolving({ "etc/text": "one\nsite\nthree\n" });
+  await resolving.run();
+  resolving.write("etc/text", "one\nboth\n||||||| before\nthree\n");
+  expect((await resolving.run()).left).toContainEqual({
+    path: "etc/text",
+    reason: "contents",
+    how: "edit etc/text until it has no markers: line 3 begins with ||||||| before",
+  });
+});
+
 it("leads from conflicts, by hand and by a side, to a rollback", async () => {
   const resolving = new Resolving({});
   resolving.installed = await resolving.site.install(await host.part("r1", "r2"));
@@ -130,14 +141,14 @@ it("leads from conflicts, by hand and by a side, to a rollback", async () => {
     "etc/kept": "own\n",
     "etc/owned": command('chmod 640 "$1"'),
   });
-  expect(await resolving.left()).toEqual(["etc/kept (contents)", "etc/text (contents)"]);
+  const owned = "etc/owned (permissions: 0640 here, 0644 before the install, 0600 after it)";
+  expect(await resolving.left()).toEqual(["etc/kept (contents)", owned, "etc/text (contents)"]);
   expect(readFileSync(resolving.place("etc/text"), "utf8")).toBe(
     "one\n<<<<<<< this site\nsite\n||||||| before\nrelease\n=======\ntwo\n>>>>>>> release r2\nthree\n",
   );
   resolving.write("etc/text", "one\nboth\nthree\n");
   await resolving.run({ ours: ["etc/kept"] });
-  // What git does not keep is compared once the contents agree.
-  expect(await resolving.left()).toEqual(["etc/owned (attributes)"]);
+  expect(await resolving.left()).toEqual([owned]);
   expect(await resolving.run({ theirs: ["etc/owned"] })).toEqual({ settled: 3, left: [] });
   const { lookup: resolutions } = openResolutions(resolving.state);
   await resolving.site.rollBack(resolving.installed, { resolutions });
@@ -152,6 +163,7 @@ it("leads from conflicts, by hand, to an install", async () => {
     "etc/binary (contents)",
     "etc/gone (modify/delete)",
     "etc/kept (modify/delete)",
+    "etc/owned (permissions: 0640 here, 0600 in the release, 0644 before)",
     "etc/text (contents)",
   ]);
   expect(statSync(resolving.folder).mode & 0o777).toBe(0o700);
@@ -162,7 +174,7 @@ it("leads from conflicts, by hand, to an install", async () => {
 
   // Nothing was settled: the same again, and what was begun stays.
   resolving.write("etc/text", "begun\n<<<<<<< this site\n");
-  expect(await resolving.left()).toHaveLength(4);
+  expect(await resolving.left()).toHaveLength(5);
   expect(readFileSync(resolving.place("etc/text"), "utf8")).toBe("begun\n<<<<<<< this site\n");
   await expect(resolving.install()).rejects.toMatchObject({ code: "merge-conflict" });
 
@@ -170,17 +182,13 @@ it("leads from conflicts, by hand, to an install", async () => {
   renameSync(resolving.place("etc/binary.theirs"), resolving.place("etc/binary"));
   expect(await resolving.run()).toMatchObject({
     settled: 2,
-    left: [{ path: "etc/gone" }, { path: "etc/kept" }],
+    left: [{ path: "etc/owned" }, { path: "etc/gone" }, { path: "etc/kept" }],
   });
   expect(existsSync(resolving.place("etc/text"))).toBe(false);
 
   rmSync(resolving.place("etc/gone.ours"));
   renameSync(resolving.place("etc/kept.theirs"), resolving.place("etc/kept"));
-  // Attributes are compared once the contents agree.
-  expect(await resolving.run()).toMatchObject({
-    settled: 4,
-    left: [{ path: "etc/owned", reason: "attributes" }],
-  });
+  expect(await resolving.run()).toMatchObject({ settled: 4, left: [{ path: "etc/owned" }] });
   expect(await resolving.run({ theirs: ["etc/owned"] })).toEqual({ settled: 5, left: [] });
   expect(existsSync(resolving.folder)).toBe(false);
 

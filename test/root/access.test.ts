@@ -1,7 +1,18 @@
 import { expect, it } from "vitest";
 import { parsePattern } from "../../src/root/path-pattern.js";
 import type { MergePolicy } from "../../src/root/settle.js";
-import { ACCOUNTS, BuildHost, command, file, sh, type Edits, type RootPart, type Site } from "./hosts.js";
+import {
+  ACCOUNTS,
+  BuildHost,
+  command,
+  fieldsOf,
+  file,
+  parseReason,
+  sh,
+  type Edits,
+  type RootPart,
+  type Site,
+} from "./hosts.js";
 
 // A file or folder of the base, what the site and the release do to it, and what becomes of it: fields in conflict, or
 // its permissions, owner and group.
@@ -179,7 +190,11 @@ it("what would let somebody do more than either side does is a conflict", async 
   const reasons = conflicting.map(
     ([, , , , outcome], index) => `${pathOf(index)} (${"conflict" in outcome ? outcome.conflict : ""})`,
   );
-  expect(details.reasons.toSorted()).toEqual(reasons.toSorted());
+  const told = details.reasons.map((reason) => {
+    const { path, why } = parseReason(reason);
+    return `${path} (${fieldsOf(why).join(", ")})`;
+  });
+  expect(told.toSorted()).toEqual(reasons.toSorted());
   expect(site.everything()).toBe(before);
 });
 

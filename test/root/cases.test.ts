@@ -1,6 +1,6 @@
 import { beforeAll, describe, expect, it } from "vitest";
 import type { ZferryError } from "../../src/errors.js";
-import { ACCOUNTS, BuildHost, type Site, type RootPart } from "./hosts.js";
+import { ACCOUNTS, BuildHost, fieldsOf, parseReason, type Site, type RootPart } from "./hosts.js";
 import {
   aclOf,
   complete,
@@ -455,7 +455,7 @@ async function conflictsOf({ site, part }: Meeting): Promise<Map<string, string>
     const reasons = details["reasons"] as string[];
     return new Map(
       reasons.map((reason) => {
-        const [, path = "", why = ""] = /^(.*?) \((.*)\)$/s.exec(reason) ?? [];
+        const { path, why } = parseReason(reason);
         return [path, why];
       }),
     );
@@ -537,7 +537,7 @@ describe.each([
     const fields = within(one, mergeable.expected.conflicts);
     const told = within(one, attributes);
     expect(
-      Object.fromEntries(Object.entries(told).map(([path, why]) => [path, why.split(", ").sort()])),
+      Object.fromEntries(Object.entries(told).map(([path, why]) => [path, fieldsOf(why).sort()])),
     ).toEqual(Object.fromEntries(Object.entries(fields).map(([path, names]) => [path, names.sort()])));
     if (isEmpty(fields)) expect(within(one, installed)).toEqual(within(one, clean.expected.model));
   });

@@ -168,7 +168,7 @@ describe("a site", () => {
     edit(site.root, { "srv/new/inner": command('mkdir "$1"; chown 5 "$1"') });
     await expect(install(site)).rejects.toMatchObject({
       code: "merge-conflict",
-      details: { reasons: ["srv/new/inner (owner)"] },
+      details: { reasons: ["srv/new/inner (owner: 5 here, web in the release)"] },
     });
   });
 

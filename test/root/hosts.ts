@@ -331,6 +331,16 @@ export class Site {
 }
 
 /** Everything that could change on a site, and beside it: files, references, git's own files. */
+/** A reason of a conflict: its path, and why it is one. */
+export function parseReason(reason: string): { path: string; why: string } {
+  const [, path = "", why = ""] = /^(.*?) \((.*)\)$/s.exec(reason) ?? [];
+  return { path, why };
+}
+
+/** The attributes that are named as those both sides changed. */
+export const fieldsOf = (why: string): string[] =>
+  why.split("; ").map((difference) => difference.split(": ")[0] ?? "");
+
 export const fingerprint = (site: Site): string =>
   site.state() +
   site.git("for-each-ref") +

@@ -139,22 +139,35 @@ describe("a conflict changes nothing", () => {
     ],
     ["a file that the site removed", { "etc/config": null }, { "etc/config": "modify/delete" }],
     ["a file that the release removed", { "etc/gone": "mine\n" }, { "etc/gone": "modify/delete" }],
+    [
+      "contents and attributes",
+      { "etc/config": null, "etc/owned": command('chown 5 "$1"'), "etc/private": command('chmod 0700 "$1"') },
+      {
+        "etc/config": "modify/delete",
+        "etc/owned": "owner: 5 here, web in the release, root before",
+        "etc/private": "permissions: 0700 here, 2750 in the release, 0755 before",
+      },
+    ],
     ["a file that both added", { "etc/acl": "mine\n" }, { "etc/acl": "contents" }],
-    ["owner", { "etc/owned": command('chown 5 "$1"') }, { "etc/owned": "owner" }],
+    [
+      "owner",
+      { "etc/owned": command('chown 5 "$1"') },
+      { "etc/owned": "owner: 5 here, web in the release, root before" },
+    ],
     [
       "permissions",
       { "etc/secret": command('chmod 640 "$1"'), "etc/owned": command('chmod 604 "$1"') },
-      { "etc/owned": "permissions" },
+      { "etc/owned": "permissions: 0604 here, 0600 in the release, 0644 before" },
     ],
     [
       "attributes",
       { "etc/attributes": command('setfattr -n user.changed -v 3 "$1"') },
-      { "etc/attributes": "user.changed" },
+      { "etc/attributes": 'user.changed: "3" here, "2" in the release, "1" before' },
     ],
     [
       "a folder's permissions",
       { "etc/private": command('chmod 0700 "$1"') },
-      { "etc/private": "permissions" },
+      { "etc/private": "permissions: 0700 here, 2750 in the release, 0755 before" },
     ],
   ])("%s", async (_, edits, conflicts) => {
     for (const history of ["cloned", "unrelated"] as const) {
@@ -163,6 +176,18 @@ describe("a conflict changes nothing", () => {
       const reasons = Object.entries(conflicts).map(([path, reason]) => `${path} (${reason})`);
       await refused(site, await host.part("r1", "r2"), { code: "merge-conflict", details: { reasons } });
     }
+  });
+});
+
+it("a conflict and an untracked file are told at once", async () => {
+  const host = everything();
+  const site = host.site("r1", "cloned");
+  site.commit({ "etc/config": null });
+  edit(site.root, { "etc/empty": "mine\n" });
+  await refused(site, await host.part("r1", "r2"), {
+    code: "merge-conflict",
+    details: { paths: ["etc/config"] },
+    also: [{ code: "worktree-dirty", details: { paths: ["etc/empty (an untracked file)"] } }],
   });
 });
 

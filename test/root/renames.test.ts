@@ -102,7 +102,7 @@ describe("a file that the release renames", () => {
     site.commit({ "etc/a": command('chmod 600 "$1"') });
     await expect(site.plan(await host.part("r1", "r2"))).rejects.toMatchObject({
       code: "merge-conflict",
-      details: { reasons: ["etc/new.d/b (permissions)"] },
+      details: { reasons: ["etc/new.d/b (permissions: 0600 here, 0640 in the release, 0644 before)"] },
     });
   });
 

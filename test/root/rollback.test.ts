@@ -190,7 +190,7 @@ describe("what the site did since the install", () => {
     edit(site.root, { "etc/modes": command('chmod 0604 "$1"') });
     expect(await refusal(site, installed)).toMatchObject({
       code: "merge-conflict",
-      details: { reasons: ["etc/modes (permissions)"] },
+      details: { reasons: ["etc/modes (permissions: 0604 here, 0640 before the install, 0600 after it)"] },
     });
   });
 
