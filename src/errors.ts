@@ -181,3 +181,18 @@ export class Obstacles {
     throwAll(this.#found);
   }
 }
+
+/**
+ * The same fault, with the file's name, where several files could have it.
+ * @param hint instead of its own
+ */
+export function ofFile(error: unknown, path: string, hint?: string): unknown {
+  if (!(error instanceof ZferryError) || error.code === "interrupted") return error;
+  const { code, message, details, also } = error;
+  return new ZferryError(code, message.includes(path) ? message : `${path}: ${message}`, {
+    details,
+    hint: hint ?? error.hint,
+    also,
+    cause: error,
+  });
+}
