@@ -115,13 +115,14 @@ const taken = (name: string, what: "dataset" | "snapshot"): ZferryError =>
  * @param obstacles as for `planStreams`
  */
 export async function planStreamsBeside(
-  { manifest }: VerifiedBundle,
+  bundle: VerifiedBundle,
   site: SiteConfig,
   environment: NewEnvironment,
   begun: readonly InstalledStream[] | undefined,
   obstacles: Obstacles,
 ): Promise<StreamPlan[]> {
   const plans: StreamPlan[] = [];
+  const { manifest } = bundle;
   for (const stream of manifest.streams) {
     const home = await obstacles.unless(async () => homeOf(datasetOf(stream, site), environment));
     if (home === undefined) continue;
@@ -134,7 +135,7 @@ export async function planStreamsBeside(
     const checked = found.received
       ? { space: null, warnings: [] }
       : await checkDataset(found, manifest, undefined, obstacles);
-    plans.push({ ...found, ...checked, properties: await propertiesOf(base) });
+    plans.push({ ...found, ...checked, properties: await propertiesOf(base, bundle) });
   }
   return plans;
 }
@@ -190,14 +191,24 @@ async function progressOf(
   return { received, taken: Number(pointOf(stream, token)?.bytes ?? 0) };
 }
 
-async function propertiesOf(base: Snapshot): Promise<PropertyValues> {
+async function propertiesOf(base: Snapshot, bundle: VerifiedBundle): Promise<PropertyValues> {
   const { readonly } = await ownProperties(base.dataset);
   return {
     origin: fullName(base),
     mountpoint: "legacy",
     ...(readonly === undefined ? {} : { readonly }),
+    ...marksOf({ name: bundle.manifest.release.name, identity: bundle.identity }),
   };
 }
+
+/** What tells that a dataset is zferry's own, and may be removed with its environment. */
+const marksOf = ({
+  name,
+  identity,
+}: Pick<InstallJournal["release"], "name" | "identity">): PropertyValues => ({
+  "zferry:release": name,
+  "zferry:identity": identity,
+});
 
 const FSTAB = "etc/fstab";
 
@@ -281,8 +292,7 @@ export async function makeClone({ environment, release }: Making): Promise<void>
     ...Object.fromEntries(kept),
     canmount: "noauto",
     mountpoint: mountpoint === "legacy" ? "legacy" : "/",
-    "zferry:release": release.name,
-    "zferry:identity": release.identity,
+    ...marksOf(release),
   });
 }
 
