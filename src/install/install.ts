@@ -50,6 +50,7 @@ import {
 import { requireOneFileSystem, trackedPaths, withRootToPlan, type SiteRoot } from "./site-root.js";
 import { carryOut, requireUndoable, undo, type Work } from "./steps.js";
 import { keySetOf, type SiteTrust } from "./trust.js";
+import { requireDataApart } from "./untracked-data.js";
 
 export interface InstallOptions {
   readonly site: SiteConfig;
@@ -300,6 +301,8 @@ async function makePlan(
       : null;
   if (environment === undefined) obstacles.throwAny();
   const streams = isThere ? [] : await planAllStreams(bundle, options, environment, journal, obstacles);
+  if (environment != null && journal === undefined)
+    await obstacles.unless(() => requireDataApart(environment, site));
   const keys = await obstacles.unless(async () => planKeys(bundle, options, state));
   for (const warning of streams.flatMap(({ warnings }) => warnings)) options.warn(warning);
   const rootSpace: RootSpace[] = [];
