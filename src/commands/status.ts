@@ -137,7 +137,7 @@ function asText({ product, state, underWay, environment }: Status): string {
       ? [`installed: no release by zferry${state?.installations.length ? " any more" : " yet"}`]
       : describe(installation)),
     ...(environment === null ? [] : [`  ${describeEnvironment(environment)}`]),
-    ...(last === undefined || !isReversible(last) || underWay !== undefined
+    ...(last === undefined || (!isReversible(last) && environment === null) || underWay !== undefined
       ? []
       : ["  can be rolled back: bundle rollback; bundle confirm gives that up"]),
     ...(underWay === undefined ? ["under way: nothing"] : describeWay(underWay)),

@@ -1,4 +1,4 @@
-import { basename, join } from "node:path";
+import { join } from "node:path";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { formatTime, throwIfInterrupted } from "../report.js";
@@ -208,6 +208,7 @@ function requireInstallation(state: SiteState | undefined): Installation {
     throw impossible(
       `nothing can be rolled back: ${nameOf(last)} was confirmed at ${formatTime(confirmedAt)}, and what it goes back to let go`,
       details,
+      last.environment && "bundle environments lists those before, and bundle activate has one boot next",
     );
   }
   if (last.environment !== undefined) {
@@ -215,7 +216,7 @@ function requireInstallation(state: SiteState | undefined): Installation {
     throw impossible(
       `${nameOf(last)} was installed as the boot environment ${dataset}, and the one before is as it was`,
       { ...details, dataset, previous },
-      `bundle activate ${basename(previous)}, and reboot`,
+      `bundle rollback has that boot next`,
     );
   }
   const full = streamWithoutBase(last);

@@ -38,6 +38,7 @@ mode = "boot-environment"
 after = [${after}]
 [boot-environment]
 container = "${ROOT}"
+accept = ["/tools"]
 `;
 const FSTAB = `# of this site
 ${USR}/gentoo\t/usr  zfs ro,nodev 0 0
@@ -183,19 +184,44 @@ describe("an install as a boot environment", () => {
     expect(await lines("bundle environments")).toMatch(/^R2 +next +R2 /m);
   });
 
-  it("says that it is not booted yet, and is neither confirmed nor rolled back", async () => {
+  it("says that it is not booted yet, and is not confirmed", async () => {
     expect(await lines("bundle status")).toContain(`boot environment ${ROOT}/R2, which boots next: reboot`);
     expect(await lines(`bundle install ${FILE}`)).toContain("is installed; nothing to do");
     expect((await refusal("bundle confirm"))[0]).toMatchObject({
       code: "install-pending",
       message: expect.stringContaining("which is not the running one") as string,
     });
-    expect((await refusal("bundle rollback"))[0]).toMatchObject({
-      code: "rollback-impossible",
-      hint: "bundle activate site, and reboot",
-    });
     await lines("bundle activate site");
     expect(await lines("bundle status")).toContain("to have it boot next: bundle activate R2");
+    await lines("bundle activate R2");
+  });
+
+  it("is rolled back by having the one before boot next, and stays", async () => {
+    const plan = await lines("bundle rollback --plan");
+    expect(plan).toContain(`boots next: ${ROOT}/site`);
+    expect(await lines(MADE)).toBe(made);
+    expect(await lines("bundle rollback")).toBe(
+      `rolled back gentoo release R2 (2)\n  boots next: ${ROOT}/site\n  stays as it is: ${ROOT}/R2`,
+    );
+    expect(await lines(POOL)).toBe(
+      made
+        .split("\n")
+        .slice(0, pool.split("\n").length + 7)
+        .join("\n")
+        .replace(`${ROOT}/R2`, `${ROOT}/site`)
+        .replaceAll("@R1\t1", "@R1\t0"),
+    );
+    expect(await lines("bundle history")).toMatch(/^R2 .* rolled back at /m);
+    expect(await lines("bundle status")).toContain("installed: no release by zferry any more");
+    expect((await refusal("bundle rollback"))[0]?.code).toBe("rollback-impossible");
+    await lines("bundle activate R2");
+    expect(await lines("bundle status")).toContain(
+      "boots next: reboot\n  can be rolled back: bundle rollback",
+    );
+    await lines(`mount -t zfs -o zfsutil ${ROOT}/site /media; mv /media/etc/fstab /media/etc/gone; umount /media
+      zfs set canmount=on ${ROOT}/site`);
+    expect((await refusal("bundle rollback"))[0]?.code).toBe("environment-incomplete");
+    await lines(`zfs set canmount=noauto ${ROOT}/site`);
   });
 
   it("activates nothing with --no-activate", async () => {
@@ -357,11 +383,36 @@ it("is made from the one before, whose datasets the configuration does not name"
       `mount -t zfs -o zfsutil ${ROOT}/R3 /media; cd /media; cat etc/three etc/fstab; cd /; umount /media`,
     ),
   ).toBe(`three\n${FSTAB.replaceAll("/gentoo", "/R3").trim()}`);
-  // What it was made from stays as it was.
-  await lines(`zpool set bootfs=${ROOT}/site ${RPOOL}
-    for name in ${ROOT} ${USR} ${OPT}; do zfs destroy -r $name/R3; done
-    ${boot("site", "gentoo")}; zfs destroy ${ROOT}/R2@zferry-R3
-    for name in ${USR} ${OPT}; do zfs release zferry:base $name/R2@R2 || true; done`);
+
+  // The older ones go once it is confirmed, and the next release finds its base.
+  await useConfig(siteConfig().replace("accept", "keep = 1\naccept"));
+  expect((await refusal("bundle environments --prune"))[0]?.message).toContain("R3 (3) is not confirmed");
+  await lines(`${boot("R3", "R3")}
+    unshare -m --propagation private sh -ec 'mount --bind ${SITE} /; exec bundle confirm'`);
+  expect(await lines("bundle environments --prune")).toContain(`  R2: ${NEW.join(", ")}`);
+  expect(await lines(`zfs list -H -t all -o name -r ${ROOT}/R3 ${USR}/R3 ${OPT}/R3`)).toBe(
+    `${ROOT}/R3\n${USR}/R3\n${USR}/R3@R3\n${OPT}/R3\n${OPT}/R3@R3`,
+  );
+  await lines(`echo four >${MNT}/build/etc/three
+    bundle snapshot R4 -m four; bundle create --base R3 --target R4 -o /tmp/R4.bundle`);
+  expect(await lines("bundle install /tmp/R4.bundle")).toContain(`usr: ${USR}/R4, from ${USR}/R3@R3 to R4`);
+  await useConfig(siteConfig());
+  await lines(`zpool set bootfs=${ROOT}/site ${RPOOL}; ${boot("site", "gentoo")}
+    for name in ${ROOT} ${USR} ${OPT}; do
+      zfs release zferry:base $name/R3@R3 2>/dev/null || true; zfs destroy -r $name/R4; zfs destroy -r $name/R3
+    done`);
+});
+
+it("goes on only in the environment in which it was begun", async () => {
+  await lines(`${RESET}; ${stopping.killed(`install ${FILE}`, "zfs snapshot")}
+    zfs clone -o canmount=noauto -o mountpoint=/ ${ROOT}/site@fresh ${ROOT}/two; ${boot("two", "gentoo")}`);
+  expect((await refusal(`bundle install ${FILE}`))[0]).toMatchObject({
+    code: "install-pending",
+    message: `the install that is under way was begun in ${ROOT}/site, and / is ${ROOT}/two now`,
+  });
+  expect(await lines("bundle abort")).toContain("gave up gentoo release R2 (2)");
+  await lines(`${boot("site", "gentoo")}; zfs destroy ${ROOT}/two`);
+  expect(await site()).toBe(before);
 });
 
 it("is gone on with, or given up, after a kill before any step", async () => {
