@@ -63,8 +63,6 @@ interface Site {
   readonly config: SiteConfig;
   readonly state: SiteState | undefined;
   readonly found: BootEnvironments;
-  /** Guids of the snapshots that the releases of environments end at, which the next ones begin with. */
-  readonly needed: ReadonlySet<string>;
 }
 
 /**
@@ -94,10 +92,13 @@ export const pruneEnvironments = (
     requireConfirmed(state);
     const site = await readSite(config, state);
     const plan = await makePlan(site);
+    const gone = new Set(plan.removed.map(({ dataset }) => dataset));
+    const staying = site.found.environments.filter(({ dataset }) => !gone.has(dataset));
+    const work = { ...options, site, needed: neededBy(staying, state) };
     const removed: RemovedEnvironment[] = [];
-    for (const each of plan.removed) removed.push({ ...each, frees: await remove(each, site, options) });
+    for (const each of plan.removed) removed.push({ ...each, frees: await remove(each, work) });
     // Also what a run before left.
-    if (removed.length === 0) await sweep(site);
+    if (removed.length === 0) await sweep(work);
     return { ...plan, removed };
   });
 
@@ -116,18 +117,19 @@ function requireConfirmed(state: SiteState | undefined): void {
   );
 }
 
-async function readSite(
+const readSite = async (
   config: SiteConfig,
   state: SiteState | undefined,
-  known?: BootEnvironments,
-): Promise<Site> {
-  const found = known ?? (await listEnvironments(config));
-  const guids = found.environments.map(({ guid }) => guid);
+  found?: BootEnvironments,
+): Promise<Site> => ({ config, state, found: found ?? (await listEnvironments(config)) });
+
+/** Guids of the snapshots that the installed releases of environments end at, which the next ones begin with. */
+function neededBy(environments: readonly BootEnvironment[], state: SiteState | undefined): Set<string> {
+  const guids = new Set(environments.map(({ guid }) => guid));
   const installations = (state?.installations ?? []).filter(
-    (each) => each === installed(state) || guids.includes(each.environment?.guid ?? ""),
+    (each) => each === installed(state) || guids.has(each.environment?.guid ?? ""),
   );
-  const needed = new Set(installations.flatMap(({ streams }) => streams.map(({ target }) => target.guid)));
-  return { config, state, found, needed };
+  return new Set(installations.flatMap(({ streams }) => streams.map(({ target }) => target.guid)));
 }
 
 /** Those of zferry's own that are older than the newest few, oldest first, and those that are leaving already. */
@@ -205,10 +207,11 @@ async function whyItStays(
   if (mounted !== undefined) return `${mounted.source} is mounted on ${mounted.point}`;
   // Also those that go before it: an interrupted run may have promoted what they depend on.
   const known = new Set(site.found.environments.flatMap((each) => [each.dataset, ...namesOf(each)]));
+  const needed = neededBy(others, site.state);
   for (const each of all) {
     const below = (await listBelow(each)).find((name) => !all.includes(name));
     if (below !== undefined) return `${below} lies below it, which zferry did not make for it`;
-    const why = whyDatasetStays(await listDepended(each), known, site.needed);
+    const why = whyDatasetStays(await listDepended(each), known, needed);
     if (why !== undefined) return why;
   }
   return undefined;
@@ -241,28 +244,26 @@ async function estimate(datasets: readonly string[]): Promise<number> {
   return bytes;
 }
 
+interface Work extends Pick<ReceiveOptions, "signal" | "step"> {
+  readonly site: Site;
+  /** As `neededBy` gives it for those that stay. */
+  readonly needed: ReadonlySet<string>;
+}
+
 /** Removes one, its root last; gives the bytes that became free. */
-async function remove(
-  { name, dataset, release, datasets }: RemovedEnvironment,
-  site: Site,
-  options: Pick<ReceiveOptions, "signal" | "step">,
-): Promise<number> {
-  options.step(`removing the boot environment ${name}`);
+async function remove({ name, dataset, release, datasets }: RemovedEnvironment, work: Work): Promise<number> {
+  work.step(`removing the boot environment ${name}`);
   // From here on nobody boots it, and the next run goes on with it.
   await setProperty(dataset, PRUNED, "yes");
   await setProperty(dataset, "org.zfsbootmenu:active", "off");
   const { origin } = await getProperties(dataset, ["origin"]);
   if (origin.endsWith(`@zferry-${release}`)) await setProperty(origin, PRUNED, "yes");
   let freed = 0;
-  for (const each of [...datasets, dataset]) freed += await removeDataset(each, site, options);
-  return freed + (await sweep(site));
+  for (const each of [...datasets, dataset]) freed += await removeDataset(each, work);
+  return freed + (await sweep(work));
 }
 
-async function removeDataset(
-  dataset: string,
-  { needed }: Site,
-  options: Pick<ReceiveOptions, "signal" | "step">,
-): Promise<number> {
+async function removeDataset(dataset: string, { needed, ...options }: Work): Promise<number> {
   const snapshots = await listDepended(dataset);
   const alone = snapshots.filter(({ clones, guid }) => clones.length === 0 && !needed.has(guid));
   let freed = await destroySnapshots(
@@ -292,7 +293,8 @@ async function handOver(snapshots: readonly DependedSnapshot[]): Promise<void> {
 }
 
 /** Destroys snapshots of removed environments that nothing depends on any more; gives the bytes that became free. */
-async function sweep({ config, found: { container, environments }, needed }: Site): Promise<number> {
+async function sweep({ site: { config, found }, needed }: Work): Promise<number> {
+  const { container, environments } = found;
   const parents = [...Object.values(config.streams), ...environments.flatMap(namesOf)].map(parentOf);
   const places = [...new Set([container, ...parents])].filter((place) => place !== "");
   let freed = 0;
