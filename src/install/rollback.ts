@@ -1,4 +1,4 @@
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { formatTime, throwIfInterrupted } from "../report.js";
@@ -201,7 +201,9 @@ function requireInstallation(state: SiteState | undefined): Installation {
     throw impossible(
       `nothing can be rolled back: ${nameOf(last)} was, at ${formatTime(rolledBack.finishedAt)}, and what an earlier one goes back to was let go when it was installed`,
       details,
-      "forward again: bundle install FILE",
+      last.environment === undefined
+        ? "forward again: bundle install FILE"
+        : `forward again: bundle activate ${basename(last.environment.dataset)}`,
     );
   }
   if (confirmedAt !== undefined) {
