@@ -62,6 +62,7 @@ export const EXIT_STATUS = {
   "environment-missing": 17,
   "environment-exists": 17,
   "environment-incomplete": 17,
+  "root-has-data": 17,
   interrupted: 130,
 } as const;
 
