@@ -42,6 +42,7 @@ const mergePolicy = v.pipe(
   v.check(({ command }) => isProgram(command), "has a command that is not an absolute path"),
 );
 const MAX_MERGE_POLICIES = 1000;
+const MAX_ACCEPTED = 1000;
 const bootEnvironment = v.pipe(
   table({
     container: v.pipe(
@@ -55,6 +56,16 @@ const bootEnvironment = v.pipe(
     command: v.pipe(
       v.optional(v.pipe(v.array(v.string()), v.maxLength(64)), []),
       v.description("The program of loader command, by its absolute path, and its first arguments."),
+    ),
+    keep: v.pipe(
+      v.optional(integer(1, 1000), 3),
+      v.description("How many of the environments that zferry made are not removed by itself."),
+    ),
+    accept: v.pipe(
+      v.optional(list(pathPattern, MAX_ACCEPTED), []),
+      v.description(
+        "Patterns of paths on the dataset of / that git does not track, and that may turn back with it.",
+      ),
     ),
   }),
   v.check(

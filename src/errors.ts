@@ -62,6 +62,7 @@ export const EXIT_STATUS = {
   "environment-missing": 17,
   "environment-exists": 17,
   "environment-incomplete": 17,
+  "root-has-data": 17,
   interrupted: 130,
 } as const;
 
@@ -139,21 +140,6 @@ export function throwAll(faults: readonly ZferryError[]): void {
   throw new ZferryError(code, message, { details, hint, also: others, cause: first });
 }
 
-/**
- * The same fault, with the file's name, where several files could have it.
- * @param hint instead of its own
- */
-export function ofFile(error: unknown, path: string, hint?: string): unknown {
-  if (!(error instanceof ZferryError) || error.code === "interrupted") return error;
-  const { code, message, details, also } = error;
-  return new ZferryError(code, message.includes(path) ? message : `${path}: ${message}`, {
-    details,
-    hint: hint ?? error.hint,
-    also,
-    cause: error,
-  });
-}
-
 /** The same fault, and what is wrong besides, with every text of it changed. */
 export function reworded(error: ZferryError, change: (text: string) => string): ZferryError {
   const details = Object.entries(error.details).map(([name, value]): [string, ErrorDetails[string]] => {
@@ -195,4 +181,19 @@ export class Obstacles {
   throwAny(): void {
     throwAll(this.#found);
   }
+}
+
+/**
+ * The same fault, with the file's name, where several files could have it.
+ * @param hint instead of its own
+ */
+export function ofFile(error: unknown, path: string, hint?: string): unknown {
+  if (!(error instanceof ZferryError) || error.code === "interrupted") return error;
+  const { code, message, details, also } = error;
+  return new ZferryError(code, message.includes(path) ? message : `${path}: ${message}`, {
+    details,
+    hint: hint ?? error.hint,
+    also,
+    cause: error,
+  });
 }

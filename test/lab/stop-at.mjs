@@ -41,7 +41,7 @@ fs.rmSync = (path, options) => {
   rmSync(path, options);
 };
 const CHANGING = {
-  zfs: ["hold", "release", "receive", "rollback", "destroy", "snapshot", "clone"],
+  zfs: ["hold", "release", "receive", "rollback", "destroy", "snapshot", "clone", "set", "promote", "rename"],
   zpool: ["set"],
   git: ["pack-objects", "update-ref"],
 };
