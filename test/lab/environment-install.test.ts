@@ -408,7 +408,7 @@ describe("several bundles", () => {
     ${POOL}
     zfs get -H -p -s local,received -o name,property,value all ${R3.join(" ")} | sort
     mount -t zfs -o zfsutil ${ROOT}/R3 /media; cd /media
-    cat etc/fstab etc/three; git status --porcelain; git rev-parse 'HEAD^{tree}'; git log --format=%s -4
+    cat etc/fstab etc/three; git status --porcelain; git rev-parse 'HEAD^{tree}'; git log --first-parent --format=%s -2
     cd /; umount /media
     for each in ${USR} ${OPT}; do
       mount -t zfs -o ro $each/R3 /media; (cd /media; find . -type f -print0 | sort -z | xargs -0 sha256sum); umount /media
@@ -427,7 +427,7 @@ describe("several bundles", () => {
     expect(told).toContain(`installed gentoo release R3 (3)\n  opt: ${OPT}/R3, from ${OPT}/R3@R2 to R3`);
     expect(told).toContain(`boots next: ${ROOT}/R3`);
     all = await lines(ALL);
-    for (const line of [`${ROOT}/R3\tzferry:release\tR3`, `three`, "Install R3\nInstall R2", `${USR}/R3 `])
+    for (const line of [`${ROOT}/R3\tzferry:release\tR3`, `three`, "Install R3\nInstall R2", `${OPT}/R3 `])
       expect(all).toContain(line);
     expect(all).not.toContain(`${ROOT}/R2`);
     expect(await lines(running())).toBe(unchanged);
@@ -444,7 +444,6 @@ describe("several bundles", () => {
     const second = linking + steps.slice(linking).indexOf("zfs receive");
     const moments: [number, string][] = [
       [linking + 1, "bundle install /tmp/links"],
-      [linking + 2, "bundle install"],
       [second + 1, "bundle abort"],
       [second + 2, "bundle install"],
     ];
