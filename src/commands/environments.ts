@@ -1,5 +1,6 @@
 import type { Command } from "commander";
 import { listEnvironments, type BootEnvironment, type BootEnvironments } from "../install/environments.js";
+import { describeFailure } from "../install/trial-rules.js";
 import { formatBytes, formatTable, formatTime, printable, type Environment } from "../report.js";
 import { readSiteConfig } from "../system/settings.js";
 
@@ -31,7 +32,7 @@ function asText({ container, environments }: BootEnvironments): string {
 
 const asRow = (each: BootEnvironment): string[] => [
   each.name,
-  each.states.join(", ") || "-",
+  statesOf(each).join(", ") || "-",
   each.release?.name ?? "-",
   formatTime(each.created),
   formatBytes(each.used),
@@ -40,11 +41,20 @@ const asRow = (each: BootEnvironment): string[] => [
   each.datasets?.map(({ path, dataset }) => `${path} ${dataset}`).join(", ") ?? "?",
 ];
 
+const statesOf = ({ states, trial, failed }: BootEnvironment): string[] => [
+  ...states,
+  ...(trial === undefined ? [] : ["on trial"]),
+  ...(failed === undefined ? [] : ["failed"]),
+];
+
 /** What the table has no place for. */
 function remarksOn({ container, next, environments }: BootEnvironments): string[] {
   const isElsewhere = next !== null && !environments.some(({ dataset }) => dataset === next);
   return [
     ...environments.flatMap(({ name, fault }) => (fault === null ? [] : [`${name}: ${fault}`])),
+    ...environments.flatMap(({ name, failed }) =>
+      failed === undefined ? [] : [`${name} was tried, and failed ${describeFailure(failed)}`],
+    ),
     ...(isElsewhere ? [`what boots next is ${next}, which is no boot environment in ${container}`] : []),
   ];
 }
