@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import {
+  chmodSync,
   existsSync,
   lstatSync,
   mkdirSync,
@@ -106,11 +107,11 @@ async function fill({ path, dataset }: StateMove): Promise<void> {
   await execute("mount", ["-t", "zfs", dataset, WORKPLACE]);
   try {
     for (const name of readdirSync(WORKPLACE)) rmSync(join(WORKPLACE, name), { recursive: true });
-    await execute("chmod", ["700", WORKPLACE]);
     if (existsSync(path)) {
       await execute("cp", ["-a", "--", `${path}/.`, WORKPLACE]);
       requireSame(path, WORKPLACE);
     }
+    guarded(WORKPLACE, () => chmodSync(WORKPLACE, 0o700));
     await execute("sync", ["-f", WORKPLACE]);
   } finally {
     await unmountWorkplace();
