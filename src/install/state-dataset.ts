@@ -81,7 +81,7 @@ export async function moveState(site: SiteConfig, move: StateMove): Promise<void
   if (!(await datasetExists(dataset))) {
     await createFileSystem(dataset, { mountpoint: "legacy", canmount: "noauto", [MARK]: "copying" });
   }
-  if (!existsSync(aside)) {
+  if (!isMounted(move) && !existsSync(aside)) {
     const folder = existsSync(path) ? await lockState(path) : undefined;
     try {
       await fill(move);
@@ -96,9 +96,11 @@ export async function moveState(site: SiteConfig, move: StateMove): Promise<void
   syncPath(dirname(path));
   await setProperties(dataset, { mountpoint: path });
   await setProperties(dataset, { canmount: "on" });
-  if (ownMounts().get(path)?.source !== dataset) await mountDataset(dataset);
+  if (!isMounted(move)) await mountDataset(dataset);
   await dropProperties(dataset, [MARK]);
 }
+
+const isMounted = ({ path, dataset }: StateMove): boolean => ownMounts().get(path)?.source === dataset;
 
 /** Copies the folder to the dataset, anew after an interruption, and compares the two. */
 async function fill({ path, dataset }: StateMove): Promise<void> {
