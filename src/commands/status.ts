@@ -182,7 +182,11 @@ function describeTrial({ name, running, trial, failed, previous }: TrialStatus):
   const lines: string[] = [];
   const back = previous ?? "another one, which is not there any more";
   if (trial !== undefined) {
-    const boots = running ? `boot ${trial.counted} of ${trial.allowed}` : `${trial.allowed} boots`;
+    const boots = running
+      ? `boot ${trial.counted} of ${trial.allowed}`
+      : trial.allowed === 1
+        ? "1 boot"
+        : `${trial.allowed} boots`;
     lines.push(`  on trial: ${name}, ${boots}; bundle confirm keeps it, else it goes back to ${back}`);
   }
   if (failed !== undefined) lines.push(`  failed: ${name}, ${describeFailure(failed)}; went back to ${back}`);

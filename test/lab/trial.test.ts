@@ -154,7 +154,7 @@ describe("a boot environment on trial", () => {
     expect(await own("R2")).toMatch(/^zferry:boots\t0$/m);
     expect(await own("R2")).toMatch(/^zferry:trial\t1$/m);
     expect(await told("bundle status")).toContain(
-      "on trial: R2, 1 boots; bundle confirm keeps it, else it goes back to one",
+      "on trial: R2, 1 boot; bundle confirm keeps it, else it goes back to one",
     );
     // By somebody who does not know of it.
     await machine.run(
