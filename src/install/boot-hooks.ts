@@ -98,7 +98,7 @@ find_named() {
 import_pool() {
 	imported=
 	modprobe zfs 2>/dev/null
-	! zpool list -H -o name "$pool" >/dev/null 2>&1 || return 0
+	! is_imported || return 0
 	udevadm settle --timeout=10 2>/dev/null
 	[ ! -r /etc/default/zfs ] || . /etc/default/zfs
 	[ -z "$ZPOOL_IMPORT_PATH" ] || export ZPOOL_IMPORT_PATH
@@ -111,13 +111,20 @@ import_pool() {
 	inhibited=$(cat $inhibit 2>/dev/null)
 	echo 1 2>/dev/null >$inhibit
 	tries=0
-	until limited zpool import -N -o cachefile=none $force $ZPOOL_IMPORT_OPTS "$pool" 2>/dev/null; do
+	until zpool import -N -o cachefile=none $force $ZPOOL_IMPORT_OPTS "$pool" 2>/dev/null || is_imported; do
 		tries=$((tries + 1))
-		[ $tries -lt 10 ] || return 1
+		if [ $tries -ge 10 ]; then
+			restore_volumes
+			return 1
+		fi
 		sleep 1
 	done
 	imported=yes
 }
+
+is_imported() { zpool list -H -o name "$pool" >/dev/null 2>&1; }
+
+restore_volumes() { [ -z "$inhibited" ] || echo "$inhibited" 2>/dev/null >$inhibit; }
 
 leave_pool() {
 	if [ -z "$imported" ]; then
@@ -125,7 +132,7 @@ leave_pool() {
 		return 0
 	fi
 	tries=0
-	until limited zpool export "$pool" 2>/dev/null; do
+	while is_imported && ! zpool export "$pool" 2>/dev/null; do
 		tries=$((tries + 1))
 		if [ $tries -ge 10 ]; then
 			say "cannot export $pool again"
@@ -133,7 +140,7 @@ leave_pool() {
 		fi
 		sleep 1
 	done
-	[ -z "$inhibited" ] || echo "$inhibited" 2>/dev/null >$inhibit
+	restore_volumes
 }
 
 own() { limited zfs get -H -p -s local -o value "$1" "$dataset" 2>/dev/null; }

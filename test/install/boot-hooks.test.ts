@@ -26,6 +26,7 @@ const SHELLS: readonly (readonly string[])[] = [["dash"], ["busybox", "sh"]].fil
 const STUB = String.raw`#!/bin/sh
 call="${"${0##*/}"} $*"
 echo "$call" >>FOLDER/calls
+case $call in "zpool import "*) [ ! -e FOLDER/anyway ] || : >FOLDER/imported ;; esac
 while IFS= read -r failing; do case $call in $failing*) exit 1 ;; esac; done <FOLDER/fail
 case $call in
 	"zpool list -H -o name rpool") [ -e FOLDER/imported ] || exit 1 ;;
@@ -55,6 +56,8 @@ interface Facts {
   /** Beginnings of commands, with patterns, that fail. */
   readonly fail?: readonly string[];
   readonly imported?: boolean;
+  /** What is told to fail does its work. */
+  readonly importsAnyway?: boolean;
   readonly guids?: string;
 }
 
@@ -67,6 +70,7 @@ function boot(facts: Facts) {
     const { kind = "initramfs-tools", loader = "bootfs", cmdline = "root=zfs:AUTO", own = {} } = facts;
     for (const name of ["calls", "imported", "mark"]) rmSync(at(name), { force: true });
     if (facts.imported) writeFileSync(at("imported"), "");
+    if (facts.importsAnyway) writeFileSync(at("anyway"), "");
     writeFileSync(at("calls"), "");
     writeFileSync(at("fail"), [...(facts.fail ?? []), ""].join("\n"));
     writeFileSync(at("cmdline"), `quiet ${cmdline}\n`);
@@ -244,6 +248,11 @@ describe("the boot goes on", () => {
     expect(calls).toEqual(Array(10).fill(IMPORT));
     expect(output).toContain("cannot import rpool");
     expect(mark).toBe("");
+  });
+
+  test("where the import is said to have failed, and the pool is there: it is exported again", () => {
+    const { calls } = boot({ own: TRIAL, fail: ["zpool import"], importsAnyway: true });
+    expect(calls).toEqual([IMPORT, COUNT(1), EXPORT]);
   });
 
   test("where the boot cannot be counted: the unit counts it", () => {
