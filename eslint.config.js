@@ -41,6 +41,7 @@ const LAYERS = {
     "canonical-json",
     "config",
     "errors",
+    "in-order",
     "report",
     "schema",
   ],

@@ -7,10 +7,12 @@
 export function canonicalJson(value: unknown): string {
   if (Array.isArray(value)) return `[${value.map(canonicalJson).join(",")}]`;
   if (typeof value === "object" && value !== null) {
-    const members = Object.entries(value)
-      .filter(([, member]) => member !== undefined)
-      .sort(([a], [b]) => (a < b ? -1 : 1))
-      .map(([key, member]) => `${canonicalJson(key)}:${canonicalJson(member)}`);
+    const members: string[] = [];
+    // Without a comparison sort goes by UTF-16 code units.
+    for (const key of Object.keys(value).sort()) {
+      const member = (value as Record<string, unknown>)[key];
+      if (member !== undefined) members.push(`${canonicalJson(key)}:${canonicalJson(member)}`);
+    }
     return `{${members.join(",")}}`;
   }
   if (typeof value === "string" && /\p{Cs}/u.test(value))

@@ -53,6 +53,7 @@ const commands = list(
   ),
   MAX_COMMANDS,
 );
+const MAX_ACCEPTED = 1000;
 const bootEnvironment = v.pipe(
   table({
     container: v.pipe(
@@ -78,6 +79,16 @@ const bootEnvironment = v.pipe(
     checks: v.pipe(
       v.optional(commands, []),
       v.description("Programs that must end with 0 in a new one before it is confirmed."),
+    ),
+    keep: v.pipe(
+      v.optional(integer(1, 1000), 3),
+      v.description("How many of the environments that zferry made are not removed by itself."),
+    ),
+    accept: v.pipe(
+      v.optional(list(pathPattern, MAX_ACCEPTED), []),
+      v.description(
+        "Patterns of paths on the dataset of / that git does not track, and that may turn back with it.",
+      ),
     ),
   }),
   v.check(

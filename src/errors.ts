@@ -62,6 +62,7 @@ export const EXIT_STATUS = {
   "environment-missing": 17,
   "environment-exists": 17,
   "environment-incomplete": 17,
+  "root-has-data": 17,
   interrupted: 130,
 } as const;
 
@@ -180,4 +181,19 @@ export class Obstacles {
   throwAny(): void {
     throwAll(this.#found);
   }
+}
+
+/**
+ * The same fault, with the file's name, where several files could have it.
+ * @param hint instead of its own
+ */
+export function ofFile(error: unknown, path: string, hint?: string): unknown {
+  if (!(error instanceof ZferryError) || error.code === "interrupted") return error;
+  const { code, message, details, also } = error;
+  return new ZferryError(code, message.includes(path) ? message : `${path}: ${message}`, {
+    details,
+    hint: hint ?? error.hint,
+    also,
+    cause: error,
+  });
 }

@@ -22,7 +22,7 @@ describe("a site's configuration", () => {
       trust: { keys: "/etc/zferry/keys", threshold: 1 },
       streams: { usr: "rpool/SYSTEM/USR/gentoo" },
       install: { mode: "in-place", after: [] },
-      "boot-environment": { loader: "bootfs", command: [] },
+      "boot-environment": { loader: "bootfs", command: [], keep: 3, accept: [] },
       state: "/var/lib/zferry",
     });
   });

@@ -107,7 +107,7 @@ export function chooseChain<Of extends Link>(
       to === undefined
         ? `no bundle here is one for this site, which has ${nameOf(start)}`
         : `no bundle here leads to release ${to}, and this site has ${nameOf(start)}`,
-      { details: { have: nameOf(start), ...(to === undefined ? {} : { wanted: to }) }, hint: HINT },
+      { details: { have: nameOf(start), ...(to === undefined ? {} : { wanted: to }) }, hint: CHAIN_HINT },
     );
   }
   if (installed !== undefined && goal.sequence <= installed.sequence) {
@@ -137,7 +137,8 @@ export function chooseChain<Of extends Link>(
   return { links: chain, release: goal, left };
 }
 
-const HINT = "bring the missing bundles, or have one made for this site: bundle request";
+/** Ends with what to do where no chain is found. */
+export const CHAIN_HINT = "bring the missing bundles, or have one made for this site: bundle request";
 
 const nameOf = ({ installed }: ChainStart): string => installed?.name ?? "no known release";
 
@@ -330,12 +331,13 @@ function missing<Of extends Link>(
   const [nearest] = beginnings.sort(inOrder) as [Of, ...Of[]];
   const needs = baseOf(nearest, sound, start);
   const last = farthest ?? have;
-  let gap = `missing ${last}→${needs}`;
+  const isUnknown = start.installed === undefined && farthest === undefined;
+  let gap = isUnknown ? `no bundle here leads to ${needs}` : `missing ${last}→${needs}`;
   if (isFull(nearest)) gap = "this site has datasets already, and a full bundle makes new ones";
   else if (needs === last) gap = `release ${nearest.release.name} here starts from another ${needs}`;
   return new ZferryError("chain-missing", `you have ${have}, ${which} needs ${needs}: ${gap}`, {
     details: { have, wanted: goal.name, needs, reached: last },
-    hint: `${HINT}${short}`,
+    hint: `${CHAIN_HINT}${short}`,
   });
 }
 

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import type { ByteSource } from "../bundle/members.js";
 import { Bundle, VerifiedBundle, type Trust } from "../bundle/reader.js";
 import { parseVolumeName } from "../bundle/volumes.js";
-import { systemCode, ZferryError } from "../errors.js";
+import { ofFile, systemCode, ZferryError } from "../errors.js";
 import { formatBytes, throwIfInterrupted, type ProgressReport } from "../report.js";
 import type { OpenedFile } from "../system/bundle-file.js";
 import {
@@ -103,7 +103,12 @@ export async function copyBundles(sources: readonly OpenedFile[], options: CopyO
     });
   }
   const works: Work[] = [];
-  for (const source of sources) works.push(await begin(source, volumeBytes, options));
+  for (const source of sources) {
+    const work = await begin(source, volumeBytes, options).catch((error: unknown) => {
+      throw ofFile(error, source.name);
+    });
+    works.push(work);
+  }
   refuseSameNames(works);
   const targets: Target[] = [];
   for (const work of works) {

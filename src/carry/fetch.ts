@@ -4,7 +4,7 @@ import { SUMS_NAME, TRAILER, encodeHeader, paddingOf, BLOCK_BYTES } from "../bun
 import { VerifiedBundle, type Trust } from "../bundle/reader.js";
 import type { ByteSource, StoredMember } from "../bundle/members.js";
 import { canonicalJson } from "../canonical-json.js";
-import { ZferryError } from "../errors.js";
+import { ofFile, ZferryError } from "../errors.js";
 import { throwIfInterrupted, type ProgressReport } from "../report.js";
 import { isLasting, type Download, type HttpClient } from "../system/http.js";
 import { openPartFile, type PartFile } from "../system/part-file.js";
@@ -99,13 +99,13 @@ export async function fetchIndex(
     const [first, ...also] = faults as [ZferryError, ...ZferryError[]];
     throw new ZferryError(first.code, first.message, {
       details: first.details,
-      hint: first.hint,
+      hint: first.hint ?? `a mirror is named by the address of its folder, in which ${INDEX_NAME} lies`,
       also,
       cause: first,
     });
   }
   for (const { message } of faults) options.note(`left alone: ${message}`);
-  seen.accept(newest.index, newest.signer);
+  await seen.accept(newest.index, newest.signer);
   return newest.index;
 }
 
@@ -262,13 +262,19 @@ async function fetchHead(
         return bundle;
       });
     } catch (error) {
-      if (!(error instanceof ZferryError) || error.code === "interrupted") throw error;
-      failure ??= error;
-      mirror.fault = error;
-      options.note(`left alone: ${error.message}`);
+      const fault = ofFile(error, url.href);
+      if (!(fault instanceof ZferryError) || fault.code === "interrupted") throw fault;
+      failure ??= fault;
+      mirror.fault = fault;
+      noteLeft(fault, mirrors, options.note);
     }
   }
   throw failure ?? new RangeError("no mirror");
+}
+
+/** Where no other mirror is left it is the error that the command ends with. */
+function noteLeft({ message }: ZferryError, mirrors: readonly Mirror[], note: FetchOptions["note"]): void {
+  if (mirrors.some(({ fault }) => fault === undefined)) note(`left alone: ${message}`);
 }
 
 /** A file on a server, of which as much is read as is looked at. */
@@ -477,8 +483,9 @@ async function fetchMembers(
     if (!isMirrors) throw error;
     mirror.failures += 1;
     if (isLasting(error) || mirror.failures > retries) {
-      if (mirror.fault === undefined) note(`left alone: ${error.message}`);
+      const isNews = mirror.fault === undefined;
       mirror.fault = error;
+      if (isNews) noteLeft(error, mirrors, note);
     } else {
       // Who waits for it notices an interruption by itself.
       mirror.resting = pause(mirror.failures).catch(() => undefined);

@@ -16,6 +16,8 @@ export interface FileLink extends Link {
   readonly expires: number | undefined;
   /** Of its streams. */
   readonly rawBytes: number;
+  /** Of the change of the site's keys that it brings; 0 for none. */
+  readonly keysCounter: number;
 }
 
 /** A file that looks like a bundle and counts for nothing, and why, in words. */
@@ -86,8 +88,9 @@ async function readLink(path: string, trust: Trust, search: readonly string[]): 
   try {
     const { manifest, identity, size } = await VerifiedBundle.verify(file, trust);
     const rawBytes = manifest.streams.reduce((sum, stream) => sum + stream.rawBytes, 0);
-    const { created, expires } = manifest;
-    return { ...linkOf(manifest, identity, size), file: path, created, expires, rawBytes };
+    const { created, expires, keys } = manifest;
+    const keysCounter = keys?.counter ?? 0;
+    return { ...linkOf(manifest, identity, size), file: path, created, expires, rawBytes, keysCounter };
   } finally {
     await file.close();
   }

@@ -1,10 +1,11 @@
 import { createHash } from "node:crypto";
-import { mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
+import { lstatSync, mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { VerifiedBundle, type Bundle } from "../bundle/reader.js";
 import { encodeHead, resigned } from "../bundle/writer.js";
-import { ZferryError } from "../errors.js";
-import { throwIfInterrupted, type Environment } from "../report.js";
+import { ofFile, throwAll, ZferryError } from "../errors.js";
+import { inOrder } from "../in-order.js";
+import { formatTime, throwIfInterrupted, type Environment } from "../report.js";
 import { linkBundleFile, openBundleFile, writeBundleFile, type OpenedFile } from "../system/bundle-file.js";
 import { guarded, syncPath, writeFileDurably } from "../system/files.js";
 import { isMissing, readSmallFile } from "../system/key-files.js";
@@ -34,6 +35,8 @@ export interface MirrorOptions {
   readonly expiresDays: number;
   /** How many take part in reading a file. */
   readonly threads: number;
+  /** Whether every byte of every bundle of the folder is read, and nothing taken from the index that is there. */
+  readonly verifyAll?: boolean;
 }
 
 /** What a mirror has after a change of it. */
@@ -51,44 +54,39 @@ const DAY_SECONDS = 86_400;
  */
 export async function addToMirror(
   folder: string,
-  paths: readonly string[],
+  files: readonly OpenedFile[],
   options: MirrorOptions,
   env: Environment,
 ): Promise<ChangedMirror> {
   guarded(folder, () => mkdirSync(folder, { mode: 0o755, recursive: true }));
   return whileLocked(folder, async () => {
-    const before = await readIndex(folder, options);
+    const before = (await readIndex(folder, options))?.index;
     const entries = new Map((before?.bundles ?? []).map((entry) => [entry.identity, entry]));
     const added: IndexEntry[] = [];
     const removed: IndexEntry[] = [];
-    const files: OpenedFile[] = [];
-    try {
-      const bundles: { file: OpenedFile; bundle: Bundle }[] = [];
-      for (const path of paths) {
-        const file = await openBundleFile(path, options.threads);
-        files.push(file);
-        bundles.push({ file, bundle: await verified(file, options, env) });
-      }
-      const product = productOf(
-        bundles.map(({ bundle }) => bundle),
-        before,
-      );
-      for (const { file, bundle } of bundles) {
-        const entry = entryOf(bundle, pathOf(bundle));
-        const present = entries.get(entry.identity);
-        if (present?.path === entry.path && isFile(join(folder, entry.path), entry.size)) continue;
-        await bringIn(file, bundle, join(folder, entry.path), env);
-        entries.set(entry.identity, entry);
-        added.push(entry);
-        if (present !== undefined && present.path !== entry.path) removed.push(present);
-      }
-      const index = writeIndex(folder, product, [...entries.values()], before, options, env);
-      removeFiles(folder, removed);
-      return { index, added, removed };
-    } finally {
-      env.progress.end();
-      await Promise.all(files.map((file) => file.close()));
+    const bundles: { file: OpenedFile; bundle: Bundle }[] = [];
+    for (const file of files) {
+      const bundle = await verified(file, options.trusted, env).catch((error: unknown) => {
+        throw ofFile(error, file.name);
+      });
+      bundles.push({ file, bundle });
     }
+    const product = productOf(
+      bundles.map(({ bundle }) => ({ name: bundle.name, product: bundle.manifest.product })),
+      before,
+    );
+    for (const { file, bundle } of bundles) {
+      const entry = entryOf(bundle, pathOf(bundle));
+      const present = entries.get(entry.identity);
+      if (present?.path === entry.path && isFile(join(folder, entry.path), entry.size)) continue;
+      await bringIn(file, bundle, join(folder, entry.path), env);
+      entries.set(entry.identity, entry);
+      added.push(entry);
+      if (present !== undefined && present.path !== entry.path) removed.push(present);
+    }
+    const index = writeIndex(folder, product, [...entries.values()], before, options, env);
+    removeFiles(folder, removed);
+    return { index, added, removed };
   });
 }
 
@@ -103,8 +101,9 @@ export async function removeFromMirror(
   env: Environment,
 ): Promise<ChangedMirror> {
   return whileLocked(folder, async () => {
-    const before = await readIndex(folder, options);
-    const present = await readFolder(folder, options, env);
+    const known = await readIndex(folder, options);
+    const before = known?.index;
+    const present = await readFolder(folder, known, options, env);
     const taken = present.filter(({ entry }) => releases.includes(entry.release.name));
     const missing = releases.find((name) => !taken.some(({ entry }) => entry.release.name === name));
     if (missing !== undefined) {
@@ -114,7 +113,10 @@ export async function removeFromMirror(
     }
     const left = present.filter((each) => !taken.includes(each));
     const removed = taken.map(({ entry }) => entry);
-    const product = before?.product ?? (taken[0] as Found).product;
+    const product = productOf(
+      present.map(({ entry, product }) => ({ name: join(folder, entry.path), product })),
+      before,
+    );
     const index = writeIndex(folder, product, onlyOnce(left, env), before, options, env);
     removeFiles(folder, removed);
     return { index, added: [], removed };
@@ -122,7 +124,8 @@ export async function removeFromMirror(
 }
 
 /**
- * Makes the index anew, of all the bundles that lie in the folder, and renews its expiry. Their heads are verified.
+ * Makes the index anew, of all the bundles that lie in the folder, and renews its expiry. Of those that changed since the index of
+ * before the heads are verified; with `verifyAll` every byte of all of them is.
  * @throws ZferryError `usage` for a folder without a bundle that never was a mirror
  */
 export async function indexMirror(
@@ -131,14 +134,18 @@ export async function indexMirror(
   env: Environment,
 ): Promise<ChangedMirror> {
   return whileLocked(folder, async () => {
-    const before = await readIndex(folder, options).catch((error: unknown) => {
+    const known = await readIndex(folder, options).catch((error: unknown) => {
       if (!(error instanceof ZferryError)) throw error;
       env.note(`the index of before counts for nothing: ${error.message}`);
       return undefined;
     });
-    const present = await readFolder(folder, options, env);
-    const product = before?.product ?? present[0]?.product;
+    const before = known?.index;
+    const present = await readFolder(folder, known, options, env);
+    const product = present[0]?.product ?? before?.product;
     if (product === undefined) throw new ZferryError("usage", `${folder}: has no bundle`);
+    if (before !== undefined && before.product !== product) {
+      env.note(`the index of before counts for nothing: it is of product ${before.product}`);
+    }
     const index = writeIndex(folder, product, onlyOnce(present, env), before, options, env);
     return { index, added: [], removed: [] };
   });
@@ -156,9 +163,18 @@ async function whileLocked<Result>(folder: string, work: () => Promise<Result>):
   }
 }
 
+/** An index that is there. */
+interface KnownIndex {
+  readonly index: MirrorIndex;
+  readonly signer: PublicKey;
+  /** When its file was written, by the clock of the file system, in nanoseconds. */
+  readonly writtenAt: bigint;
+}
+
 /** The index that is there, if it is one of ours. */
-async function readIndex(folder: string, { key, trusted }: MirrorOptions): Promise<MirrorIndex | undefined> {
+async function readIndex(folder: string, { key, trusted }: MirrorOptions): Promise<KnownIndex | undefined> {
   const path = join(folder, INDEX_NAME);
+  const writtenAt = lstatSync(path, { bigint: true, throwIfNoEntry: false })?.mtimeNs ?? 0n;
   const bytes = await readSmallFile(path, "index", INDEX_LIMITS.indexBytes, "index-malformed").catch(
     (error: unknown) => {
       if (isMissing(error)) return undefined;
@@ -167,7 +183,7 @@ async function readIndex(folder: string, { key, trusted }: MirrorOptions): Promi
   );
   if (bytes === undefined) return undefined;
   try {
-    return (await verifyIndex(bytes, [publicKeyOf(key), ...trusted], path)).index;
+    return { ...(await verifyIndex(bytes, [publicKeyOf(key), ...trusted], path)), writtenAt };
   } catch (error) {
     if (!(error instanceof ZferryError)) throw error;
     throw new ZferryError(error.code, error.message, {
@@ -178,7 +194,7 @@ async function readIndex(folder: string, { key, trusted }: MirrorOptions): Promi
   }
 }
 
-async function verified(file: OpenedFile, { trusted }: MirrorOptions, env: Environment): Promise<Bundle> {
+async function verified(file: OpenedFile, trusted: readonly PublicKey[], env: Environment): Promise<Bundle> {
   const bundle = await VerifiedBundle.verify(file, { keys: trusted, threshold: 1 });
   await bundle.checkContents((done, total) => {
     throwIfInterrupted(env.signal);
@@ -193,21 +209,83 @@ interface Found {
   readonly product: string;
 }
 
-/** Every bundle of the folder, as its verified head has it. */
-async function readFolder(folder: string, { trusted }: MirrorOptions, env: Environment): Promise<Found[]> {
-  const found: Found[] = [];
-  for (const name of readdirSync(folder).filter(isBundleName).sort()) {
+/** Files whose heads are read at a time. */
+const HEADS_AT_A_TIME = 16;
+const LEFT_AS_IT_IS = "nothing was changed: move it out of the folder, and run the same command again";
+
+/**
+ * Every bundle of the folder, as its verified head has it, or as the index of before has it.
+ * @throws ZferryError what is wrong with a bundle, and with others also
+ */
+async function readFolder(
+  folder: string,
+  before: KnownIndex | undefined,
+  options: MirrorOptions,
+  env: Environment,
+): Promise<Found[]> {
+  const listed = options.verifyAll === true ? undefined : unchangedBy(before, folder, options);
+  const names = readdirSync(folder).filter(isBundleName).sort();
+  const read = async (name: string): Promise<Found | ZferryError> => {
     throwIfInterrupted(env.signal);
-    const file = await openBundleFile(join(folder, name));
     try {
-      const bundle = await VerifiedBundle.verify(file, { keys: trusted, threshold: 1 });
-      found.push({ entry: entryOf(bundle, name), product: bundle.manifest.product });
-    } finally {
-      await file.close();
+      return listed?.(name) ?? (await readBundle(join(folder, name), name, options, env));
+    } catch (error) {
+      const fault = ofFile(error, join(folder, name), LEFT_AS_IT_IS);
+      if (!(fault instanceof ZferryError) || fault.code === "interrupted") throw fault;
+      return fault;
     }
+  };
+  const found: Found[] = [];
+  const faults: ZferryError[] = [];
+  // Threads are for one file at a time.
+  for await (const each of inOrder(names, options.verifyAll === true ? 1 : HEADS_AT_A_TIME, read)) {
+    if (each instanceof ZferryError) faults.push(each);
+    else found.push(each);
   }
+  throwAll(faults);
   requireOneProduct(found.map(({ entry, product }) => ({ name: join(folder, entry.path), product })));
   return found;
+}
+
+async function readBundle(
+  path: string,
+  name: string,
+  { trusted, threads, verifyAll }: MirrorOptions,
+  env: Environment,
+): Promise<Found> {
+  const file = await openBundleFile(path, verifyAll === true ? threads : 0);
+  try {
+    const bundle =
+      verifyAll === true
+        ? await verified(file, trusted, env)
+        : await VerifiedBundle.verify(file, { keys: trusted, threshold: 1 });
+    return { entry: entryOf(bundle, name), product: bundle.manifest.product };
+  } finally {
+    await file.close();
+  }
+}
+
+/**
+ * What an index, which this key signed, says of files that nobody touched since it was written. It gave their heads, verified.
+ * formats/mirror.md, What is verified
+ */
+function unchangedBy(
+  before: KnownIndex | undefined,
+  folder: string,
+  { key, trusted }: MirrorOptions,
+): ((name: string) => Found | undefined) | undefined {
+  if (before === undefined || Buffer.compare(before.signer.key, publicKeyOf(key).key) !== 0) return undefined;
+  const ids = new Set(trusted.map(({ keyId }) => keyId));
+  const entries = new Map(before.index.bundles.map((entry) => [entry.path, entry]));
+  return (name) => {
+    const entry = entries.get(name);
+    // A key that is not trusted any more may have been the one that counted.
+    if (entry === undefined || !entry.signers.every((id) => ids.has(id))) return undefined;
+    const stat = lstatSync(join(folder, name), { bigint: true, throwIfNoEntry: false });
+    const isSame =
+      stat?.isFile() === true && stat.size === BigInt(entry.size) && stat.ctimeNs < before.writtenAt;
+    return isSame ? { entry, product: before.index.product } : undefined;
+  };
 }
 
 /** Of the files with one identity the one with the most signatures: it took the place of the others, or was about to. */
@@ -224,15 +302,19 @@ function onlyOnce(found: readonly Found[], env: Environment): IndexEntry[] {
   return [...chosen.values()];
 }
 
-function productOf(bundles: readonly Bundle[], before: MirrorIndex | undefined): string {
-  return requireOneProduct([
-    ...(before === undefined ? [] : [{ name: "the mirror", product: before.product }]),
-    ...bundles.map(({ name, manifest }) => ({ name, product: manifest.product })),
-  ]);
+interface OfProduct {
+  readonly name: string;
+  readonly product: string;
 }
 
+const productOf = (bundles: readonly OfProduct[], before: MirrorIndex | undefined): string =>
+  requireOneProduct([
+    ...(before === undefined ? [] : [{ name: "the mirror", product: before.product }]),
+    ...bundles,
+  ]);
+
 /** @throws ZferryError `product-mismatch` */
-function requireOneProduct(found: readonly { readonly name: string; readonly product: string }[]): string {
+function requireOneProduct(found: readonly OfProduct[]): string {
   const [first, ...others] = found;
   const other = others.find(({ product }) => product !== first?.product);
   if (first === undefined || other === undefined) return first?.product ?? "";
@@ -262,12 +344,12 @@ const isFile = (path: string, size: number): boolean => {
   return stat?.isFile() === true && stat.size === size;
 };
 
-/** Links the file, or copies it, checking each byte again. One that is there is of an add that did not end. */
+/** Links the file, or copies it, checking each byte again; volumes are joined. One that is there is of an add that did not end. */
 async function bringIn(file: OpenedFile, bundle: Bundle, path: string, env: Environment): Promise<void> {
   const present = statSync(path, { throwIfNoEntry: false });
   if (present?.ino === file.stat.ino && present.dev === file.stat.dev) return;
   guarded(path, () => rmSync(path, { force: true }));
-  if (await linkBundleFile(file, path)) return;
+  if (!file.inVolumes && (await linkBundleFile(file, path))) return;
   const copied = async function* (): AsyncGenerator<Uint8Array> {
     let done = 0;
     for await (const piece of resigned(bundle, bundle.signatures)) {
@@ -287,7 +369,14 @@ function writeIndex(
   env: Environment,
 ): MirrorIndex {
   // Never earlier than before, though the clock was set back. A folder that is begun anew still counts on.
-  const created = Math.max(Math.floor(env.now().getTime() / 1000), before?.created ?? 0);
+  const clock = Math.floor(env.now().getTime() / 1000);
+  const created = Math.max(clock, before?.created ?? 0);
+  if (created > clock + DAY_SECONDS) {
+    env.note(
+      `warning: the index of before is of ${formatTime(created)}, which is yet to come, and so is this one: clients refuse both. ` +
+        `If the clock is right now, remove ${join(folder, INDEX_NAME)} and run bundle mirror index`,
+    );
+  }
   const index: MirrorIndex = {
     format: 1,
     product,

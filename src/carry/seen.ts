@@ -7,12 +7,16 @@ import { formatTime } from "../report.js";
 import { checkValue, list, table } from "../schema.js";
 import { guarded, writeFileDurably } from "../system/files.js";
 import { isMissing, readSmallFile } from "../system/key-files.js";
+import { acquireLock } from "../system/lock.js";
 import { publicKeyLine, type PublicKey } from "../trust/minisign.js";
 import type { MirrorIndex } from "./index-format.js";
 
 // formats/mirror.md, What a client remembers.
 
 const FILE_NAME = "mirrors.json";
+const DAY_SECONDS = 86_400;
+const LOCK_NAME = "mirrors.lock";
+const LOCK_SECONDS = 10;
 const MAX_BYTES = 1 << 20;
 
 export const seenSchema = table({
@@ -29,10 +33,13 @@ type Seen = v.InferOutput<typeof seenSchema>;
 
 /** The newest indexes that a client accepted, so that no mirror can turn back. */
 export interface SeenIndexes {
-  /** @throws ZferryError `index-expired`, `index-rolled-back` */
+  /** @throws ZferryError `time-ahead`, `index-expired`, `index-rolled-back` */
   judge(index: MirrorIndex, signer: PublicKey, name: string, now: Date): void;
-  /** Remembers an index that was judged. */
-  accept(index: MirrorIndex, signer: PublicKey): void;
+  /**
+   * Remembers an index that was judged, unless another process has seen a newer one meanwhile.
+   * @throws ZferryError `site-busy`, `io-failed`, `no-space`
+   */
+  accept(index: MirrorIndex, signer: PublicKey): Promise<void>;
 }
 
 /**
@@ -41,13 +48,24 @@ export interface SeenIndexes {
  */
 export async function openSeenIndexes(folder: string): Promise<SeenIndexes> {
   const path = join(folder, FILE_NAME);
-  let seen = await readSeen(path);
-  const of = (product: string, signer: PublicKey) =>
-    seen.indexes.find((each) => each.product === product && each.key === publicKeyLine(signer));
+  const seen = await readSeen(path);
+  const of = (product: string, signer: PublicKey, all = seen) =>
+    all.indexes.find((each) => each.product === product && each.key === publicKeyLine(signer));
   return {
-    judge({ product, counter, expires }, signer, name, now) {
+    judge({ product, counter, created, expires }, signer, name, now) {
       const before = of(product, signer);
       const time = Math.max(Math.floor(now.getTime() / 1000), before?.created ?? 0);
+      // It would make time go on to there, and every index after it be one that expired.
+      if (created > time + DAY_SECONDS) {
+        throw new ZferryError(
+          "time-ahead",
+          `${name}: the index was made at ${formatTime(created)}, more than a day after this machine's ${formatTime(time)}`,
+          {
+            details: { url: name, created, time },
+            hint: "set the clock; or, if it is right, the publisher's was not: ask for a new index",
+          },
+        );
+      }
       if (expires < time) {
         throw new ZferryError(
           "index-expired",
@@ -69,16 +87,28 @@ export async function openSeenIndexes(folder: string): Promise<SeenIndexes> {
         );
       }
     },
-    accept({ product, counter, created }, signer) {
-      const before = of(product, signer);
-      if (before !== undefined && before.counter >= counter) return;
-      const key = publicKeyLine(signer);
-      seen = {
-        version: 1,
-        indexes: [...seen.indexes.filter((each) => each !== before), { product, key, counter, created }],
-      };
+    async accept({ product, counter, created }, signer) {
+      const known = of(product, signer);
+      if (known !== undefined && known.counter >= counter) return;
       guarded(folder, () => mkdirSync(folder, { recursive: true, mode: 0o700 }));
-      writeFileDurably(path, `${JSON.stringify(seen)}\n`, 0o600);
+      const unlock = await acquireLock(join(folder, LOCK_NAME), {
+        message: `${path}: another process is writing it`,
+        hint: "run the same command again",
+        waitSeconds: LOCK_SECONDS,
+      });
+      try {
+        const now = await readSeen(path);
+        const before = of(product, signer, now);
+        if (before !== undefined && before.counter >= counter) return;
+        const key = publicKeyLine(signer);
+        const indexes = [
+          ...now.indexes.filter((each) => each !== before),
+          { product, key, counter, created },
+        ];
+        writeFileDurably(path, `${JSON.stringify({ version: 1, indexes } satisfies Seen)}\n`, 0o600);
+      } finally {
+        await unlock();
+      }
     },
   };
 }

@@ -1,7 +1,8 @@
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
-import { type Installation, type SiteState } from "../install/state.js";
+import { doneLinks, type Installation, type InstallJournal, type SiteState } from "../install/state.js";
 import { availableTo, requireAnswer } from "../install/plan.js";
+import { rootDataset } from "../install/site-root.js";
 import type { SiteTrust } from "../install/trust.js";
 import { readSite } from "../root/site.js";
 import { openRepository, trimmed } from "../system/git.js";
@@ -29,7 +30,7 @@ const MOST_SNAPSHOTS = 64;
  */
 export async function readChainStart(site: SiteConfig, state: SiteState | undefined): Promise<ChainStart> {
   const streams = new Map<string, readonly string[]>();
-  for (const [role, dataset] of Object.entries(site.streams)) {
+  for (const [role, dataset] of Object.entries(await datasetsInUse(site, state))) {
     await requireAnswer(dataset);
     const there = (await datasetExists(dataset)) ? await guidsToStartFrom(dataset) : [];
     streams.set(role, there);
@@ -45,6 +46,29 @@ export async function readChainStart(site: SiteConfig, state: SiteState | undefi
     streams,
     tree: site.root === undefined ? null : await releaseTree(site.root.path),
   };
+}
+
+/** What the environment on `/` has, which may have been made from the configured one. */
+export async function datasetsInUse(
+  site: SiteConfig,
+  state: SiteState | undefined,
+): Promise<SiteConfig["streams"]> {
+  if (site.install.mode === "in-place") return site.streams;
+  const { guid } = await getProperties(rootDataset(site), ["guid"]);
+  const found = new Map<string, string>();
+  let before: readonly Installation[] = state?.installations ?? [];
+  let isOwn = ({ environment }: Installation): boolean => environment?.guid === guid;
+  for (;;) {
+    const at = before.findLastIndex((each) => isOwn(each));
+    const installation = before[at];
+    if (installation === undefined) break;
+    for (const { role, dataset } of installation.streams) if (!found.has(role)) found.set(role, dataset);
+    // What it did not bring, it has of the one that it was made from.
+    const previous = installation.environment?.previous;
+    isOwn = ({ environment }) => environment?.dataset === previous;
+    before = before.slice(0, at);
+  }
+  return { ...site.streams, ...Object.fromEntries(found) };
 }
 
 /** The snapshots after which nothing was written, newest first; if something was, the newest alone: the install says so. */
@@ -74,6 +98,22 @@ export const afterLink = (start: ChainStart, { id, release, streams, root }: Lin
   streams: new Map([...start.streams, ...streams.map(({ role, target }) => [role, [target]] as const)]),
   tree: root?.target ?? start.tree,
 });
+
+/** What the boot environment has that is being made of several bundles; the tree of its `/` is not asked for. */
+export function afterDone(start: ChainStart, { environment, ...last }: InstallJournal): ChainStart {
+  const links = [...doneLinks({ environment }), last];
+  const targets = links.flatMap(({ streams }) =>
+    streams.map(({ role, target }) => [role, [target.guid]] as const),
+  );
+  return {
+    ...start,
+    installed: last.release,
+    highestSequence: Math.max(start.highestSequence, last.release.sequence),
+    accepted: new Set([...start.accepted, ...links.map(({ release }) => release.identity)]),
+    streams: new Map([...start.streams, ...targets]),
+    tree: null,
+  };
+}
 
 /** What a site calls itself in what it says of itself. */
 export type SiteIdentity = NonNullable<SiteConfig["site"]>;
@@ -117,7 +157,8 @@ export async function describeSite(
 ): Promise<SiteRequest> {
   const start = await readChainStart(site, state);
   const streams: SiteRequest["streams"] = [];
-  for (const [role, dataset] of Object.entries(site.streams).sort(([a], [b]) => (a < b ? -1 : 1))) {
+  const datasets = await datasetsInUse(site, state);
+  for (const [role, dataset] of Object.entries(datasets).sort(([a], [b]) => (a < b ? -1 : 1))) {
     const guids = [...(start.streams.get(role) ?? [])];
     const features = [...(await poolFeatures(poolOf(dataset)))].sort();
     const place = guids.length > 0 ? dataset : await nearestAbove(dataset);

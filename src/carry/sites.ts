@@ -1,12 +1,14 @@
 import { mkdirSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import type { BuildConfig } from "../config.js";
-import { systemCode, ZferryError } from "../errors.js";
+import { ofFile, systemCode, ZferryError } from "../errors.js";
+import { formatTime } from "../report.js";
 import { guarded, writeFileDurably } from "../system/files.js";
-import { readPublicKey, readSmallFile } from "../system/key-files.js";
+import { isMissing, readPublicKey, readSmallFile } from "../system/key-files.js";
 import { acquireLock } from "../system/lock.js";
 import { verifySignature } from "../trust/minisign.js";
 import { isLater, parseReceipt, type Receipt } from "./receipt.js";
+import { parseRequest, type SiteRequest } from "./request.js";
 import { MAX_STATEMENT_BYTES, type Statement } from "./statement.js";
 
 // formats/receipt.md, On the build host: a folder with the newest receipt of each site.
@@ -20,16 +22,65 @@ type Sites = BuildConfig["sites"];
  */
 export async function signedBySite(
   statement: Statement<{ readonly site: string }>,
-  { keys }: Sites,
+  { keys }: Pick<Sites, "keys">,
 ): Promise<string | undefined> {
   const { site } = statement.value;
   const path = join(keys, `${site}.pub`);
   const key = await readPublicKey(path).catch((error: unknown) => {
-    if (error instanceof Error && systemCode(error.cause) === "ENOENT") return undefined;
+    if (isMissing(error)) return undefined;
     throw error;
   });
   if (key === undefined || statement.signature === undefined) return undefined;
   return (await verifySignature(key, statement.signature, statement.message)).keyId;
+}
+
+/** What a request must be signed with: the key of a file, or that of its site in the folder of a build host. */
+export type RequestSigner = { readonly keyFile: string } | Pick<Sites, "keys">;
+
+const DAY_SECONDS = 86_400;
+/** After so long a site may well have had another bundle. */
+const OLD_DAYS = 30;
+
+/**
+ * Reads the request that a bundle is made or fetched for.
+ * @param signer undefined where no site's key is known
+ * @returns also what speaks against believing it
+ * @throws ZferryError `statement-malformed`, `signature-malformed`, `signature-invalid`, `format-unsupported`, `io-failed`; with a key
+ * that is named `signature-missing`
+ */
+export async function readRequest(
+  path: string,
+  signer: RequestSigner | undefined,
+  now: Date,
+): Promise<{ readonly request: SiteRequest; readonly warnings: readonly string[] }> {
+  const statement = parseRequest(await readStatementFile(path, "request"), path);
+  const { value: request, message, signature } = statement;
+  const warnings: string[] = [];
+  try {
+    if (signer !== undefined && "keyFile" in signer) {
+      if (signature === undefined) {
+        throw new ZferryError("signature-missing", `request ${path} of site ${request.site} is not signed`, {
+          details: { file: path, site: request.site },
+          hint: "a site signs what it says when its configuration names a key under [site]",
+        });
+      }
+      await verifySignature(await readPublicKey(signer.keyFile), signature, message);
+    } else if (signer === undefined || (await signedBySite(statement, signer)) === undefined) {
+      warnings.push(`${path} is not signed by a known key of site ${request.site}: anybody may have made it`);
+    }
+  } catch (error) {
+    throw ofFile(error, `request ${path}`);
+  }
+  const age = Math.floor(now.getTime() / 1000) - request.made;
+  const at = `${path} was made at ${formatTime(request.made)}`;
+  if (age > OLD_DAYS * DAY_SECONDS) {
+    warnings.push(
+      `${at}, ${Math.floor(age / DAY_SECONDS)} days ago: the site may have another release by now`,
+    );
+  } else if (age < -DAY_SECONDS) {
+    warnings.push(`${at}, which is yet to come: the site's clock is wrong, or this one`);
+  }
+  return { request, warnings };
 }
 
 /** Where a site's newest receipt is kept. */
@@ -76,7 +127,7 @@ export async function addReceipt(
   try {
     const place = placeOf(receipt.site, { sites });
     const before = await readSmallFile(place, "receipt", MAX_STATEMENT_BYTES).catch((error: unknown) => {
-      if (error instanceof Error && systemCode(error.cause) === "ENOENT") return undefined;
+      if (isMissing(error)) return undefined;
       throw error;
     });
     if (before !== undefined && !isLater(receipt, parseReceipt(before, place).value)) {

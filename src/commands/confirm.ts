@@ -1,14 +1,23 @@
 import type { Command } from "commander";
 import type { SiteConfig } from "../config.js";
+import { ZferryError } from "../errors.js";
 import { runPrivately } from "../install/live.js";
+import { pruneEnvironments, type RemovedEnvironment } from "../install/prune.js";
 import { confirmInstall } from "../install/rollback.js";
 import { openState } from "../install/state.js";
-import { confirmTrial, judgeRunning, runningTrial, type TrialStatus } from "../install/trial.js";
+import {
+  confirmTrial,
+  judgeRunning,
+  recordFailure,
+  runningTrial,
+  type TrialStatus,
+} from "../install/trial.js";
 import { changesBefore, type ChangesBefore } from "../install/trial-changes.js";
-import { asZferryError, formatTime, printable, type Environment } from "../report.js";
+import { asZferryError, formatBytes, formatTime, printable, type Environment } from "../report.js";
 import { reboot } from "../system/health.js";
 import { isPrivate } from "../system/private-mounts.js";
 import { readSiteConfig } from "../system/settings.js";
+import { stepsIn } from "./environments.js";
 
 interface ConfirmOptions {
   readonly config?: string;
@@ -26,7 +35,8 @@ export function define(command: Command, environment: () => Environment): void {
       "after",
       "\nExample:\n  bundle confirm\n\n" +
         "The snapshots that bundle rollback would go back to are let go, and the space that they keep can be freed.\n" +
-        "A boot environment that is on trial is kept. What bundle setup has at boot does it with --or-go-back.",
+        "A boot environment that is on trial is kept; of those that zferry made, what is more than keep of [boot-environment] is removed.\n" +
+        "What bundle setup has at boot does it with --or-go-back.",
     )
     .action((options: ConfirmOptions) => runConfirm(options, environment()));
 }
@@ -42,7 +52,9 @@ async function runConfirm(options: ConfirmOptions, env: Environment): Promise<vo
   const found =
     tried !== undefined && (await isOther(site, tried)) ? undefined : await confirmInstall(site, env.now);
   if (tried !== undefined) await confirmTrial(site);
-  const told = { site, found, tried, changed };
+  const isEnvironment = found?.installation.environment !== undefined;
+  const pruned = isEnvironment ? await prune(site, env) : { removed: [], warnings: [] };
+  const told = { site, found, tried, changed, pruned };
   await env.write(env.json ? asJson(told) : asText(told));
 }
 
@@ -56,6 +68,7 @@ async function passChecks(site: SiteConfig, env: Environment): Promise<boolean> 
     await reboot(env.signal);
     return false;
   }
+  await recordFailure({ site, now: env.now, signal: env.signal, step });
   if (env.json) await env.write(`${JSON.stringify({ outcome: "present", environment: null })}\n`);
   else await env.write("no boot environment that runs is on trial; nothing to do\n");
   return false;
@@ -84,18 +97,20 @@ interface Told {
   readonly found: Awaited<ReturnType<typeof confirmInstall>>;
   readonly tried: TrialStatus | undefined;
   readonly changed: ChangesBefore | undefined;
+  readonly pruned: Awaited<ReturnType<typeof prune>>;
 }
 
-function asJson({ site: { product }, found, tried, changed }: Told): string {
+function asJson({ site: { product }, found, tried, changed, pruned }: Told): string {
   const { release = null, confirmedAt = null } = found?.installation ?? {};
   const outcome = found?.isNew === true || tried !== undefined ? "confirmed" : "present";
   const environment = tried && { name: tried.name, dataset: tried.dataset, changed: changed ?? null };
-  return `${JSON.stringify({ outcome, product, release, confirmedAt, ...(environment && { environment }) })}\n`;
+  const told = { outcome, product, release, confirmedAt, ...(environment && { environment }), ...pruned };
+  return `${JSON.stringify(told)}\n`;
 }
 
 const SHOWN = 200;
 
-function asText({ site, found, tried, changed }: Told): string {
+function asText({ site, found, tried, changed, pruned }: Told): string {
   const { release, confirmedAt = 0 } = found?.installation ?? {};
   const what = `${site.product} release ${release?.name ?? ""} (${release?.sequence ?? 0})`;
   const lines: string[] = [];
@@ -105,6 +120,8 @@ function asText({ site, found, tried, changed }: Told): string {
     lines.push("no release is installed that could be rolled back; nothing to confirm");
   if (lines.length === 0)
     lines.push(`${what} was confirmed at ${formatTime(confirmedAt)}; nothing to confirm`);
+  for (const { name, frees } of pruned.removed)
+    lines.push(`  removed the boot environment ${name}, ${formatBytes(frees)} freed`);
   const { environment = "", paths = [] } = changed ?? {};
   if (paths.length > 0) {
     lines.push(`changed in ${environment} after this one was made from it, and not here: ${paths.length}`);
@@ -112,4 +129,19 @@ function asText({ site, found, tried, changed }: Told): string {
     if (paths.length > SHOWN) lines.push(`  and ${paths.length - SHOWN} more`);
   }
   return `${lines.map(printable).join("\n")}\n`;
+}
+
+/** Old environments may go now. Whatever keeps them, what was confirmed stays confirmed. */
+async function prune(
+  site: SiteConfig,
+  env: Environment,
+): Promise<{ removed: readonly RemovedEnvironment[]; warnings: readonly string[] }> {
+  try {
+    return { removed: (await pruneEnvironments(site, stepsIn(env))).removed, warnings: [] };
+  } catch (error) {
+    if (!(error instanceof ZferryError) || error.code === "interrupted") throw error;
+    const warning = `old boot environments are not removed: ${error.message}; bundle environments --prune goes on`;
+    if (!env.json) env.note(printable(`warning: ${warning}`));
+    return { removed: [], warnings: [warning] };
+  }
 }

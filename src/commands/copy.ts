@@ -8,7 +8,7 @@ import { ZferryError } from "../errors.js";
 import { formatBytes, printable, type Environment } from "../report.js";
 import type { OpenedFile } from "../system/bundle-file.js";
 import type { ReadBack } from "../system/medium.js";
-import { addSearchOption, openGiven, readTrust, repeatable, wholeNumber } from "./summary.js";
+import { addSearchOption, byteCount, openGiven, readTrust, repeatable } from "./summary.js";
 
 interface CopyOptions {
   readonly key?: readonly string[];
@@ -29,7 +29,7 @@ export function define(command: Command, environment: () => Environment): void {
     )
     .option(
       "--volume-size <bytes>",
-      "write volumes of this size (default: one file; on FAT volumes of 4095 MiB, if it has 4 GiB)",
+      "write volumes of this size, such as 700M (default: one file; on FAT volumes of 4095M, if it has 4 GiB)",
     )
     .option("--volumes <numbers>", "only these volumes, such as 4-5: the others go to other media")
     .addHelpText(
@@ -53,12 +53,7 @@ export async function runCopy(
       hint: "bundle copy --help shows how",
     });
   }
-  const volumeBytes = wholeNumber(
-    options.volumeSize,
-    "--volume-size",
-    VOLUME_LIMITS.volumeBytes,
-    Number.MAX_SAFE_INTEGER,
-  );
+  const volumeBytes = byteCount(options.volumeSize, "--volume-size", VOLUME_LIMITS.volumeBytes);
   const volumes = rangeOf(options.volumes);
   if (volumes !== undefined && files.length > 1) {
     throw new ZferryError("usage", "--volumes is of one bundle, and several are named");

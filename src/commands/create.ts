@@ -258,16 +258,11 @@ async function inputsFor(
   readonly enabled: ReadonlyMap<string, ReadonlySet<string>>;
   readonly receivable: NonNullable<PackOptions["receivable"]>;
 }> {
-  const { baseFor, parseRequest, requireReceivable } = await import("../carry/request.js");
-  const { readStatementFile, signedBySite } = await import("../carry/sites.js");
+  const { baseFor, requireReceivable } = await import("../carry/request.js");
+  const { readRequest } = await import("../carry/sites.js");
   const { describeReleases } = await import("../build/release.js");
-  const statement = parseRequest(await readStatementFile(path, "request"), path);
-  const { value: request } = statement;
-  if ((await signedBySite(statement, config.sites)) === undefined && !env.json) {
-    env.note(
-      `warning: ${path} is not signed by a known key of site ${request.site}: anybody may have made it`,
-    );
-  }
+  const { request, warnings } = await readRequest(path, config.sites, env.now());
+  if (!env.json) for (const warning of warnings) env.note(`warning: ${warning}`);
   const releases = await describeReleases(config);
   const target = wanted === undefined ? releases.at(-1) : releases.find(({ name }) => name === wanted);
   if (target === undefined) {

@@ -2,11 +2,13 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Command } from "commander";
-import { chooseChain, type Chain, type ChainStart } from "../carry/chain.js";
+import { CHAIN_HINT, chooseChain, type Chain, type ChainStart } from "../carry/chain.js";
 import { fetchBundle, fetchIndex, mirrorAt, startFrom, type FetchOptions } from "../carry/fetch.js";
 import { entryLink, type IndexEntry, type MirrorIndex } from "../carry/index-format.js";
+import type { SiteRequest } from "../carry/request.js";
 import { openSeenIndexes } from "../carry/seen.js";
-import type { Trust } from "../bundle/reader.js";
+import type { Trust, VerifiedBundle } from "../bundle/reader.js";
+import type { BuildConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { formatBytes, formatTime, printable, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
@@ -14,7 +16,8 @@ import { openHttp, parseUrl } from "../system/http.js";
 import { requireFolder } from "../system/files.js";
 import { processVariables, userStateFolder } from "../system/settings.js";
 import { usualThreads } from "../system/threads.js";
-import { readTrust, repeatable, wholeNumber } from "./summary.js";
+import { changeKeys, NO_KEYS, trustedKeys } from "../trust/keys.js";
+import { byteCount, readTrust, repeatable, wholeNumber, type GivenTrust } from "./summary.js";
 import { verifyWhole } from "./verify.js";
 
 interface FetchCommandOptions {
@@ -22,6 +25,7 @@ interface FetchCommandOptions {
   readonly config?: string;
   readonly from?: readonly string[];
   readonly for?: string;
+  readonly siteKey?: string;
   readonly full?: boolean;
   readonly to?: string;
   readonly output?: string;
@@ -47,6 +51,10 @@ export function define(command: Command, environment: () => Environment): void {
     )
     .option("--from <guid>", "the snapshot to start from; can be repeated, one for each stream", repeatable)
     .option("--for <file>", "a site's request, which says what it has")
+    .option(
+      "--site-key <file>",
+      "with --for: the site's public key, which must have signed it (default: as sites.keys of /etc/zferry/build.toml has it, if there)",
+    )
     .option("--full", "for a new site: start from nothing")
     .option("--to <release>", "the release to lead to (default: the newest)")
     .option("-o, --output <folder>", "where the bundles go (default: the working folder)")
@@ -85,15 +93,19 @@ export async function runFetch(
   const connections = wholeNumber(options.connections, "--connections", 1, CONNECTIONS.most);
   const retries = wholeNumber(options.retries, "--retries", 0, RETRIES.most);
   const timeoutSeconds = wholeNumber(options.timeout, "--timeout", 1, TIMEOUT.most) ?? TIMEOUT.usual;
-  const bytesPerSecond = rateOf(options.limitRate);
+  const bytesPerSecond = byteCount(options.limitRate, "--limit-rate", 1);
   const starts = [options.from, options.for, options.full].filter((each) => each !== undefined);
   if (starts.length > 1) throw new ZferryError("usage", "--from, --for and --full contradict each other");
+  if (options.siteKey !== undefined && options.for === undefined) {
+    throw new ZferryError("usage", "--site-key is of a request: it goes with --for");
+  }
   if (options.key !== undefined && starts.length === 0) {
     throw new ZferryError("usage", "with --key, --from, --for or --full must say what to start from");
   }
   const { output = "." } = options;
   requireFolder(output);
   const trust = await readTrust(options);
+  const request = options.for === undefined ? undefined : await requestFor(options.for, options, env);
   const client = await openHttp({
     caFile: options.caFile,
     bytesPerSecond,
@@ -121,13 +133,19 @@ export async function runFetch(
         { details: { found: index.product, expected: trust.product } },
       );
     }
-    const chain = await choose(index, options);
+    const chain =
+      request === undefined
+        ? choose(index, await startOf(index, options), options)
+        : chooseFor(request, options.for as string, index, options);
     const files: FetchedFile[] = [];
+    let trusted = trust;
     for (const { entry } of chain.links) {
       const file = join(output, entry.path);
       const isThere = existsSync(file);
-      if (isThere) await requireSame(file, entry, trust, env);
-      else await fetchBundle(entry, index.product, mirrors, file, trust, fetching);
+      const bundle = isThere
+        ? await requireSame(file, entry, trusted, env)
+        : await fetchBundle(entry, index.product, mirrors, file, trusted, fetching);
+      trusted = trustAfter(trusted, bundle);
       files.push({ file, bytes: entry.size, release: entry.release, fetched: !isThere });
       if (!env.json) await env.write(`${printable(file)}\n`);
       if (entry.expires !== undefined && entry.expires * 1000 < env.now().getTime())
@@ -158,15 +176,6 @@ interface FetchedFile {
   readonly fetched: boolean;
 }
 
-/** @throws ZferryError `usage` */
-function rateOf(text: string | undefined): number | undefined {
-  if (text === undefined) return undefined;
-  const [, digits = "", unit = ""] = /^([0-9]{1,9})([kKMG]?)$/.exec(text) ?? [];
-  const rate = Number(digits) * 1024 ** " kMG".indexOf(unit.replace("K", "k") || " ");
-  if (digits !== "" && rate > 0) return rate;
-  throw new ZferryError("usage", `--limit-rate: ${text} is not a number of bytes such as 500k or 2M`);
-}
-
 /** Where the indexes are remembered that were seen: a site's state, or the user's. */
 async function stateFolder({ key, config }: FetchCommandOptions): Promise<string> {
   if (key !== undefined) return userStateFolder();
@@ -176,20 +185,70 @@ async function stateFolder({ key, config }: FetchCommandOptions): Promise<string
 
 type EntryLink = ReturnType<typeof entryLink>;
 
-async function choose(index: MirrorIndex, options: FetchCommandOptions): Promise<Chain<EntryLink>> {
-  const links = index.bundles.map((entry) => entryLink(entry, index.product));
-  const { to, full } = options;
-  return chooseChain(links, await startOf(index, options), { to, full });
+const choose = (index: MirrorIndex, start: ChainStart, { to, full }: FetchCommandOptions): Chain<EntryLink> =>
+  chooseChain(
+    index.bundles.map((entry) => entryLink(entry, index.product)),
+    start,
+    { to, full },
+  );
+
+/** The request that bundles are fetched for, signed by its site as far as the site's key is known. */
+async function requestFor(
+  path: string,
+  { siteKey }: FetchCommandOptions,
+  env: Environment,
+): Promise<{ readonly request: SiteRequest; readonly start: ChainStart }> {
+  const { startOfRequest } = await import("../carry/request.js");
+  const { readRequest } = await import("../carry/sites.js");
+  const signer = siteKey === undefined ? await sitesOfThisHost() : { keyFile: siteKey };
+  const { request, warnings } = await readRequest(path, signer, env.now());
+  if (!env.json) for (const warning of warnings) env.note(`warning: ${warning}`);
+  return { request, start: startOfRequest(request) };
+}
+
+/** Where a build host has the keys of its sites; undefined elsewhere. */
+async function sitesOfThisHost(): Promise<BuildConfig["sites"] | undefined> {
+  const { readBuildConfig } = await import("../system/settings.js");
+  const config = await readBuildConfig().catch((error: unknown) => {
+    if (error instanceof ZferryError && error.code === "not-configured") return undefined;
+    throw error;
+  });
+  return config?.sites;
+}
+
+/** The bundles that another site needs; where there are none for it, why not. */
+function chooseFor(
+  { request, start }: { readonly request: SiteRequest; readonly start: ChainStart },
+  path: string,
+  index: MirrorIndex,
+  options: FetchCommandOptions,
+): Chain<EntryLink> {
+  const { site, product, streams } = request;
+  if (product !== index.product) {
+    throw new ZferryError(
+      "product-mismatch",
+      `site ${site} has product ${product}, the mirror is of ${index.product}`,
+      { details: { site, expected: product, found: index.product } },
+    );
+  }
+  try {
+    // A site that has nothing yet is a new one.
+    return choose(index, start, { ...options, full: streams.every(({ guids }) => guids.length === 0) });
+  } catch (error) {
+    if (!(error instanceof ZferryError)) throw error;
+    const { code, message, details, hint } = error;
+    // As the chain tells it to the site itself.
+    const about = message.replace(/^you have /, "it has ").replaceAll("this site", "it");
+    throw new ZferryError(code, `for site ${site}: ${about}`, {
+      details,
+      hint: hint?.replace(CHAIN_HINT, `have a bundle made for it: bundle create --for ${path}`),
+      cause: error,
+    });
+  }
 }
 
 async function startOf(index: MirrorIndex, options: FetchCommandOptions): Promise<ChainStart> {
   if (options.from !== undefined || options.full === true) return startFrom(index, options.from ?? []);
-  if (options.for !== undefined) {
-    const { parseRequest, startOfRequest } = await import("../carry/request.js");
-    const { readStatementFile } = await import("../carry/sites.js");
-    const bytes = await readStatementFile(options.for, "request");
-    return startOfRequest(parseRequest(bytes, options.for).value);
-  }
   const { readSiteConfig } = await import("../system/settings.js");
   const { readChainStart } = await import("../carry/site.js");
   const { openState } = await import("../install/state.js");
@@ -197,12 +256,26 @@ async function startOf(index: MirrorIndex, options: FetchCommandOptions): Promis
   return readChainStart(site, await openState(site.state).readState());
 }
 
+/** Whom a site believes once it has installed a bundle: what comes after it may be signed by the keys that it brings. */
+function trustAfter(trust: GivenTrust, { manifest: { keys: change } }: VerifiedBundle): GivenTrust {
+  const { folder = trust.keys, set = NO_KEYS } = trust;
+  if (change === undefined || change.counter <= set.counter) return trust;
+  const changed = changeKeys(set, change);
+  return { ...trust, keys: trustedKeys(folder, changed), folder, set: changed };
+}
+
 /** One that is there already counts if it is the one that the index names, whole. */
-async function requireSame(path: string, entry: IndexEntry, trust: Trust, env: Environment): Promise<void> {
+async function requireSame(
+  path: string,
+  entry: IndexEntry,
+  trust: Trust,
+  env: Environment,
+): Promise<VerifiedBundle> {
   const file = await openBundleFile(path, usualThreads());
   try {
-    const { identity } = await verifyWhole(file, trust, env);
-    if (identity === entry.identity) return;
+    const bundle = await verifyWhole(file, trust, env);
+    const { identity } = bundle;
+    if (identity === entry.identity) return bundle;
     throw new ZferryError("output-exists", `${path}: there is another bundle of this name already`, {
       details: { file: path, expected: entry.identity, found: identity },
       hint: "remove it, or name another folder with -o",

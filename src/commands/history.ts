@@ -68,10 +68,10 @@ function rowUnderWay(journal: Journal): string[] {
 function rowOf(installation: Told): string[] {
   const { release, startedAt, finishedAt, signers, confirmedAt, rolledBack, failed } = installation;
   const result =
-    rolledBack !== undefined
-      ? `rolled back at ${formatTime(rolledBack.finishedAt)}`
-      : failed !== undefined
-        ? `failed ${describeFailure(failed)}`
+    failed !== undefined
+      ? `failed ${describeFailure(failed)}`
+      : rolledBack !== undefined
+        ? `rolled back at ${formatTime(rolledBack.finishedAt)}`
         : confirmedAt !== undefined
           ? `confirmed at ${formatTime(confirmedAt)}`
           : "installed";

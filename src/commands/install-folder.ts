@@ -1,15 +1,16 @@
 import { VerifiedBundle } from "../bundle/reader.js";
 import { chooseChain, type Chain } from "../carry/chain.js";
 import { readBundleFolder, type FileLink, type LeftFile } from "../carry/folder.js";
-import { afterLink, readChainStart } from "../carry/site.js";
+import { afterDone, afterLink, readChainStart } from "../carry/site.js";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { finishInstall, needsBundle } from "../install/install.js";
 import { runMoved, runPrivately } from "../install/live.js";
 import { pending } from "../install/pending.js";
 import { checkRelease } from "../install/policy.js";
-import { openState, type Journal } from "../install/state.js";
-import { readSiteTrust } from "../install/trust.js";
+import type { ChainEnd } from "../install/environment-install.js";
+import { openState, type Journal, type SiteState } from "../install/state.js";
+import { keySetOf, readSiteTrust } from "../install/trust.js";
 import { readUnderWay } from "../install/under-way.js";
 import { formatBytes, printable, type Environment } from "../report.js";
 import { readSiteConfig } from "../system/settings.js";
@@ -32,6 +33,8 @@ import { checkWhole } from "./verify.js";
 interface Chosen extends Chain<FileLink> {
   /** What the site has: the name of its release. */
   readonly from: string;
+  /** Where they lead together, if they make one boot environment. */
+  readonly end: ChainEnd | undefined;
   readonly leftFiles: readonly LeftFile[];
 }
 
@@ -63,12 +66,13 @@ export async function runInstallFolder(
   await finishBegun(path, site, options, env, done);
   let chosen: Chosen;
   do {
-    chosen = await chooseFrom(path, site, options, env);
+    const begun = await readUnderWay(site);
+    chosen = await chooseFrom(path, site, options, env, begun);
     for (const each of chosen.leftFiles) left.set(each.file, each);
     tellLeft(chosen, env, told);
     if (!env.quiet && chosen.links.length > 0) env.note(describeChain(chosen));
     // Its keys may be what bundles after it are signed with, or are not believed any more.
-  } while (await installLinks(chosen.links, site, options, env, done));
+  } while (await installLinks(chosen, site, options, env, done));
 
   const outcome = done.length === 0 ? "present" : "installed";
   if (env.json) {
@@ -88,19 +92,18 @@ export async function runInstallFolder(
 
 /** @returns whether bundles are to be chosen anew, since one changed the site's keys */
 async function installLinks(
-  links: readonly FileLink[],
+  { links, end }: Pick<Chosen, "links" | "end">,
   site: SiteConfig,
   options: CommandOptions,
   env: Environment,
   done: Done[],
 ): Promise<boolean> {
-  requireOneStep(links, site);
   for (const [index, link] of links.entries()) {
     // Of what is only on the way it does not count that its time is over.
     const last = index === links.length - 1;
     const allowed = last ? options : { ...options, allowExpired: String(link.release.sequence) };
     try {
-      done.push(await installFile(link.file, site, allowed, env, link.id));
+      done.push(await installFile(link.file, site, allowed, env, { identity: link.id, chain: end }));
     } catch (error) {
       throw links.length > 1 && error instanceof ZferryError ? inChain(error, links, index) : error;
     }
@@ -110,27 +113,40 @@ async function installLinks(
 }
 
 /**
- * A boot environment is made from the one that runs, and the next one from it when it does.
- * @throws ZferryError `chain-missing`
+ * Where several bundles lead that make one boot environment; undefined of one, and of those that are installed one after the other.
+ * @param begun what is under way
+ * @throws ZferryError `chain-missing` where one of them changes the keys that those after it are signed with
  */
-function requireOneStep(links: readonly FileLink[], { install: { mode } }: SiteConfig): void {
-  const [first, second] = links;
-  if (mode === "in-place" || first === undefined || second === undefined) return;
+function endOf(
+  links: readonly FileLink[],
+  { install: { mode } }: SiteConfig,
+  state: SiteState | undefined,
+  begun: Journal | undefined,
+): ChainEnd | undefined {
+  const last = links.at(-1);
+  const known = chainOf(begun);
+  if (mode === "in-place" || last === undefined || (known === undefined && links.length === 1)) return known;
+  const { counter } = keySetOf(state);
+  const changing = links.slice(0, -1).find(({ keysCounter }) => keysCounter > counter);
+  if (changing === undefined) return known ?? { release: last.release.name, identity: last.id };
   throw new ZferryError(
     "chain-missing",
-    `${links.length} bundles lead to release ${links.at(-1)?.release.name ?? ""}, and a boot environment is made by one`,
+    `release ${changing.release.name} changes the trusted keys, and only counts once it is installed; it is not the last of ${links.length} bundles`,
     {
-      details: { bundles: links.map(({ file }) => file) },
-      hint: `bundle install ${first.file}, reboot, and the same for the next; or carry one that leads there at once`,
+      details: { bundles: links.map(({ file }) => file), release: changing.release.name },
+      hint: `install as far as that first: bundle install --to ${changing.release.name}; reboot, and the same for the rest`,
     },
   );
 }
+
+const chainOf = (begun: Journal | undefined) =>
+  begun?.operation === "install" ? begun.environment?.chain : undefined;
 
 /** Says where the site stands when a bundle of several cannot be installed. */
 function inChain(error: ZferryError, links: readonly FileLink[], index: number): ZferryError {
   const { file, release } = links[index] as FileLink;
   const before = links.slice(0, index).map((each) => each.release.name);
-  const stands = before.length === 0 ? "" : `; installed before it: ${before.join(", ")}`;
+  const stands = before.length === 0 ? "" : `; before it came ${before.join(", ")}`;
   const hint = error.hint?.replaceAll("bundle resolve FILE", `bundle resolve ${file}`);
   const goOn = "then the same command goes on from there";
   return new ZferryError(
@@ -156,10 +172,14 @@ async function finishBegun(
   const journal = await readUnderWay(site);
   if (journal === undefined) return;
   requireGoingForward(journal);
+  // The bundle itself is in the environment.
+  if (journal.phase === "linking") return;
   const { links } = await readBundleFolder(path, await readSiteTrust(site), options.search ?? [], env);
   const begun = links.find(({ id }) => id === journal.release.identity);
-  if (begun !== undefined) done.push(await installFile(begun.file, site, options, env, begun.id));
-  else if (await needsBundle(journal, site)) throw pending(journal, `and its bundle is not in ${path}`);
+  const chain = chainOf(journal);
+  if (begun !== undefined) {
+    done.push(await installFile(begun.file, site, options, env, { identity: begun.id, chain }));
+  } else if (await needsBundle(journal, site)) throw pending(journal, `and its bundle is not in ${path}`);
   else await finishInstall(workOf(site, env, options));
 }
 
@@ -183,20 +203,30 @@ async function chooseFrom(
   const { links, left } = await readBundleFolder(path, await readSiteTrust(site), options.search ?? [], env);
   const state = await openState(site.state).readState();
   try {
-    const first = links.find(({ id }) => id === begun?.release.identity);
-    if (begun !== undefined && first === undefined) {
+    const isIn = begun?.operation === "install" && begun.phase === "linking";
+    const first = isIn ? undefined : links.find(({ id }) => id === begun?.release.identity);
+    if (begun !== undefined && first === undefined && !isIn) {
       throw pending(begun, `and its bundle is not in ${path}`);
     }
-    const start = await readChainStart(site, state);
+    const has = await readChainStart(site, state);
+    const start = isIn ? afterDone(has, begun) : has;
     const from = start.installed?.name ?? "what this site has";
-    const rest = chooseChain(links, first === undefined ? start : afterLink(start, first), options);
+    const wanted = { ...options, to: chainOf(begun)?.release ?? options.to };
+    const rest = chooseChain(links, first === undefined ? start : afterLink(start, first), wanted);
     const chain = { ...rest, links: [...(first === undefined ? [] : [first]), ...rest.links] };
     const last = rest.links.at(-1);
     if (last !== undefined) {
       checkRelease(last, last.id, site.product, state, env.now(), exceptionsOf(options));
     }
     const foreign = chain.left.map(({ link, reason }) => ({ file: link.file, reason }));
-    return { ...chain, from, leftFiles: [...left, ...foreign] };
+    const end = endOf(chain.links, site, state, begun);
+    if (end !== undefined && chain.links.at(-1)?.id !== end.identity) {
+      throw pending(
+        begun as Journal,
+        `and the bundle of release ${end.release} that it was begun with is not in ${path}`,
+      );
+    }
+    return { ...chain, from, end, leftFiles: [...left, ...foreign] };
   } catch (error) {
     // What was left out may be what is missing.
     tellLeft({ leftFiles: left }, env);
@@ -243,7 +273,9 @@ async function planFolder(
     return env.write(`${env.json ? JSON.stringify(present) : printable(text)}\n`);
   }
   const onTheWay = { ...options, allowExpired: String(first.release.sequence) };
-  const done = await installFile(first.file, site, others.length > 0 ? onTheWay : options, env, first.id);
+  const chain = chosen.end;
+  const allowed = others.length > 0 ? onTheWay : options;
+  const done = await installFile(first.file, site, allowed, env, { identity: first.id, chain });
   for (const link of others) await checkFile(link, site, options, env);
 
   const { bytesPerSecond, assumed, seconds } = done.plan.time;
@@ -278,12 +310,16 @@ async function planFolder(
   await env.write(`${lines.map(printable).join("\n")}\n${asText(done, options)}`);
 }
 
-function describeRest(others: readonly FileLink[], { release, links }: Chosen): string[] {
+function describeRest(others: readonly FileLink[], { release, links, end }: Chosen): string[] {
   const previous = links.at(-2)?.release.name;
+  const back =
+    end === undefined
+      ? `bundle rollback leads from ${release.name} to ${previous}, and no further`
+      : "all are one boot environment, and bundle rollback leads back to the one that it is made from";
   const rest = others.map((link) => link.release.name).join(", ");
   return [
     `  each file was read and is whole; whether ${rest} meet conflicts or too little space, only their turn shows`,
-    `  afterwards bundle rollback leads from ${release.name} to ${previous}, and no further`,
+    `  afterwards ${back}`,
   ];
 }
 

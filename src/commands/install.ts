@@ -1,4 +1,5 @@
 import { existsSync, statSync } from "node:fs";
+import { dirname } from "node:path";
 import type { Command } from "commander";
 import { VerifiedBundle } from "../bundle/reader.js";
 import type { SiteConfig } from "../config.js";
@@ -7,12 +8,13 @@ import {
   finishInstall,
   installBundle,
   needsBundle,
+  placeInLine,
   planInstall,
-  requireNoOther,
   type Plan,
 } from "../install/install.js";
 import { dangerOf, faceDanger, runMoved, runPrivately } from "../install/live.js";
-import type { InstallJournal, Journal, NewEnvironment } from "../install/state.js";
+import type { ChainEnd } from "../install/environment-install.js";
+import { isOnTheWay, type InstallJournal, type Journal, type NewEnvironment } from "../install/state.js";
 import { readUnderWay } from "../install/under-way.js";
 import { showPath } from "../raw-path.js";
 import { pathOf, type PathName } from "../root/paths.js";
@@ -129,14 +131,14 @@ export interface Done {
 
 /**
  * Installs the bundle in a file, or plans to. The file is closed when this is done.
- * @param identity what the file had when it was chosen
+ * @param chosen the identity that the file had when it was chosen, and where the others lead that make one boot environment with it
  */
 export async function installFile(
   path: string,
   site: SiteConfig,
   options: CommandOptions,
   env: Environment,
-  identity?: string,
+  { identity, chain }: { readonly identity?: string; readonly chain?: ChainEnd | undefined } = {},
 ): Promise<Done> {
   const exceptions = exceptionsOf(options);
   const threads = threadsOf(options);
@@ -148,16 +150,16 @@ export async function installFile(
     work.step(`verifying ${path}`);
     const bundle = await VerifiedBundle.verify(file, trust);
     if (identity !== undefined) requireIdentity(bundle, identity);
-    const journal = await readUnderWay(site);
-    requireNoOther(bundle, journal);
+    const { journal } = placeInLine(bundle, await readUnderWay(site));
     // Of what is under way only the rest is read, each piece checked as it is used.
     if (journal === undefined) await checkWhole(bundle, env);
     const { commitDrift = false, replaceUntracked = false } = options;
     const judged = { trust, exceptions, commitDrift, replaceUntracked, warn: warnIn(env) };
-    const install = { ...work, ...judged, activate: options.activate === false ? false : undefined };
+    const install = { ...work, ...judged, activate: options.activate === false ? false : undefined, chain };
     const plan = options.dryRun ? await planInstall(bundle, install) : await installBundle(bundle, install);
     // For who reads the log: the result goes to who is still there to take it.
-    if (env.moved) work.step(`${RESULT}${outcome(plan, options)} release ${bundle.manifest.release.name}`);
+    if (env.moved)
+      work.step(`${RESULT}${outcome({ bundle, plan }, options)} release ${bundle.manifest.release.name}`);
     return { bundle, plan, dangers };
   } finally {
     env.progress.end();
@@ -206,6 +208,13 @@ async function runGoOn(options: CommandOptions, env: Environment): Promise<void>
   if (journal?.operation === "rollback" && !journal.undoing) {
     const { runRollback } = await import("./rollback.js");
     return runRollback(options, env);
+  }
+  if (journal?.operation === "install" && journal.environment?.chain && !journal.undoing) {
+    const [{ runInstallFolder }, bundle] = [
+      await import("./install-folder.js"),
+      await locateBundle(journal, site, env),
+    ];
+    return runInstallFolder(dirname(bundle), options, env);
   }
   if (journal?.operation === "install" && (await needsBundle(journal, site))) {
     return runInstall(await locateBundle(journal, site, env), options, env);
@@ -299,16 +308,25 @@ async function locateBundle(
   }
 }
 
-const outcome = (plan: Plan, options: CommandOptions): "present" | "planned" | "installed" => {
-  if (plan.present) return "present";
-  return options.dryRun ? "planned" : "installed";
-};
+function outcome(
+  done: Pick<Done, "bundle" | "plan">,
+  options: CommandOptions,
+): "present" | "planned" | "brought" | "installed" {
+  if (done.plan.present) return "present";
+  if (options.dryRun) return "planned";
+  return isBefore(done) ? "brought" : "installed";
+}
+
+/** Whether others come after it, into the same boot environment. */
+const isBefore = ({ bundle, plan: { environment } }: Pick<Done, "bundle" | "plan">): boolean =>
+  isOnTheWay({ environment, release: { ...bundle.manifest.release, identity: bundle.identity } });
 
 /** As `--json` prints it. */
-export function resultOf({ bundle, plan, dangers }: Done, options: CommandOptions): object {
+export function resultOf(done: Done, options: CommandOptions): object {
+  const { bundle, plan, dangers } = done;
   const { release, product } = bundle.manifest;
   return {
-    outcome: outcome(plan, options),
+    outcome: outcome(done, options),
     product,
     release: { ...release, identity: bundle.identity },
     streams: plan.streams.map(({ stream, dataset, base, received, taken, space }) => ({
@@ -346,7 +364,8 @@ export function resultOf({ bundle, plan, dangers }: Done, options: CommandOption
   };
 }
 
-export function asText({ bundle, plan }: Done, options: CommandOptions): string {
+export function asText(done: Done, options: CommandOptions): string {
+  const { bundle, plan } = done;
   const { release, product } = bundle.manifest;
   const { environment } = plan;
   const name = `${product} release ${release.name} (${release.sequence})`;
@@ -372,8 +391,10 @@ export function asText({ bundle, plan }: Done, options: CommandOptions): string 
   }
   if (plan.keys !== undefined) lines.push(`  keys: ${describeKeyChange(plan.keys)}`);
   if (options.dryRun) lines.push(`  time: ${describeTime(plan.time)}`);
-  if (environment !== null) lines.push(`  ${describeNext(environment)}`);
-  const title = options.dryRun ? `${name} would be installed; nothing was changed` : `installed ${name}`;
+  const isLast = !isBefore(done);
+  if (environment !== null && isLast) lines.push(`  ${describeNext(environment)}`);
+  const brought = isLast ? `installed ${name}` : `brought ${name} into ${where}`;
+  const title = options.dryRun ? `${name} would be installed; nothing was changed` : brought;
   return `${[title, ...lines].map(printable).join("\n")}\n`;
 }
 

@@ -9,9 +9,17 @@ import {
 import { INDEX_LIMITS } from "../carry/index-format.js";
 import { ZferryError } from "../errors.js";
 import { formatBytes, formatTime, printable, type Environment } from "../report.js";
+import type { OpenedFile } from "../system/bundle-file.js";
 import { readPublicKey, readSecretKey } from "../system/key-files.js";
 import { publicKeyOf } from "../trust/minisign.js";
-import { addThreadsOption, repeatable, threadsOf, wholeNumber } from "./summary.js";
+import {
+  addSearchOption,
+  addThreadsOption,
+  openGiven,
+  repeatable,
+  threadsOf,
+  wholeNumber,
+} from "./summary.js";
 
 interface MirrorCommandOptions {
   readonly key: string;
@@ -19,6 +27,8 @@ interface MirrorCommandOptions {
   readonly trust?: readonly string[];
   readonly expiresDays?: string;
   readonly threads?: string;
+  readonly verify?: boolean;
+  readonly search?: readonly string[];
 }
 
 const ACTIONS = ["add", "remove", "index"] as const;
@@ -28,7 +38,7 @@ const DEFAULT_EXPIRES_DAYS = 30;
 
 export function define(command: Command, environment: () => Environment): void {
   addThreadsOption(
-    command
+    addSearchOption(command)
       .addArgument(
         new Argument("<action>", "add FILE… DIR, remove RELEASE… DIR, or index DIR").choices(ACTIONS),
       )
@@ -43,7 +53,8 @@ export function define(command: Command, environment: () => Environment): void {
       .option(
         "--expires-days <days>",
         `how long clients believe the index (default: ${DEFAULT_EXPIRES_DAYS}, at most ${INDEX_LIMITS.indexDays})`,
-      ),
+      )
+      .option("--verify", "index: read every byte of every bundle, not only the heads of those that changed"),
   )
     .addHelpText(
       "after",
@@ -76,6 +87,9 @@ export async function runMirror(
       { hint: "bundle mirror --help shows how" },
     );
   }
+  if (options.verify === true && action !== "index") {
+    throw new ZferryError("usage", `--verify is for mirror index; mirror ${action} has none`);
+  }
   const expiresDays =
     wholeNumber(options.expiresDays, "--expires-days", 1, INDEX_LIMITS.indexDays) ?? DEFAULT_EXPIRES_DAYS;
   const threads = threadsOf(options);
@@ -86,8 +100,9 @@ export async function runMirror(
     trusted: [publicKeyOf(key, options.key), ...trust],
     expiresDays,
     threads,
+    verifyAll: options.verify === true,
   };
-  const changed = await change(action, folder, what, settings, env);
+  const changed = await change(action, folder, what, settings, options, env);
   const { index, added, removed } = changed;
   if (env.json) {
     const { product, counter, expires, bundles } = index;
@@ -102,16 +117,25 @@ export async function runMirror(
   await env.write(lines.map((line) => `${printable(line)}\n`).join(""));
 }
 
-function change(
+async function change(
   action: Action,
   folder: string,
   what: readonly string[],
   settings: MirrorOptions,
+  options: MirrorCommandOptions,
   env: Environment,
 ): Promise<ChangedMirror> {
   switch (action) {
-    case "add":
-      return addToMirror(folder, what, settings, env);
+    case "add": {
+      const files: OpenedFile[] = [];
+      try {
+        for (const path of what) files.push(await openGiven(path, options, env, settings.threads));
+        return await addToMirror(folder, files, settings, env);
+      } finally {
+        env.progress.end();
+        await Promise.all(files.map((file) => file.close()));
+      }
+    }
     case "remove":
       return removeFromMirror(folder, what, settings, env);
     case "index":

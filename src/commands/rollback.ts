@@ -1,5 +1,12 @@
 import type { Command } from "commander";
 import type { SiteConfig } from "../config.js";
+import { ZferryError } from "../errors.js";
+import {
+  environmentToLeave,
+  planEnvironmentRollback,
+  rollBackEnvironment,
+  type EnvironmentRollback,
+} from "../install/environment-rollback.js";
 import { runMoved } from "../install/live.js";
 import { planRollback, rollBack, streamsToRollBack, type Rollback } from "../install/rollback.js";
 import type { Loss } from "../install/state.js";
@@ -34,6 +41,7 @@ export function define(command: Command, environment: () => Environment): void {
       "after",
       "\nExample:\n  bundle rollback --plan\n\n" +
         "Both halves go back to what the newest install found; what the site changed in / since stays.\n" +
+        "Of a boot environment the one before boots next; the newest stays, and can be activated again.\n" +
         "After an interruption the same command goes on.",
     )
     .action((options: RollbackCommandOptions) => runRollback(options, environment()));
@@ -43,6 +51,7 @@ export function define(command: Command, environment: () => Environment): void {
 export async function runRollback(options: RollbackCommandOptions, env: Environment): Promise<void> {
   const site = await readSiteConfig(options.config);
   const dryRun = options.plan === true;
+  if ((await environmentToLeave(site)) !== undefined) return runLeave(site, options, env);
   if (options.live && !dryRun && (await runMoved(site, env, await streamsToRollBack(site)))) return;
   const dangers: string[] = [];
   const warnings: string[] = [];
@@ -72,6 +81,54 @@ export async function runRollback(options: RollbackCommandOptions, env: Environm
   } finally {
     env.progress.end();
   }
+}
+
+/** Of a boot environment. */
+async function runLeave(
+  site: SiteConfig,
+  { live, commitDrift, plan: dryRun = false, discard = false }: RollbackCommandOptions,
+  env: Environment,
+): Promise<void> {
+  if (live || commitDrift) {
+    throw new ZferryError(
+      "usage",
+      "--live and --commit-drift are of no use: a boot environment is left as it is",
+    );
+  }
+  const agree = async ({ installation: { environment }, to }: EnvironmentRollback): Promise<boolean> => {
+    if (discard) return true;
+    if (env.json) return false;
+    env.note(
+      printable(
+        `${environment.dataset} is running: what was written to its / stays there, and is not in ${to}`,
+      ),
+    );
+    return env.askToAgree("have that one boot next? yes or no:");
+  };
+  const done = dryRun ? await planEnvironmentRollback(site) : await rollBackEnvironment(site, env.now, agree);
+  const { installation, to, isRunning } = done;
+  const { release, environment } = installation;
+  if (env.json) {
+    const outcome = dryRun ? "planned" : "rolled-back";
+    const left = { dataset: environment.dataset, running: isRunning, next: to };
+    const told = {
+      outcome,
+      product: site.product,
+      release,
+      streams: [],
+      root: null,
+      environment: left,
+      warnings: [],
+    };
+    return env.write(`${JSON.stringify(told)}\n`);
+  }
+  const what = `${site.product} release ${release.name} (${release.sequence})`;
+  const lines = [
+    dryRun ? `${what} would be rolled back; nothing was changed` : `rolled back ${what}`,
+    `  boots next: ${to}`,
+    `  stays as it is: ${environment.dataset}${isRunning ? ", which runs until the reboot" : ""}`,
+  ];
+  await env.write(`${lines.map(printable).join("\n")}\n`);
 }
 
 const lossLines = (loss: Loss): string[] => describeLoss(loss).map((what) => `${loss.dataset}: ${what}`);

@@ -1,4 +1,4 @@
-import { basename } from "node:path";
+import { basename, dirname } from "node:path";
 import type { Command } from "commander";
 import { ZferryError } from "../errors.js";
 import type { SiteConfig } from "../config.js";
@@ -10,6 +10,7 @@ import {
   undoable,
   type Installation,
   type Journal,
+  type NewEnvironment,
   type Phase,
   type RollbackJournal,
   type SiteState,
@@ -160,7 +161,7 @@ function asText({ product, state, underWay, environment, trials }: Status): stri
       : describe(installation)),
     ...(environment === null ? [] : [`  ${describeEnvironment(environment)}`]),
     ...trials.flatMap(describeTrial),
-    ...(last === undefined || !isReversible(last) || underWay !== undefined
+    ...(last === undefined || (!isReversible(last) && environment === null) || underWay !== undefined
       ? []
       : ["  can be rolled back: bundle rollback; bundle confirm gives that up"]),
     ...(underWay === undefined ? ["under way: nothing"] : describeWay(underWay)),
@@ -200,6 +201,7 @@ const DOING: Record<Phase, string> = {
   receiving: "receiving",
   "rolling-back": "rolling back the datasets",
   writing: "writing the files of /",
+  linking: "waiting for the next bundle",
   finishing: "running the commands of the site",
   activating: "having it boot next",
   recording: "recording it as installed",
@@ -209,15 +211,22 @@ function describeWay({ journal, needed, streams }: UnderWay): string[] {
   if (journal.operation === "rollback") return describeRollback(journal);
   const { release, startedAt, phase, undoing, origin, environment } = journal;
   const what = `release ${release.name} (${release.sequence}), begun at ${formatTime(startedAt)}`;
-  const from = origin === null ? `, and the bundle of ${release.name}` : ` (from ${origin.file})`;
+  const where = environment?.chain === undefined ? origin?.file : origin && dirname(origin.file);
+  const from = where == null ? `, and the bundle of ${release.name}` : ` (from ${where})`;
   return [
     `under way: ${what}, ${undoing ? `being given up (${phase})` : DOING[phase]}`,
-    ...(environment === null ? [] : [`  boot environment: ${environment.dataset}`]),
+    ...(environment === null ? [] : [`  boot environment: ${describeMade(environment)}`]),
     ...streams.map((stream) => `  ${stream.role}: ${stream.dataset}, ${describeProgress(stream)}`),
     undoing
       ? "  goes on with: bundle abort"
       : `  goes on with: bundle install${needed ? from : ""}; gives it up: bundle abort`,
   ];
+}
+
+function describeMade({ dataset, chain }: NewEnvironment): string {
+  if (chain === undefined) return dataset;
+  const done = chain.done.map(({ release }) => release.name);
+  return `${dataset}, by several bundles up to release ${chain.release}${done.length === 0 ? "" : `; in it: ${done.join(", ")}`}`;
 }
 
 function describeRollback({ release, startedAt, phase, undoing }: RollbackJournal): string[] {

@@ -75,6 +75,21 @@ export function wholeNumber(
   throw new ZferryError("usage", `${option}: ${value} is not a whole number from ${least} to ${most}`);
 }
 
+/**
+ * An option's number of bytes, such as 500k, 4095M or 2G.
+ * @throws ZferryError `usage`
+ */
+export function byteCount(value: string | undefined, option: string, least: number): number | undefined {
+  if (value === undefined) return undefined;
+  const [, digits = "", unit = ""] = /^([0-9]{1,15})([kKMG]?)$/.exec(value) ?? [];
+  const bytes = Number(digits) * 1024 ** " kMG".indexOf(unit.replace("K", "k") || " ");
+  if (digits !== "" && bytes >= least && bytes <= Number.MAX_SAFE_INTEGER) return bytes;
+  throw new ZferryError(
+    "usage",
+    `${option}: ${value} is not a number of bytes such as 500k or 2M, from ${least} on`,
+  );
+}
+
 /** Adds the option that {@link threadsOf} reads. */
 export const addThreadsOption = (command: Command): Command =>
   command.option("-T, --threads <number>", "1 to 256 (default: one for each processor, up to 16)");
@@ -104,6 +119,9 @@ export const openGiven = (
     warn: (what) => env.note(`warning: ${what}`),
   });
 
+/** Of keys that are named, or a site's with what the site knows of them. */
+export type GivenTrust = Trust & Partial<Pick<SiteTrust, "product" | "folder" | "set">>;
+
 /**
  * The keys that are named, one of which is enough; or else the site's, with its product.
  * @throws ZferryError `usage` when both are given: the site's threshold would be passed over
@@ -111,7 +129,7 @@ export const openGiven = (
 export async function readTrust(options: {
   readonly key?: readonly string[];
   readonly config?: string;
-}): Promise<Trust & Partial<Pick<SiteTrust, "product">>> {
+}): Promise<GivenTrust> {
   if (options.key !== undefined) {
     if (options.config !== undefined) {
       throw new ZferryError("usage", "--key and --config: believe the keys that are named, or the site's");

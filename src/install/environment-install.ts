@@ -50,20 +50,27 @@ export const withContainer = (
   "boot-environment": { ...site["boot-environment"], container: parentOf(dataset) },
 });
 
+/** Where several bundles lead that make one environment. */
+export type ChainEnd = Pick<NonNullable<NewEnvironment["chain"]>, "release" | "identity">;
+
 /**
  * What a new environment is, before anything of it is made. Nothing is changed.
+ * @param end undefined where the bundle alone makes it
  * @throws ZferryError `not-configured`, `dataset-unsuitable`
  */
 export async function planEnvironment(
-  { manifest: { release } }: VerifiedBundle,
+  { manifest }: VerifiedBundle,
   site: SiteConfig,
+  end: ChainEnd | undefined,
 ): Promise<NewEnvironment> {
   const origin = rootDataset(site);
   const container = site["boot-environment"].container ?? parentOf(origin);
+  const name = end?.release ?? manifest.release.name;
   const known = {
-    dataset: `${container}/${release.name}`,
+    dataset: `${container}/${name}`,
     origin,
-    snapshot: `zferry-${release.name}`,
+    snapshot: `zferry-${name}`,
+    ...(end === undefined ? {} : { chain: { ...end, done: [] } }),
     activate: true,
     configured: site.streams,
   };
@@ -116,26 +123,30 @@ const taken = (name: string, what: "dataset" | "snapshot"): ZferryError =>
  * @param obstacles as for `planStreams`
  */
 export async function planStreamsBeside(
-  { manifest }: VerifiedBundle,
+  bundle: VerifiedBundle,
   site: SiteConfig,
   environment: NewEnvironment,
   begun: readonly InstalledStream[] | undefined,
   obstacles: Obstacles,
 ): Promise<StreamPlan[]> {
   const plans: StreamPlan[] = [];
+  const { manifest } = bundle;
   for (const stream of manifest.streams) {
     const home = await obstacles.unless(async () => homeOf(datasetOf(stream, site), environment));
     if (home === undefined) continue;
-    const base = await obstacles.unless(() => findBase(stream, home));
+    const known = [...(begun ?? []), ...streamsDone(environment)].find(
+      ({ role }) => role === stream.role,
+    )?.dataset;
+    const base = await obstacles.unless(() => findBase(stream, home, known));
     if (base === undefined) continue;
-    const known = begun?.find(({ role }) => role === stream.role)?.dataset;
     const dataset = known ?? nameBeside(base, stream, environment, plans);
     await obstacles.unless(async () => requireName(dataset));
     const found = { stream, dataset, base, later: [], ...(await progressOf(stream, dataset)) };
     const checked = found.received
       ? { space: null, warnings: [] }
       : await checkDataset(found, manifest, undefined, obstacles);
-    plans.push({ ...found, ...checked, properties: await propertiesOf(base) });
+    const properties = base.dataset === dataset ? {} : await propertiesOf(base, endOf(environment, bundle));
+    plans.push({ ...found, ...checked, properties });
   }
   return plans;
 }
@@ -148,7 +159,7 @@ function homeOf(configured: string, { dataset, origin }: NewEnvironment): string
 }
 
 /** An earlier environment's dataset lies beside the one that is configured. */
-async function findBase(stream: ManifestStream, home: string): Promise<Snapshot> {
+async function findBase(stream: ManifestStream, home: string, known: string | undefined): Promise<Snapshot> {
   const { base, role } = stream;
   if (base === undefined) {
     throw new ZferryError(
@@ -164,7 +175,8 @@ async function findBase(stream: ManifestStream, home: string): Promise<Snapshot>
     });
   }
   const found = await findSnapshots(parentOf(home), base.guid);
-  const snapshot = found.find(({ dataset }) => dataset === home) ?? found[0];
+  const inOrder = [known, home].map((wanted) => found.find(({ dataset }) => dataset === wanted));
+  const snapshot = inOrder.find((each) => each !== undefined) ?? found[0];
   if (snapshot !== undefined) return snapshot;
   throw baseMissing(stream, home, (await datasetExists(home)) ? await listSnapshots(home) : []);
 }
@@ -191,14 +203,28 @@ async function progressOf(
   return { received, taken: Number(pointOf(stream, token)?.bytes ?? 0) };
 }
 
-async function propertiesOf(base: Snapshot): Promise<PropertyValues> {
+async function propertiesOf(base: Snapshot, end: ChainEnd): Promise<PropertyValues> {
   const { readonly } = await ownProperties(base.dataset);
   return {
     origin: fullName(base),
     mountpoint: "legacy",
     ...(readonly === undefined ? {} : { readonly }),
+    ...marksOf(end),
   };
 }
+
+/** What the bundles before have received into an environment. */
+export const streamsDone = ({ chain }: NewEnvironment): InstalledStream[] =>
+  (chain?.done ?? []).flatMap(({ streams }) => streams);
+
+const endOf = ({ chain }: NewEnvironment, { identity, manifest }: VerifiedBundle): ChainEnd =>
+  chain ?? { release: manifest.release.name, identity };
+
+/** What tells that a dataset is zferry's own, and may be removed with its environment. */
+const marksOf = ({ release, identity }: ChainEnd): PropertyValues => ({
+  "zferry:release": release,
+  "zferry:identity": identity,
+});
 
 const FSTAB = "etc/fstab";
 
@@ -282,15 +308,18 @@ export async function makeClone({ environment, release }: Making): Promise<void>
     ...Object.fromEntries(kept),
     canmount: "noauto",
     mountpoint: mountpoint === "legacy" ? "legacy" : "/",
-    "zferry:release": release.name,
-    "zferry:identity": release.identity,
+    ...marksOf(marksIn({ environment, release })),
   });
 }
 
-async function requireOwn({ environment: { dataset }, release }: Making): Promise<void> {
-  if (await isOwn(dataset, release.identity)) return;
+async function requireOwn(making: Making): Promise<void> {
+  const { dataset } = making.environment;
+  if (await isOwn(dataset, marksIn(making).identity)) return;
   throw taken(dataset, "dataset");
 }
+
+const marksIn = ({ environment: { chain }, release }: Making): ChainEnd =>
+  chain ?? { release: release.name, identity: release.identity };
 
 async function isOwn(dataset: string, identity: string): Promise<boolean> {
   const [own] = await listProperties(dataset, ["zferry:identity"]);

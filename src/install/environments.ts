@@ -41,7 +41,7 @@ import {
 } from "./environment-rules.js";
 import { findHook, HOOK_WARNINGS } from "./boot-hooks.js";
 import { requireNothingPending } from "./pending.js";
-import { lockState, type NewEnvironment } from "./state.js";
+import { lockState, type NewEnvironment, type StateFolder } from "./state.js";
 import { describeFailure, readFailure, readTrial, type Trial, type TrialFailure } from "./trial-rules.js";
 import { readUnderWay } from "./under-way.js";
 
@@ -52,13 +52,17 @@ const PROPERTIES = [
   ...["org.zectl:bootloader", "org.zectl.systemdboot:efi"],
   ...["zferry:release", "zferry:identity", "zferry:previous", "zferry:activated"],
   ...["zferry:trial", "zferry:boots", "zferry:failed", "zferry:confirmed", "zferry:failing"],
+  "zferry:pruned",
 ] as const;
 type Properties = Described<(typeof PROPERTIES)[number]>["properties"];
 
 const MAX_FSTAB_BYTES = 1 << 20;
 
-/** `running`: what / is now; `next`: what boots next; `previous`: what ran when the running one was activated. */
-export type EnvironmentState = "running" | "next" | "previous";
+/**
+ * `running`: what / is now; `next`: what boots next; `previous`: what ran when the running one was activated; `leaving`: what is
+ * being removed.
+ */
+export type EnvironmentState = "running" | "next" | "previous" | "leaving";
 
 /** A file system that an environment has beside its root. */
 export interface EnvironmentDataset {
@@ -251,8 +255,11 @@ function statesOf(candidate: Candidate, { running, next, candidates }: Survey): 
     ...(candidate === now ? ["running" as const] : []),
     ...(candidate.dataset === next ? ["next" as const] : []),
     ...(isPrevious && candidate !== now ? ["previous" as const] : []),
+    ...(isLeaving(candidate) ? ["leaving" as const] : []),
   ];
 }
+
+const isLeaving = ({ properties }: Candidate): boolean => ownValue(properties["zferry:pruned"]) !== "";
 
 const asRoot = ({ dataset, mountpoint }: Candidate): ReadFileSystem => ({ dataset, path: "/", mountpoint });
 
@@ -313,10 +320,22 @@ export async function activateEnvironment(
   const folder = await lockState(site.state);
   try {
     requireNothingPending(await readUnderWay(site), "and what boots next stays until that is done");
-    return await makeNext(site, name, { force });
+    const activated = await makeNext(site, name, { force });
+    await takeForInstalled(activated.dataset, folder);
+    return activated;
   } finally {
     await folder.release();
   }
+}
+
+/** Forward again: the newest installation counts as it did before it was rolled back. */
+async function takeForInstalled(dataset: string, folder: StateFolder): Promise<void> {
+  const state = await folder.readState();
+  const { rolledBack, ...last } = state?.installations.at(-1) ?? {};
+  if (state === undefined || rolledBack === undefined || !("environment" in last)) return;
+  const { guid } = await getProperties(dataset, ["guid"]);
+  if (last.environment?.guid !== guid) return;
+  await folder.writeState({ ...state, installations: [...state.installations.slice(0, -1), last] });
 }
 
 /**
@@ -480,6 +499,12 @@ async function findFaults(candidate: Candidate, survey: Survey, force: boolean):
   const { loader } = survey.site["boot-environment"];
   const others = survey.below.filter((each) => each !== candidate && !isWithin(each, candidate));
   const faults = judgeProperties(loader, candidate, others);
+  if (isLeaving(candidate)) {
+    faults.push({
+      message: `${candidate.dataset} is being removed, and may lack datasets already`,
+      hint: `bundle environments --prune goes on with that; to keep it: zfs inherit zferry:pruned ${candidate.dataset}`,
+    });
+  }
   if (!isEnvironment(candidate)) return faults;
   const mounts = await openPrivateMounts();
   try {

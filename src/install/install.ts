@@ -19,7 +19,14 @@ import {
   requireStateUntracked,
   requireStateWritable,
 } from "./apart.js";
-import { planEnvironment, planFstab, planStreamsBeside, requireFree } from "./environment-install.js";
+import {
+  planEnvironment,
+  planFstab,
+  planStreamsBeside,
+  requireFree,
+  streamsDone,
+  type ChainEnd,
+} from "./environment-install.js";
 import { isAsPlanned, pending, placeOf, requireSameSite, withLock, withState } from "./pending.js";
 import {
   estimateTime,
@@ -35,6 +42,7 @@ import { resolveConflicts, type Resolved, type ResolveOptions } from "./resolve.
 import { rootOptions } from "./root-options.js";
 import {
   installed,
+  isOnTheWay,
   isRecorded,
   isWritten,
   openState,
@@ -46,9 +54,10 @@ import {
   type SiteState,
   type StateFolder,
 } from "./state.js";
-import { requireOneFileSystem, trackedPaths, withRootToPlan, type SiteRoot } from "./site-root.js";
+import { requireOneFileSystem, rootMount, trackedPaths, withRootToPlan, type SiteRoot } from "./site-root.js";
 import { carryOut, requireUndoable, undo, type Work } from "./steps.js";
 import { keySetOf, type SiteTrust } from "./trust.js";
+import { requireDataApart } from "./untracked-data.js";
 
 export interface InstallOptions {
   readonly site: SiteConfig;
@@ -69,12 +78,14 @@ export interface InstallOptions {
   readonly warn: (what: string) => void;
   /** Whether a boot environment that is made is to boot next; undefined: yes, or as the install was begun. */
   readonly activate: boolean | undefined;
+  /** Where the bundles lead that make one boot environment together; undefined of one that makes it alone. */
+  readonly chain?: ChainEnd | undefined;
 }
 
 /** What goes on without a bundle has nothing to judge. */
 export type GoOnOptions = Omit<
   InstallOptions,
-  "trust" | "exceptions" | "commitDrift" | "replaceUntracked" | "warn" | "activate"
+  "trust" | "exceptions" | "commitDrift" | "replaceUntracked" | "warn" | "activate" | "chain"
 >;
 
 export interface Plan {
@@ -181,6 +192,7 @@ async function phaseToGoOnFrom(
 export async function needsBundle(journal: Journal, site: SiteConfig): Promise<boolean> {
   if (journal.undoing || journal.operation === "rollback") return false;
   const { origin, phase, streams, root, environment } = journal;
+  if (isOnTheWay(journal)) return true;
   if (origin === null || phase === "holding" || phase === "preparing") return true;
   if (environment !== null && !isWritten(journal)) return true;
   for (const stream of streams) if (!(await isReceived(stream))) return true;
@@ -250,7 +262,7 @@ const originOf = (
  * @param journal of what is under way
  * @throws ZferryError `install-pending` when a bundle is not the one that leads it on
  */
-export function requireNoOther(
+function requireNoOther(
   bundle: VerifiedBundle,
   journal: Journal | undefined,
 ): asserts journal is InstallJournal | undefined {
@@ -266,6 +278,46 @@ export function requireNoOther(
   if (journal?.undoing) throw pending(journal, "and cannot be installed before that is done");
 }
 
+/** Where a bundle stands. */
+interface InLine {
+  /** Of an install of this bundle that is under way. */
+  readonly journal: InstallJournal | undefined;
+  /** The boot environment that it, or a bundle before it, is being brought into; null for none. */
+  readonly made: NewEnvironment | null;
+}
+
+/**
+ * @param begun what is under way
+ * @throws ZferryError `install-pending` when a bundle is not the one that leads that on, nor the next one of several
+ */
+export function placeInLine(bundle: VerifiedBundle, begun: Journal | undefined): InLine {
+  const isNext =
+    begun?.operation === "install" &&
+    begun.phase === "linking" &&
+    !begun.undoing &&
+    begun.release.identity !== bundle.identity;
+  if (isNext && begun.environment !== null) {
+    return { journal: undefined, made: withLink(begun, begun.environment) };
+  }
+  requireNoOther(bundle, begun);
+  return { journal: begun, made: begun?.environment ?? null };
+}
+
+function withLink({ release, startedAt, streams, root }: InstallJournal, environment: NewEnvironment) {
+  const { chain } = environment;
+  if (chain === undefined) return environment;
+  const link = { release, startedAt, streams, commit: root?.mergeCommit ?? null };
+  return { ...environment, chain: { ...chain, done: [...chain.done, link] } };
+}
+
+/** @throws ZferryError `install-pending` for one of several that is named alone, or leads elsewhere than they do */
+function requireSameEnd(begun: Journal | undefined, { chain: end }: InstallOptions): void {
+  const chain = begun?.operation === "install" ? begun.environment?.chain : undefined;
+  if (begun === undefined || chain?.identity === end?.identity) return;
+  if (chain === undefined) throw pending(begun, "which is made by its bundle alone");
+  throw pending(begun, `the first of several up to release ${chain.release} that are one boot environment`);
+}
+
 async function makePlan(
   bundle: VerifiedBundle,
   options: InstallOptions,
@@ -275,9 +327,10 @@ async function makePlan(
   const { site } = options;
   const state = await folder.readState();
   const found = await folder.readJournal();
-  const journal = found === undefined || isRecorded(state, found) ? undefined : found;
-  requireNoOther(bundle, journal);
-  if (journal !== undefined) requireSameSite(journal, site);
+  const begun = found === undefined || isRecorded(state, found) ? undefined : found;
+  const { journal, made } = placeInLine(bundle, begun);
+  requireSameEnd(begun, options);
+  if (begun !== undefined) requireSameSite(begun, site);
 
   const obstacles = new Obstacles();
   // An install that began is finished, though the bundle expired since.
@@ -294,11 +347,10 @@ async function makePlan(
   // What was installed in place stays so.
   const isOne = site.install.mode === "boot-environment" && !(isInstalled && last.environment === undefined);
   const environment =
-    isOne && !isThere
-      ? await obstacles.unless(() => environmentToMake(bundle, options, journal?.environment))
-      : null;
+    isOne && !isThere ? await obstacles.unless(() => environmentToMake(bundle, options, made)) : null;
   if (environment === undefined) obstacles.throwAny();
   const streams = isThere ? [] : await planAllStreams(bundle, options, environment, journal, obstacles);
+  if (environment != null && made === null) await obstacles.unless(() => requireDataApart(environment, site));
   const keys = await obstacles.unless(async () => planKeys(bundle, options, state));
   for (const warning of streams.flatMap(({ warnings }) => warnings)) options.warn(warning);
   const rootSpace: RootSpace[] = [];
@@ -337,13 +389,15 @@ const isStanding = async ({ dataset, guid }: NonNullable<Installation["environme
 /** @param begun what an install that is under way makes */
 async function environmentToMake(
   bundle: VerifiedBundle,
-  { site, activate }: Pick<InstallOptions, "site" | "activate">,
-  begun: NewEnvironment | null | undefined,
+  { site, activate, chain }: Pick<InstallOptions, "site" | "activate" | "chain">,
+  begun: NewEnvironment | null,
 ): Promise<NewEnvironment> {
-  const environment = begun ?? (await planEnvironment(bundle, site));
+  const environment = begun ?? (await planEnvironment(bundle, site, chain));
   const { dataset, origin, snapshot } = environment;
+  // What the bundles before made is not made again.
+  if (environment.chain?.done.length) await rootMount(environment);
   // What is there already, and not of this install, is not to be taken for the clone.
-  if (begun == null) await requireFree([dataset], { dataset: origin, name: snapshot });
+  if (begun === null) await requireFree([dataset], { dataset: origin, name: snapshot });
   await requireStateOutside(site, origin);
   return { ...environment, activate: activate ?? environment.activate };
 }
@@ -357,7 +411,9 @@ async function planAllStreams(
 ): Promise<StreamPlan[]> {
   if (environment == null) return planStreams(bundle, site, journal !== undefined, live, obstacles);
   const streams = await planStreamsBeside(bundle, site, environment, journal?.streams, obstacles);
-  if (journal === undefined) await obstacles.unless(() => requireFree(streams.map(({ dataset }) => dataset)));
+  const own = streamsDone(environment).map(({ dataset }) => dataset);
+  const others = streams.map(({ dataset }) => dataset).filter((dataset) => !own.includes(dataset));
+  if (journal === undefined) await obstacles.unless(() => requireFree(others));
   return streams;
 }
 
@@ -377,15 +433,15 @@ export async function resolveBundle(
   const { site, folder = join(site.state, "resolve"), chosen, tool } = options;
   return withLock(site, async (state, scratch) => {
     const [known, found] = [await state.readState(), await state.readJournal()];
-    const journal = found === undefined || isRecorded(known, found) ? undefined : found;
-    requireNoOther(bundle, journal);
+    const { journal, made } = placeInLine(
+      bundle,
+      found === undefined || isRecorded(known, found) ? undefined : found,
+    );
     if (journal !== undefined && isWritten(journal)) throw pending(journal, "and its conflicts are settled");
     if (journal === undefined)
       checkRelease(bundle.manifest, bundle.identity, site.product, known, options.now(), options.exceptions);
     const environment =
-      site.install.mode === "in-place"
-        ? null
-        : await environmentToMake(bundle, options, journal?.environment);
+      site.install.mode === "in-place" ? null : await environmentToMake(bundle, options, made);
     const resolved = await resolveConflicts({
       state: site.state,
       folder,

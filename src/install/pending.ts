@@ -11,6 +11,7 @@ import { requireAnswer } from "./plan.js";
 import {
   lockState,
   type InstalledStream,
+  type InstallJournal,
   type Journal,
   type NewEnvironment,
   type StateFolder,
@@ -108,12 +109,19 @@ export function pending(journal: Journal, why: string): ZferryError {
   const what = install
     ? `release ${release.name} (${release.sequence}) is being ${undoing ? "given up" : "installed"}`
     : `release ${release.name} (${release.sequence}) is being rolled back${undoing ? ", which is being given up" : ""}`;
-  const wayOn = install ? `, with the bundle of ${release.name}: bundle install FILE` : ": bundle rollback";
+  const wayOn = install ? wayOnOf(journal) : ": bundle rollback";
   const wayBack = install || journal.phase === "preparing" ? "; or give it up: bundle abort" : "";
   return new ZferryError("install-pending", `${what}, ${why}`, {
     details: { pending: release.name },
     hint: undoing ? "finish that first: bundle abort" : `finish it first${wayOn}${wayBack}`,
   });
+}
+
+function wayOnOf({ release, environment }: InstallJournal): string {
+  const chain = environment?.chain;
+  return chain === undefined
+    ? `, with the bundle of ${release.name}: bundle install FILE`
+    : `, with the bundles from ${release.name} to ${chain.release}: bundle install FOLDER`;
 }
 
 /** @throws ZferryError `install-pending` */

@@ -201,13 +201,16 @@ function requireInstallation(state: SiteState | undefined): Installation {
     throw impossible(
       `nothing can be rolled back: ${nameOf(last)} was, at ${formatTime(rolledBack.finishedAt)}, and what an earlier one goes back to was let go when it was installed`,
       details,
-      "forward again: bundle install FILE",
+      last.environment === undefined
+        ? "forward again: bundle install FILE"
+        : `forward again: bundle activate ${basename(last.environment.dataset)}`,
     );
   }
   if (confirmedAt !== undefined) {
     throw impossible(
       `nothing can be rolled back: ${nameOf(last)} was confirmed at ${formatTime(confirmedAt)}, and what it goes back to let go`,
       details,
+      last.environment && "bundle environments lists those before, and bundle activate has one boot next",
     );
   }
   if (last.environment !== undefined) {
@@ -215,7 +218,7 @@ function requireInstallation(state: SiteState | undefined): Installation {
     throw impossible(
       `${nameOf(last)} was installed as the boot environment ${dataset}, and the one before is as it was`,
       { ...details, dataset, previous },
-      `bundle activate ${basename(previous)}, and reboot`,
+      `bundle rollback has that boot next`,
     );
   }
   const full = streamWithoutBase(last);

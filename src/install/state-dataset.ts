@@ -42,6 +42,12 @@ export interface StateMove {
   readonly aside: string;
 }
 
+const ASIDE = ".before-";
+
+/** A pattern of paths of what is left aside by any such move. */
+export const asidePattern = ({ state }: Pick<SiteConfig, "state">): string =>
+  `${state.replace(/[\\*?[\]!]/g, "\\$&")}${ASIDE}*/`;
+
 /** Of a dataset that is being made: `copying`, or `copied` once it has all that the folder had. */
 const MARK = "zferry:state";
 /** Where it is mounted meanwhile. */
@@ -62,7 +68,7 @@ export async function planStateMove(site: SiteConfig): Promise<StateMove | undef
   const mark = (await datasetExists(dataset)) ? (await getProperties(dataset, [MARK]))[MARK] : undefined;
   const isOurs = mark === "copying" || mark === "copied";
   if (!isInside && !isOurs) return undefined;
-  const move = { path, dataset, aside: `${path}.before-${dataset.replaceAll("/", "-")}` };
+  const move = { path, dataset, aside: `${path}${ASIDE}${dataset.replaceAll("/", "-")}` };
   if (mark === undefined || isOurs) return move;
   throw new ZferryError("output-exists", `there is a dataset ${dataset} already, which is not the state's`, {
     details: { dataset, path },

@@ -159,6 +159,7 @@ export const PHASES = {
     "preparing",
     "receiving",
     "writing",
+    "linking",
     "finishing",
     "activating",
     "recording",
@@ -199,6 +200,16 @@ const underWayFields = {
   plan: v.nullable(sha256Hex),
 };
 
+/** A bundle that is in an environment, of several that make it. */
+const doneLink = table({
+  release: releaseSchema,
+  startedAt: seconds,
+  streams: v.array(installedStream),
+  /** The site's commit of `/`; null without a root half. */
+  commit: v.nullable(v.string()),
+});
+export type DoneLink = v.InferOutput<typeof doneLink>;
+
 /** A boot environment that is being made. */
 const environmentSchema = table({
   dataset: datasetName,
@@ -211,6 +222,8 @@ const environmentSchema = table({
   activate: v.boolean(),
   /** The datasets of the roles as they were configured. */
   configured: record(roleName, datasetName),
+  /** Of several bundles: where the last one leads, and those before the one that is under way; absent of one bundle. */
+  chain: v.optional(table({ release: releaseName, identity: sha256Hex, done: v.array(doneLink) })),
 });
 export type NewEnvironment = v.InferOutput<typeof environmentSchema>;
 
@@ -278,9 +291,25 @@ export type InstallJournal = Omit<v.InferOutput<typeof installSchema>, "version"
 export type RollbackJournal = Omit<v.InferOutput<typeof rollbackSchema>, "version" | "plan"> & WithRoot;
 export type Journal = InstallJournal | RollbackJournal;
 
+/** Whether bundles come after the one that is under way, into the same environment. */
+export const isOnTheWay = ({
+  environment,
+  release,
+}: Pick<InstallJournal, "environment" | "release">): boolean =>
+  environment?.chain !== undefined && environment.chain.identity !== release.identity;
+
+/** The bundles that are in the environment already. */
+export const doneLinks = ({ environment }: Pick<InstallJournal, "environment">): readonly DoneLink[] =>
+  environment?.chain?.done ?? [];
+
 /** The steps of an install that is under way, in their order. */
-export const phasesOf = ({ environment }: InstallJournal): readonly InstallJournal["phase"][] =>
-  environment === null ? PHASES.install : PHASES.environment;
+export function phasesOf(journal: InstallJournal): readonly InstallJournal["phase"][] {
+  if (journal.environment === null) return PHASES.install;
+  const phases: readonly InstallJournal["phase"][] = PHASES.environment;
+  return isOnTheWay(journal)
+    ? phases.slice(0, phases.indexOf("linking") + 1)
+    : phases.filter((phase) => phase !== "linking");
+}
 
 const UNWRITTEN: readonly Phase[] = ["holding", "cloning", "preparing", "receiving", "rolling-back"];
 
@@ -295,8 +324,12 @@ export function isRecorded(state: SiteState | undefined, journal: Journal): bool
   if (last?.release.identity !== journal.release.identity) return false;
   if (journal.operation === "rollback") return last.rolledBack?.startedAt === journal.startedAt;
   // The same release may be installed again, after a rollback.
-  return last.rolledBack === undefined && last.startedAt === journal.startedAt;
+  return last.rolledBack === undefined && last.startedAt === beganAt(journal);
 }
+
+/** When the first of its bundles was begun. */
+export const beganAt = (journal: Journal): number =>
+  (journal.operation === "install" ? doneLinks(journal)[0]?.startedAt : undefined) ?? journal.startedAt;
 
 /** A site's state folder, which one process at a time may change. */
 export interface StateFolder {

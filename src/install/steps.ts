@@ -15,13 +15,22 @@ import { parseResumeToken } from "../stream/resume-token.js";
 import { ownMounts } from "../system/mounts.js";
 import { datasetExists, getProperties, holdSnapshots, releaseSnapshot } from "../system/zfs.js";
 import { changeKeys } from "../trust/keys.js";
-import { finishEnvironment, makeClone, removeClone, runAfter, withContainer } from "./environment-install.js";
+import {
+  finishEnvironment,
+  makeClone,
+  removeClone,
+  runAfter,
+  streamsDone,
+  withContainer,
+} from "./environment-install.js";
 import { restoreNext } from "./environments.js";
 import { requireUnused, type Live, type StreamPlan } from "./plan.js";
 import { discardPartial, isReceived, receiveStream, tokenOf, type ReceiveOptions } from "./receive.js";
 import { siteRoot, withRoot } from "./site-root.js";
 import {
   baseOf,
+  beganAt,
+  doneLinks,
   emptyState,
   installed,
   isRecorded,
@@ -126,22 +135,51 @@ const inEnvironment =
     if (environment !== null) await use({ ...journal, environment }, work);
   };
 
+/** The streams of the first bundle that has each role: what they start from is the site's. */
+function firstStreams(journal: InstallJournal): InstalledStream[] {
+  const first = new Map<string, InstalledStream>();
+  for (const { streams } of [...doneLinks(journal), journal]) {
+    for (const stream of streams) if (!first.has(stream.role)) first.set(stream.role, stream);
+  }
+  return [...first.values()];
+}
+
+/** What all bundles together received: from where the first one starts to where the last one ends. */
+const allStreams = (journal: InstallJournal): InstalledStream[] =>
+  firstStreams(journal).map((first) => {
+    const all = [...doneLinks(journal), journal].flatMap(({ streams }) =>
+      streams.filter(({ role }) => role === first.role),
+    );
+    const rawBytes = all.reduce((sum, stream) => sum + (stream.rawBytes ?? 0), 0);
+    return { ...first, target: all.at(-1)?.target ?? first.target, ...(rawBytes === 0 ? {} : { rawBytes }) };
+  });
+
 const INSTALL: Steps<InstallJournal> = {
   holding: {
-    async do({ streams }) {
-      for (const base of streams.map(baseOf)) {
+    async do(journal) {
+      // What the bundles before made needs no hold.
+      if (doneLinks(journal).length > 0) return;
+      for (const base of journal.streams.map(baseOf)) {
         if (base !== undefined) await holdSnapshots(HOLD_TAG, [base]);
       }
     },
-    undo: ({ streams }, { state }) => releaseBases(streams, undoable(state)?.streams),
+    undo: (journal, { state }) => releaseBases(firstStreams(journal), undoable(state)?.streams),
   },
 
   cloning: {
     do: inEnvironment(async (journal, { step }) => {
+      if (doneLinks(journal).length > 0) return;
       step(`cloning ${journal.environment.origin} to ${journal.environment.dataset}`);
       await makeClone(journal);
     }),
-    undo: inEnvironment(removeClone),
+    undo: inEnvironment(async (journal, options) => {
+      for (const stream of streamsDone(journal.environment).toReversed()) {
+        if (!(await isReceived(stream))) continue;
+        options.step(`taking ${stream.dataset} back to what it was`);
+        await takeBack(await findWayBack(stream));
+      }
+      await removeClone(journal, options);
+    }),
   },
 
   preparing,
@@ -166,9 +204,12 @@ const INSTALL: Steps<InstallJournal> = {
 
   writing,
 
+  // The next bundle goes on from here.
+  linking: { do: nothing, undo: nothing },
+
   finishing: {
-    do: inEnvironment(({ environment, streams }, { site, step }) =>
-      runAfter(environment, streams, site, step),
+    do: inEnvironment((journal, { site, step }) =>
+      runAfter(journal.environment, allStreams(journal), site, step),
     ),
     undo: nothing,
   },
@@ -363,6 +404,7 @@ async function describeReceived(journal: InstallJournal): Promise<string | undef
     if (received) found.push(`${role} is received`);
     else if (taken > 0) found.push(`${formatBytes(taken)}${of} of ${role} are received`);
   }
+  for (const { release } of doneLinks(journal)) found.unshift(`release ${release.name} is in it`);
   if (environmentOf(journal) !== null) return found.length === 0 ? undefined : found.join(", ");
   // A bundle may have no stream that was left to be received.
   if (found.length === 0 && isWritten(journal)) return "/ may be written in part";
@@ -475,7 +517,8 @@ async function requireRollback(stream: InstalledStream, live: Live | undefined):
 
 /** The release counts as installed from here on. The key change is a part of it: both are written at once. */
 async function record(journal: InstallJournal, work: Work): Promise<void> {
-  const { release, startedAt, streams, origin, root, environment } = journal;
+  const { release, origin, root, environment } = journal;
+  const streams = allStreams(journal);
   const { folder, site, now, state } = work;
   if (origin === null) throw new RangeError("an install is recorded whose bundle is not known");
   const set = keySetOf(state);
@@ -489,11 +532,12 @@ async function record(journal: InstallJournal, work: Work): Promise<void> {
       {
         release,
         created: origin.created,
-        startedAt,
+        startedAt: beganAt(journal),
         finishedAt: Math.floor(now().getTime() / 1000),
         signers: origin.signers,
         streams,
-        commit: root?.mergeCommit ?? null,
+        commit:
+          root?.mergeCommit ?? doneLinks(journal).findLast(({ commit }) => commit !== null)?.commit ?? null,
         // There, going back is to boot another one.
         plan: environment === null ? folder.keepPlan(root) : null,
         ...(environment === null ? {} : { environment: await describeEnvironment(environment) }),
@@ -520,7 +564,7 @@ export async function finishRecorded(folder: StateFolder): Promise<Journal | und
   if (journal.operation === "rollback") await releaseBases(journal.streams);
   else {
     const before = state && { ...state, installations: state.installations.slice(0, -1) };
-    await releaseBases(installed(before)?.streams ?? [], journal.streams);
+    await releaseBases(installed(before)?.streams ?? [], state?.installations.at(-1)?.streams);
   }
   await folder.removeJournal();
   return journal;

@@ -7,12 +7,14 @@ import { failedServices, isUp, readUptime } from "../system/health.js";
 import { run } from "../system/process.js";
 import { dropProperties, setProperties, setProperty } from "../system/zfs.js";
 import { HOOK_MARK } from "./boot-hooks.js";
+import { environmentToLeave, planEnvironmentRollback, rollBackEnvironment } from "./environment-rollback.js";
 import {
   activate,
   endTrial,
   isOwnGuid,
   look,
   ownValue,
+  readStanding,
   runningOf,
   tellTrial,
   type Candidate,
@@ -223,4 +225,26 @@ async function goBack(tried: Tried, reason: string, { now, step }: TrialOptions)
   // Last: until then the next boot goes back too.
   await endTrial(environment);
   return previous.name;
+}
+
+/**
+ * Where the newest installation is the environment that failed, and the one before it runs: records it as rolled back, when the system
+ * is up. Nothing else changes: what boots next is the one that runs already.
+ * @throws ZferryError as `rollBackEnvironment`; nothing is lost by it: `bundle rollback` does the same
+ */
+export async function recordFailure({ site, now, signal, step }: TrialOptions): Promise<void> {
+  const failed = (await listTrials(site)).filter((each) => each.failed !== undefined && !each.running);
+  if (failed.length === 0) return;
+  // Until then the state folder may not be mounted.
+  while (!(await isUp())) {
+    if (readUptime() >= site["boot-environment"].deadline) return;
+    await sleep(AGAIN_MS, undefined, { signal });
+  }
+  const left = await environmentToLeave(site);
+  const tried = failed.find(({ guid }) => guid === left?.environment.guid);
+  if (left === undefined || tried === undefined) return;
+  const { isRunning, to } = await planEnvironmentRollback(site);
+  if (isRunning || (await readStanding(site)).next !== to) return;
+  step(`${tried.name} failed: recording release ${left.release.name} as rolled back`);
+  await rollBackEnvironment(site, now, async () => false);
 }

@@ -155,7 +155,7 @@ export async function attributeMerger(
     if (permissions !== undefined && isRight(permissions)) return { ...found, permissions };
     if (settling.isMade(path)) return { ...found, permissions: withMode(found.permissions, mode) };
     const sides = { base: before, ours: live?.attributes ?? null, theirs: after };
-    const difference = `${describeDifference("permissions", sides, words)}, and git has it as ${mode}`;
+    const difference = describeDifference("permissions", sides, words);
     const chosen =
       live && settling.attributes({ path, ...sides, ours: live.attributes, differences: [difference] });
     if (live === null || chosen === undefined || chosen === null) {

@@ -29,6 +29,7 @@ const REASONS: Record<string, string> = {
   ENOTDIR: "a folder in its path is no folder",
   EEXIST: "there is something already",
   EISDIR: "it is a folder",
+  ELOOP: "it is a symbolic link",
   EACCES: "permission denied",
   EPERM: "not permitted",
   EROFS: "the file system is read-only",
@@ -55,6 +56,7 @@ const HINTS: Record<string, string> = {
   EROFS: "mount it for writing, such as: mount -o remount,rw $(findmnt -no TARGET -T FOLDER)",
   ENOSPC: "free space there",
   EDQUOT: "free space there, or raise the quota",
+  EFBIG: "write it to a disk that takes such files: bundle copy then writes volumes",
 };
 
 /**
@@ -74,7 +76,10 @@ export function requireFileName(path: string, option: string): void {
  */
 export function requireFolder(path: string): void {
   if (fs.statSync(path, { throwIfNoEntry: false })?.isDirectory() === true) return;
-  throw new ZferryError("io-failed", `${path}: there is no such folder`, { details: { path } });
+  throw new ZferryError("io-failed", `${path}: there is no such folder`, {
+    details: { path },
+    hint: "make it first, or name another one",
+  });
 }
 
 /** Runs `use`; its system calls fail as {@link mapSystemError} has it. */

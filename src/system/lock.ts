@@ -6,6 +6,13 @@ import { mapSystemError } from "./files.js";
 
 const { O_APPEND, O_CREAT, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_WRONLY } = constants;
 
+/** What is said where another process has the lock, after so many seconds of waiting for it, or at once. */
+interface Busy {
+  readonly message: string;
+  readonly hint: string;
+  readonly waitSeconds?: number;
+}
+
 /**
  * Takes an exclusive lock on a file, which it makes where there is none. The kernel takes the lock back when this process
  * ends, however it ends.
@@ -13,7 +20,7 @@ const { O_APPEND, O_CREAT, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_WRON
  */
 export async function acquireLock(
   path: string,
-  busy = {
+  busy: Busy = {
     message: `${path} is locked: another install, or abort, is running on this site`,
     hint: "wait for it to end; bundle status shows it",
   },
@@ -57,8 +64,9 @@ export async function lockFolder(path: string): Promise<() => Promise<void>> {
  * file description that it inherits, and that stays with us.
  * @throws ZferryError `site-busy` with what `busy` says
  */
-export function lockDescriptor(fd: number, path: string, busy: { message: string; hint: string }): void {
-  const { status, error, stderr } = spawnSync("flock", ["--exclusive", "--nonblock", "3"], {
+export function lockDescriptor(fd: number, path: string, busy: Busy): void {
+  const wait = busy.waitSeconds === undefined ? ["--nonblock"] : ["--timeout", String(busy.waitSeconds)];
+  const { status, error, stderr } = spawnSync("flock", ["--exclusive", ...wait, "3"], {
     stdio: ["ignore", "ignore", "pipe", fd],
     encoding: "utf8",
   });

@@ -1,7 +1,7 @@
 import { constants, type Stats } from "node:fs";
 import { chmod, lstat, open, rename, rm, stat, statfs, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { ZferryError } from "../errors.js";
+import { systemCode, ZferryError } from "../errors.js";
 import { syncingEarly, writeAll } from "./bundle-file.js";
 import { mapSystemError, syncPath } from "./files.js";
 import { lockDescriptor } from "./lock.js";
@@ -153,10 +153,16 @@ export async function openPartial(path: string): Promise<PartialFile> {
     try {
       return await work();
     } catch (error) {
+      // Nothing can go on with it, and it takes the room of the volumes.
+      if (systemCode(error) === "EFBIG") await removePartial(path);
       throw goingOn(mapSystemError(error, path));
     }
   };
-  const handle = await told(() => open(partial, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0o644));
+  const handle = await open(partial, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0o644).catch(
+    (error: unknown) => {
+      throw isInTheWay(error) ? mapSystemError(error, partial) : goingOn(mapSystemError(error, path));
+    },
+  );
   try {
     const found = await handle.stat();
     if (!found.isFile()) {
@@ -192,9 +198,17 @@ export async function openPartial(path: string): Promise<PartialFile> {
   }
 }
 
+/** No copy left it: it has to be removed. */
+const isInTheWay = (error: unknown): boolean => ["ELOOP", "EISDIR"].includes(systemCode(error) ?? "");
+
 function goingOn(error: unknown): unknown {
   if (!(error instanceof ZferryError)) return error;
   const { code, message, details, hint } = error;
+  if (details["reason"] === "EFBIG") {
+    // Such as FAT through a driver outside the kernel, which does not say that it is FAT.
+    const volumes = "it takes no file of this size: --volume-size 4095M writes volumes";
+    return new ZferryError(code, message, { details, hint: volumes, cause: error });
+  }
   const again = "run the same command again: it goes on where it stopped";
   return new ZferryError(code, message, {
     details,

@@ -1,5 +1,5 @@
 import { constants } from "node:fs";
-import { lstat, open, rename, statfs, type FileHandle } from "node:fs/promises";
+import { lstat, open, rename, rm, statfs, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import type { ByteSource } from "../bundle/members.js";
 import { ZferryError } from "../errors.js";
@@ -17,7 +17,7 @@ export interface PartFile extends ByteSource {
   dataEnd(from: number, to: number): Promise<number>;
   /** Brings all of it to the disk, and gives it its name. */
   finish(): Promise<void>;
-  /** Leaves the part where it is, if it was not finished. */
+  /** Leaves the part where it is, if it was not finished and has something. */
   close(): Promise<void>;
 }
 
@@ -31,15 +31,22 @@ export const partOf = (path: string): string => join(dirname(path), `.${basename
  */
 export async function openPartFile(path: string, size: number): Promise<PartFile> {
   const part = partOf(path);
-  const guarded = async <Value>(work: () => Promise<Value>): Promise<Value> => {
+  const guarded = async <Value>(work: () => Promise<Value>, what = path): Promise<Value> => {
     try {
       return await work();
     } catch (error) {
-      throw mapSystemError(error, path);
+      throw mapSystemError(error, what);
     }
   };
   const { O_CREAT, O_NOFOLLOW, O_NONBLOCK, O_RDWR } = constants;
-  const file = await guarded(() => open(part, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0o644));
+  const flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK;
+  const file = await guarded(() => open(part, flags, 0o644), part);
+  let isOurs = false;
+  const close = async (): Promise<void> => {
+    // While it is locked: nobody else has it.
+    if (isOurs && (await file.stat()).size === 0) await rm(part, { force: true });
+    await file.close();
+  };
   try {
     const stat = await file.stat();
     if (!stat.isFile()) {
@@ -49,10 +56,11 @@ export async function openPartFile(path: string, size: number): Promise<PartFile
       message: `${part} is locked: another process is downloading it`,
       hint: "wait for it to end",
     });
+    isOurs = true;
     if (stat.size > size) await guarded(() => file.truncate(size));
     await requireSpace(part, size - Math.min(size, stat.blocks * 512));
   } catch (error) {
-    await file.close();
+    await close();
     throw error;
   }
   const read = async (offset: number, length: number): Promise<Buffer> => {
@@ -92,7 +100,7 @@ export async function openPartFile(path: string, size: number): Promise<PartFile
       await guarded(() => rename(part, path));
       syncPath(dirname(path));
     },
-    close: () => file.close(),
+    close,
   };
 }
 

@@ -144,15 +144,18 @@ export const isPrivate = (): boolean => ![undefined, ownNamespace()].includes(pr
 
 /**
  * Starts this program again with its arguments, at the same terminal, in a mount namespace of its own, and passes signals on to it
- * until it ends. All that it mounts goes with it, however it ends.
+ * until it ends. All that it mounts goes with it, however it ends, and it ends with this process, however that ends.
  * @throws ZferryError `not-permitted`, `not-configured`
  */
 export async function restartPrivately(): Promise<{ readonly status: number } | { readonly signal: string }> {
-  const unshare = ["--mount", "--propagation", "slave"];
-  const refused = await run("unshare", [...unshare, "true"]);
-  if (refused.status !== 0) throw noNamespace(refused.stderr);
+  const unshare = ["unshare", "--mount", "--propagation", "slave", "--"];
+  // Without it a kill of this process would leave the other at work, unseen.
+  const bound = ["setpriv", "--pdeathsig", "KILL", "--", ...unshare];
+  const [file = "", ...args] = (await refusalOf(bound)) === undefined ? bound : unshare;
+  const refused = file === "unshare" ? await refusalOf(unshare) : undefined;
+  if (refused !== undefined) throw noNamespace(refused);
   const program = [process.execPath, ...process.execArgv, ...process.argv.slice(1)];
-  const child = spawn("unshare", [...unshare, "--", ...program], {
+  const child = spawn(file, [...args, ...program], {
     stdio: "inherit",
     env: { ...process.env, [LEFT]: ownNamespace() },
   });
@@ -164,6 +167,17 @@ export async function restartPrivately(): Promise<{ readonly status: number } | 
     return signal === null ? { status: status ?? 0 } : { signal };
   } finally {
     for (const name of signals) process.off(name, pass);
+  }
+}
+
+/** What is said against running programs by way of a command; undefined for nothing. */
+async function refusalOf([file = "", ...args]: readonly string[]): Promise<string | undefined> {
+  try {
+    const { status, stderr } = await run(file, [...args, "true"]);
+    return status === 0 ? undefined : stderr;
+  } catch (error) {
+    if (error instanceof ZferryError && error.code === "not-configured") return error.message;
+    throw error;
   }
 }
 

@@ -48,6 +48,7 @@ export async function openToRead(path: string): Promise<OpenFile> {
     await handle.close();
     throw new ZferryError("io-failed", `${path}: is not a regular file or block device`, {
       details: { file: path },
+      ...(stat.isDirectory() ? { hint: "name the bundles in it" } : {}),
     });
   }
   return { fd: handle.fd, name: path, size, handle, stat };

@@ -183,7 +183,7 @@ export async function ownProperties(dataset: string): Promise<PropertyValues> {
   return Object.fromEntries(Object.entries(own?.properties ?? {}).map(([name, { value }]) => [name, value]));
 }
 
-/** Sets a property of a dataset. */
+/** Sets a property of a dataset, or a user property of a snapshot. */
 export const setProperty = async (dataset: string, name: string, value: string): Promise<void> =>
   void (await zfs(["set", `${name}=${value}`, dataset]));
 
@@ -194,6 +194,73 @@ export const setProperties = async (dataset: string, values: PropertyValues): Pr
 /** Takes away properties that a dataset has itself; one that it has not is no error. */
 export async function dropProperties(dataset: string, names: readonly string[]): Promise<void> {
   for (const name of names) await zfs(["inherit", name, dataset]);
+}
+
+/** The snapshots of a dataset, and of all below it, that have a property themselves. Full names. */
+export async function findSnapshotsWith(dataset: string, property: string): Promise<string[]> {
+  const args = ["get", "-H", "-s", "local", "-r", "-t", "snapshot", "-o", "name", property];
+  return rows(await zfs([...args, dataset])).map(([name = ""]) => name);
+}
+
+/** A snapshot, and what keeps it from being destroyed. */
+export interface DependedSnapshot extends Snapshot {
+  /** Datasets that were made of it. */
+  readonly clones: readonly string[];
+  /** The number of its holds. */
+  readonly holds: number;
+}
+
+/**
+ * A dataset's snapshots with what keeps them, oldest first; of a snapshot only itself.
+ * @throws ZferryError `zfs-failed` when there is no such dataset or snapshot
+ */
+export async function listDepended(name: string): Promise<DependedSnapshot[]> {
+  const depth = name.includes("@") ? [] : ["-d", "1"];
+  const args = ["list", "-H", "-p", "-t", "snapshot", "-o", "name,guid,userrefs,clones", "-s", "createtxg"];
+  return rows(await zfs([...args, ...depth, name])).map(([full = "", guid = "", holds = "", clones = ""]) => {
+    const at = full.indexOf("@");
+    return {
+      dataset: full.slice(0, at),
+      name: full.slice(at + 1),
+      guid,
+      holds: Number(holds) || 0,
+      clones: clones.split(",").filter((clone) => clone !== "" && clone !== "-"),
+    };
+  });
+}
+
+/** The file systems and volumes below a dataset. */
+export const listBelow = async (dataset: string): Promise<string[]> =>
+  rows(await zfs(["list", "-H", "-o", "name", "-t", "filesystem,volume", "-r", dataset]))
+    .map(([name = ""]) => name)
+    .filter((name) => name !== dataset);
+
+/** Has a clone no longer depend on what it was cloned from: all snapshots up to its origin become its own. */
+export const promote = async (dataset: string): Promise<void> => void (await zfs(["promote", dataset]));
+
+export const renameSnapshot = async (
+  { dataset, name }: Pick<Snapshot, "dataset" | "name">,
+  to: string,
+): Promise<void> => void (await zfs(["rename", `${dataset}@${name}`, `${dataset}@${to}`]));
+
+/** In one command, whose arguments have a limit. */
+const SNAPSHOTS_AT_ONCE = 200;
+
+/**
+ * Destroys snapshots of one dataset.
+ * @param names after the `@`
+ * @returns bytes that were freed
+ */
+export async function destroySnapshots(dataset: string, names: readonly string[]): Promise<number> {
+  let freed = 0;
+  for (let at = 0; at < names.length; at += SNAPSHOTS_AT_ONCE) {
+    const some = `${dataset}@${names.slice(at, at + SNAPSHOTS_AT_ONCE).join(",")}`;
+    // It tells only when it is asked for more than the deed.
+    const told = rows(await zfs(["destroy", "-n", "-v", "-p", some]));
+    freed += Number(told.find(([what]) => what === "reclaim")?.[1] ?? 0);
+    await zfs(["destroy", some]);
+  }
+  return freed;
 }
 
 /** The tags that hold the snapshots of a dataset and of those right below it. */

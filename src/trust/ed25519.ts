@@ -30,13 +30,27 @@ export function isStrongPoint(bytes: Uint8Array): boolean {
  * small order, and needs as long as all other starting of a process.
  */
 export function verifyStrictly(publicKey: Uint8Array, signature: Uint8Array, message: Uint8Array): boolean {
+  if (signature.length !== 64) return false;
+  const key = strongKey(publicKey);
   return (
-    signature.length === 64 &&
-    isStrongPoint(publicKey) &&
+    key !== undefined &&
     isStrongPoint(signature.subarray(0, 32)) &&
     isReduced(signature.subarray(32)) &&
-    verify(null, message, publicKeyObject(publicKey), signature)
+    verify(null, message, key, signature)
   );
+}
+
+/** Keys that were looked at before: a mirror has thousands of signatures by few keys, and making one takes as long as verifying. */
+const seenKeys = new Map<string, KeyObject | undefined>();
+const SEEN_KEYS_MAX = 1_024;
+
+/** The key for OpenSSL, or undefined if it is not canonical or of small order. */
+function strongKey(publicKey: Uint8Array): KeyObject | undefined {
+  const name = Buffer.from(publicKey).toString("hex");
+  if (seenKeys.has(name)) return seenKeys.get(name);
+  const key = isStrongPoint(publicKey) ? publicKeyObject(publicKey) : undefined;
+  if (seenKeys.size < SEEN_KEYS_MAX) seenKeys.set(name, key);
+  return key;
 }
 
 /** Whether a little-endian number is below L. */

@@ -14,6 +14,7 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import type { Manifest } from "../../src/bundle/manifest.js";
 import { listOf, number, pair, tokenOf } from "../stream/token.js";
+import { FROM, makeBundles, makeNext, serve } from "./mirror.js";
 import { cacheFolder, syntheticStream, updateStream } from "./stream.js";
 
 /*
@@ -236,6 +237,8 @@ async function main(): Promise<void> {
       half.remove();
     }
 
+    await row("mirror index, fetch, mirror add", () => mirrors(at("mirrors"), quick ? 100 : 1_000, runs));
+
     if (/memory|bundle of/.test(values.only) || values.only === "") {
       rows.push(...(await sizes(folder, small, large, runs, note)).filter(({ work }) => wanted.test(work)));
     }
@@ -321,6 +324,59 @@ class RootHalf {
   remove(): void {
     rmSync(this.folder, { recursive: true, force: true });
   }
+}
+
+/** A mirror with many bundles, beside one with a single one: what takes longer than starting. */
+async function mirrors(folder: string, many: number, runs: number): Promise<Row[]> {
+  mkdirSync(folder);
+  const at = (name: string): string => join(folder, name);
+  const mirror = (verb: string, ...names: string[]): string =>
+    bundle("mirror", verb, ...names.map(at), "--key", SECRET_KEY, "--json");
+  const counts = { many, one: 1 };
+  for (const [name, count] of Object.entries(counts)) {
+    await makeBundles(at(`${name}.from`), count);
+    await makeNext(at(`${name}.bundle`), count);
+    mkdirSync(at(name));
+    await timed(`cp ${quote(at(`${name}.from`))}/*.bundle ${quote(at(name))}; ${mirror("index", name)}`);
+  }
+  const served = { many: await serve(at("many")), one: await serve(at("one")) };
+  const fetch = (name: keyof typeof served): string =>
+    `XDG_STATE_HOME=${quote(at("state"))} ` +
+    bundle("fetch", served[name].url, "--key", PUBLIC_KEY, "--from", FROM, "-o", at("out"), "--json");
+  const rows: Row[] = [];
+  const compare = async (
+    work: string,
+    command: (name: keyof typeof served) => string,
+    before = (): void => undefined,
+  ): Promise<void> => {
+    const names = { work: `${work} ${many} bundles`, alternative: "of one", atMost: 4 };
+    const commands = {
+      ours: `${command("many")} >/dev/null`,
+      theirs: `${command("one")} >/dev/null`,
+      before,
+    };
+    rows.push(await pairs(names, commands, runs));
+  };
+  try {
+    await compare("mirror index, of", (name) => mirror("index", name));
+    await compare("fetch, the choice of", fetch, () => {
+      for (const name of ["out", "state"]) rmSync(at(name), { recursive: true, force: true });
+      mkdirSync(at("out"));
+    });
+    // Of each run anew, or there would be nothing to add.
+    const added = Object.keys(counts).map((name) => [at(name), readdirSync(at(name))] as const);
+    await compare(
+      "mirror add, to",
+      (name) => mirror("add", `${name}.bundle`, name),
+      () => {
+        for (const [place, names] of added)
+          for (const name of readdirSync(place)) if (!names.includes(name)) rmSync(join(place, name));
+      },
+    );
+  } finally {
+    for (const { close } of Object.values(served)) close();
+  }
+  return rows;
 }
 
 /** The token that a receive leaves which was interrupted after this part of the bundle's first stream. */

@@ -235,21 +235,35 @@ const TRANSIENT: Fault[] = [
 ];
 const LASTING: Fault[] = ["gone", "gzip", "loop", "to-file", "headers"];
 
+/** Each takes as long as a server may be silent. */
+const STALLS_MAX = 20;
+
 test(`200 faulty downloads: none is accepted wrong, and all but the impossible come (seed ${SEED})`, async () => {
   const random = randomFrom(SEED);
   const one = <Item>(from: readonly Item[]): Item => from[Math.floor(random() * from.length)] as Item;
+  const met = new Map<Fault, number>();
   let impossible = 0;
-  for (let round = 0; round < 200; round += 1) {
+  for (let faulty = 0, round = 0; faulty < 200; round += 1) {
+    const faults = new Set<Fault>();
+    const transient = (): Fault => {
+      const mayStall = (met.get("stall") ?? 0) < STALLS_MAX && !faults.has("stall");
+      return mayStall && random() < 0.02 ? "stall" : one(TRANSIENT);
+    };
     // Of up to three servers the last one is honest at times; without it, it need not come.
     const lasting = Array.from({ length: Math.floor(random() * 3) }, () => {
       const fault = one(LASTING);
-      return () => (random() < 0.7 ? fault : one(TRANSIENT));
+      return () => (random() < 0.7 ? fault : transient());
     });
     const isPossible = random() < 0.9;
     const last = isPossible
-      ? () => (random() < 0.5 ? one(TRANSIENT) : "none")
+      ? () => (random() < 0.5 ? transient() : "none")
       : () => one<Fault>(["flip", "swap", "busy", "gzip"]);
-    const from = await Promise.all([...lasting, last].map((choose) => serve(choose, random)));
+    const noted = (choose: () => Fault) => (): Fault => {
+      const fault = choose();
+      if (fault !== "none") faults.add(fault);
+      return fault;
+    };
+    const from = await Promise.all([...lasting, last].map((choose) => serve(noted(choose), random)));
     let error: unknown;
     try {
       await fetchFrom(from, { retries: 30, connections: 1 + Math.floor(random() * 4) });
@@ -262,11 +276,17 @@ test(`200 faulty downloads: none is accepted wrong, and all but the impossible c
       impossible += 1;
     }
     expect(error === undefined).toBe(existsSync(target()));
+    if (faults.size > 0) faulty += 1;
+    for (const fault of faults) met.set(fault, (met.get(fault) ?? 0) + 1);
     rmSync(target(), { force: true });
     rmSync(partOf(target()), { force: true });
     await Promise.all(servers.splice(0).map((server) => server.close()));
   }
   expect(impossible).toBeLessThan(40);
+  for (const fault of new Set([...TRANSIENT, ...LASTING])) {
+    if (fault !== "none") expect([fault, met.get(fault)]).toEqual([fault, expect.toSatisfy((n) => n >= 10)]);
+  }
+  expect(met.get("stall")).toBeGreaterThan(0);
 });
 
 describe("an index", () => {
@@ -305,6 +325,14 @@ describe("an index", () => {
       "index-expired",
     ],
     [
+      "one from the future, after which none would count",
+      encodeIndex(
+        index([entry(1)], { counter: NOW + 1, created: NOW + 2 * DAY + 1, expires: NOW + 9 * DAY }),
+        KEY,
+      ),
+      "time-ahead",
+    ],
+    [
       "one by a foreign key",
       encodeIndex(index([entry(1)], { counter: NOW + 9 }), stranger.secretKey),
       "signature-missing",
@@ -317,9 +345,8 @@ describe("an index", () => {
   });
 
   test("that was seen makes time go on, where the clock was set back", async () => {
-    await read([
-      encodeIndex(index([], { created: NOW + 40 * DAY, counter: NOW, expires: NOW + 50 * DAY }), KEY),
-    ]);
+    const later = index([], { created: NOW + 40 * DAY, counter: NOW, expires: NOW + 50 * DAY });
+    await read([encodeIndex(later, KEY)], new Date((NOW + 40 * DAY) * 1000));
     const replayed = encodeIndex(index([], { counter: NOW + 1 }), KEY);
     expect((await refusal(() => read([replayed]))).code).toBe("index-expired");
   });

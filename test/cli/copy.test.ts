@@ -11,6 +11,7 @@ import {
   readFileSync,
   rmSync,
   statSync,
+  symlinkSync,
   writeFileSync,
   writeSync,
 } from "node:fs";
@@ -18,7 +19,20 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { Framer } from "../bench/stream.js";
-import { ended, errorOf, EXAMPLE, inFolder, makeNoise, PUBLIC, run, SECRET, start, told } from "./support.js";
+import {
+  CLI,
+  ended,
+  errorOf,
+  EXAMPLE,
+  hasMounts,
+  inFolder,
+  makeNoise,
+  PUBLIC,
+  run,
+  SECRET,
+  start,
+  told,
+} from "./support.js";
 
 const MIB = 1 << 20;
 const folder = inFolder();
@@ -164,7 +178,11 @@ describe("bundle copy", () => {
     [["R2.bundle"], "missing required argument 'folder'"],
     [
       ["R2.bundle", "to", "--volume-size", "4095"],
-      "--volume-size: 4095 is not a whole number from 4096 to 9007199254740991",
+      "--volume-size: 4095 is not a number of bytes such as 500k or 2M, from 4096 on",
+    ],
+    [
+      ["R2.bundle", "to", "--volume-size", "1T"],
+      "--volume-size: 1T is not a number of bytes such as 500k or 2M, from 4096 on",
     ],
     [["R2.bundle", "to", "--volumes", "3-2"], "--volumes: 3-2 is not a number, or two such as 4-5"],
     [["R2.bundle", "to", "--volumes", "0"], "--volumes: 0 is not a number, or two such as 4-5"],
@@ -173,12 +191,89 @@ describe("bundle copy", () => {
     expect(told(await runHere("copy", ...args))).toMatchObject({ status: 2, message });
   });
 
+  test("to where files may not be so large says that volumes may", async () => {
+    putNoise();
+    mkdirSync(folder.file("to"));
+    // As FAT is through a driver that does not say so.
+    const command = `'${process.execPath}' '${CLI}' copy R2.bundle to`;
+    const { status, stderr } = spawnSync("bash", ["-c", `trap '' XFSZ; ulimit -f 8192; ${command}`], {
+      cwd: folder.path,
+      encoding: "utf8",
+    });
+    expect([status, stderr]).toEqual([
+      16,
+      expect.stringMatching(
+        /\nbundle: cannot write to\/R2\.bundle: .*\(EFBIG\)\n {2}it takes no file of this size: --volume-size 4095M writes volumes\n$/,
+      ),
+    ]);
+    expect(readdirSync(folder.file("to"))).toEqual([]);
+    expect((await runHere("copy", "R2.bundle", "to", "--volume-size", "4000000")).status).toBe(0);
+  });
+
+  test.each([
+    [
+      "a symbolic link",
+      "it is a symbolic link",
+      () => symlinkSync("/etc/passwd", folder.file("to/.R2.bundle.partial")),
+    ],
+    ["a folder", "it is a folder", () => mkdirSync(folder.file("to/.R2.bundle.partial"))],
+  ])("is refused where %s has the name of its partial file, which is told", async (_, reason, make) => {
+    putNoise();
+    mkdirSync(folder.file("to"));
+    make();
+    const { status, stderr } = await runHere("copy", "R2.bundle", "to", "-q");
+    expect([status, stderr]).toEqual([
+      16,
+      expect.stringContaining(`bundle: cannot open to/.R2.bundle.partial: ${reason}\n`),
+    ]);
+    expect(stderr).not.toContain("goes on where it stopped");
+  });
+
+  test("takes the size of volumes in units", async () => {
+    putNoise();
+    mkdirSync(folder.file("to"));
+    expect((await runHere("copy", "R2.bundle", "to", "--volume-size", "9M")).status).toBe(0);
+    expect(statSync(folder.file("to/R2.bundle.001")).size).toBe(9 * MIB);
+  });
+
+  test("of a folder says what to name", async () => {
+    mkdirSync(folder.file("from"));
+    mkdirSync(folder.file("to"));
+    expect(told(await runHere("copy", "from", "to"))).toEqual({
+      status: 16,
+      message: "from: is not a regular file or block device",
+      hint: "name the bundles in it",
+    });
+  });
+
   test("does not pass over a key or configuration that cannot be read", async () => {
     copyFileSync(EXAMPLE, folder.file("R2.bundle"));
     mkdirSync(folder.file("to"));
     expect((await runHere("copy", "R2.bundle", "to", "--config", "none.toml")).status).toBe(17);
     expect((await runHere("copy", "R2.bundle", "to", "--key", "none.pub")).status).toBe(16);
     expect(readdirSync(folder.file("to"))).toEqual([]);
+  });
+});
+
+describe.skipIf(!hasMounts)("a folder in memory", () => {
+  test("is read back from there, and not said to be a medium that can be taken out", async () => {
+    copyFileSync(EXAMPLE, folder.file("R2.bundle"));
+    mkdirSync(folder.file("to"));
+    const args = [process.execPath, CLI, "copy", "R2.bundle", "to", "--key", PUBLIC].map(
+      (each) => `'${each}'`,
+    );
+    const script = `mount -t tmpfs none to; ${args.join(" ")}; ${args.join(" ")} --json; cmp R2.bundle to/R2.bundle`;
+    const { status, stdout } = spawnSync("unshare", ["-m", "bash", "-euc", script], {
+      cwd: folder.path,
+      encoding: "utf8",
+    });
+    const [, copied = "", json = "", ...more] = stdout.trimEnd().split("\n");
+    expect([status, copied, more]).toEqual([
+      0,
+      "  to/R2.bundle: copied, 8.5 KiB; read back from memory: there is no medium",
+      [],
+    ]);
+    expect(JSON.parse(json)).toMatchObject({ copies: [{ readBack: "memory" }] });
   });
 });
 

@@ -9,12 +9,13 @@ import {
   readFileSync,
   rmSync,
   statSync,
+  utimesSync,
   writeFileSync,
 } from "node:fs";
 import { beforeEach, describe, expect, test } from "vitest";
-import { verifyIndex } from "../../src/carry/index-format.js";
+import { encodeIndex, verifyIndex } from "../../src/carry/index-format.js";
 import { encodePublicKey, encodeSecretKey, generateKeyPair } from "../../src/trust/minisign.js";
-import { flipped, pack, PUBLIC_KEY } from "../bundle/support.js";
+import { flipped, KEY, pack, PUBLIC_KEY } from "../bundle/support.js";
 import { errorOf, inFolder, PUBLIC, run, SECRET, told } from "./support.js";
 
 const folder = inFolder();
@@ -106,6 +107,26 @@ describe("bundle mirror add", () => {
     writeFileSync(folder.file("bad.bundle"), await make());
     expect(errorOf(await mirror("add", "R3.bundle", "bad.bundle", "m", "--json")).code).toBe(code);
     expect([files(), readFileSync(folder.file("m/index.signed"), "hex")]).toEqual(before);
+  });
+
+  test("joins volumes, which may be in several folders, into one file", async () => {
+    const names = ["R2.bundle.001", "R2.bundle.002", "R2.bundle.003"];
+    const bytes = Math.ceil(r2.length / 3);
+    mkdirSync(folder.file("other"));
+    names.forEach((name, at) => {
+      const piece = r2.subarray(at * bytes, (at + 1) * bytes);
+      writeFileSync(folder.file(at === 2 ? `other/${name}` : name), piece);
+    });
+    const alone = errorOf(await mirror("add", "R2.bundle.001", "m", "--json"));
+    expect([alone.code, alone.details["missing"]]).toEqual(["volume-missing", ["R2.bundle.003"]]);
+    expect((await mirror("add", "R2.bundle.001", "m", "--search", "other")).status).toBe(0);
+    expect(files()).toEqual([...bundles(), "index.html", "index.signed"]);
+    expect(readFileSync(folder.file(`m/${bundles()[0]}`)).equals(r2)).toBe(true);
+    const { message, hint } = told(await mirror("add", "R2.bundle.002", "m"));
+    expect([message, hint]).toEqual([
+      expect.stringContaining("R2.bundle.002 is no bundle"),
+      "a volume of a bundle? Name the first: R2.bundle.001",
+    ]);
   });
 
   test("does not go on from an index that somebody else signed", async () => {
@@ -206,6 +227,98 @@ describe("bundle mirror index", () => {
     expect((await index()).bundles.map(({ path }) => path)).toEqual(["again.bundle"]);
   });
 
+  /** Changes a byte in the head of R2 and of nothing else, and puts its times back as far as they can be. */
+  const damage = (name: string): void => {
+    const path = folder.file(`m/${name}`);
+    const { atime, mtime } = statSync(path);
+    // Not through the name outside of the mirror.
+    const bytes = flipped(readFileSync(path), 700);
+    rmSync(path);
+    writeFileSync(path, bytes);
+    utimesSync(path, atime, mtime);
+  };
+
+  test("does not believe that a file is what it was because it looks so", async () => {
+    await mirror("add", "R2.bundle", "R3.bundle", "m");
+    await mirror("index", "m");
+    const [two = "", three = ""] = bundles();
+    damage(two);
+    damage(three);
+    const before = readFileSync(folder.file("m/index.signed"), "hex");
+    const { status, stderr } = await mirror("index", "m");
+    expect(status).toBe(10);
+    for (const name of [two, three]) expect(stderr).toContain(name);
+    expect(stderr).toContain("nothing was changed: move it out of the folder");
+    expect(readFileSync(folder.file("m/index.signed"), "hex")).toBe(before);
+  });
+
+  test("lists what did not change since its own index without reading it, and reads all of it with --verify", async () => {
+    await mirror("add", "R2.bundle", "m");
+    const [name = ""] = bundles();
+    damage(name);
+    // As if the index had been written after.
+    const later = Date.now() / 1000 + 3_600;
+    utimesSync(folder.file("m/index.signed"), later, later);
+    expect((await mirror("index", "m")).status).toBe(0);
+    expect((await index()).bundles.map(({ path }) => path)).toEqual([name]);
+    utimesSync(folder.file("m/index.signed"), later, later);
+    expect((await mirror("index", "m", "--verify")).status).toBe(10);
+    // Nor by another key than that of the index.
+    utimesSync(folder.file("m/index.signed"), later, later);
+    expect((await runHere("mirror", "index", "m", "--key", "other.key", "--trust", PUBLIC)).status).toBe(10);
+  });
+
+  test("reads again what somebody signed whose key is not trusted any more", async () => {
+    writeFileSync(folder.file("both.bundle"), r2);
+    await runHere("sign", "both.bundle", "--key", "other.key");
+    await mirror("add", "both.bundle", "m", "--trust", "other.pub");
+    damage(bundles()[0] ?? "");
+    const later = Date.now() / 1000 + 3_600;
+    utimesSync(folder.file("m/index.signed"), later, later);
+    expect((await mirror("index", "m")).status).toBe(10);
+    expect((await mirror("index", "m", "--trust", "other.pub")).status).toBe(0);
+  });
+
+  test("with --verify finds what is wrong within a bundle", async () => {
+    await mirror("add", "R2.bundle", "m");
+    const path = folder.file(`m/${bundles()[0]}`);
+    writeFileSync(path, flipped(r2, r2.length - 1_500));
+    expect((await mirror("index", "m")).status).toBe(0);
+    expect(errorOf(await mirror("index", "m", "--verify", "--json")).code).toBe("content-mismatch");
+    writeFileSync(path, r2);
+    expect((await mirror("index", "m", "--verify")).status).toBe(0);
+  });
+
+  test("of before that was made with a wrong clock is told, with the way out", async () => {
+    await mirror("add", "R2.bundle", "m");
+    const before = await index();
+    const created = before.created + 40 * 86_400;
+    const ahead = { ...before, created, counter: created, expires: created + 86_400 };
+    writeFileSync(folder.file("m/index.signed"), encodeIndex(ahead, KEY));
+    const { status, stderr } = await mirror("index", "m");
+    expect([status, stderr]).toEqual([
+      0,
+      expect.stringMatching(/^warning: the index of before is of .* remove m\/index\.signed and run/),
+    ]);
+    rmSync(folder.file("m/index.signed"));
+    expect((await mirror("index", "m")).stderr).toBe("");
+    expect((await index()).created).toBeLessThan(created);
+  });
+
+  test("does not take over another mirror's product with its index", async () => {
+    await mirror("add", "R2.bundle", "m");
+    writeFileSync(folder.file("office.bundle"), await pack({ product: "office" }));
+    await mirror("add", "office.bundle", "office");
+    copyFileSync(folder.file("office/index.signed"), folder.file("m/index.signed"));
+    expect(errorOf(await mirror("add", "R3.bundle", "m", "--json")).code).toBe("product-mismatch");
+    const { status, stderr } = await mirror("index", "m");
+    expect([status, stderr]).toEqual([
+      0,
+      "the index of before counts for nothing: it is of product office\n",
+    ]);
+    expect((await index()).product).toBe("demo");
+  });
+
   test.each<[string, Buffer | undefined, string]>([
     ["a folder without bundles", undefined, "usage"],
     ["a damaged bundle", Buffer.alloc(2_000), "archive-malformed"],
@@ -220,6 +333,7 @@ describe("bundle mirror index", () => {
 describe("bundle mirror", () => {
   test.each([
     [["add", "m"], "mirror add: m is the only name; the mirror's folder comes last"],
+    [["add", "R2.bundle", "m", "--verify"], "--verify is for mirror index; mirror add has none"],
     [["index", "R2.bundle", "m"], "mirror index takes the mirror's folder alone, not also R2.bundle"],
     [
       ["add", "R2.bundle", "m", "--expires-days", "367"],

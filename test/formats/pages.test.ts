@@ -11,6 +11,7 @@ import { parseReceipt, receiptSchema } from "../../src/carry/receipt.js";
 import { parseRequest, requestSchema } from "../../src/carry/request.js";
 import { VOLUME_LIMITS } from "../../src/bundle/volumes.js";
 import { canonicalJson } from "../../src/canonical-json.js";
+import { seenSchema } from "../../src/carry/seen.js";
 import { INDEX_LIMITS, indexSchema, verifyIndex } from "../../src/carry/index-format.js";
 import { buildSchema, parseConfig, siteSchema } from "../../src/config.js";
 import { EXIT_STATUS, ZferryError } from "../../src/errors.js";
@@ -122,6 +123,7 @@ describe("JSON schemas", () => {
     ["request.schema.json", requestSchema],
     ["receipt.schema.json", receiptSchema],
     ["mirror.schema.json", indexSchema],
+    ["mirrors.schema.json", seenSchema],
   ])("%s is what the code checks", (name, schema) => {
     expect(JSON.parse(readPage(name))).toEqual(jsonSchema(schema));
   });
@@ -177,6 +179,11 @@ describe("mirror.md", () => {
     const bytes = Buffer.from(lines + canonicalJson(JSON.parse(block)));
     const { index } = await verifyIndex(bytes, [PUBLIC_KEY], "index.signed");
     expect(index.bundles.map(({ release }) => release.name)).toEqual(["R2"]);
+  });
+
+  test("has an example of what a client remembers", () => {
+    const [block = ""] = blocksOf(page, "json mirrors");
+    expect(v.parse(seenSchema, JSON.parse(block))).toEqual(JSON.parse(block));
   });
 
   test("has the limits of the code", () => {

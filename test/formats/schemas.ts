@@ -4,6 +4,7 @@ import { manifestSchema } from "../../src/bundle/manifest.js";
 import { indexSchema } from "../../src/carry/index-format.js";
 import { receiptSchema } from "../../src/carry/receipt.js";
 import { requestSchema } from "../../src/carry/request.js";
+import { seenSchema } from "../../src/carry/seen.js";
 import { buildSchema, siteSchema } from "../../src/config.js";
 import { jsonSchema } from "./json-schema.js";
 
@@ -14,6 +15,7 @@ const schemas = {
   request: requestSchema,
   receipt: receiptSchema,
   mirror: indexSchema,
+  mirrors: seenSchema,
 };
 
 for (const [name, schema] of Object.entries(schemas)) {

@@ -5,8 +5,10 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { ZferryError } from "../../src/errors.js";
 import {
   installed,
+  isRecorded,
   lockState,
   openState,
+  phasesOf,
   undoable,
   type Installation,
   type InstallJournal,
@@ -328,6 +330,33 @@ describe("a journal", () => {
     const rolledBack = { startedAt: ROLLBACK.startedAt, finishedAt: ROLLBACK.startedAt };
     await state.writeState(stateOf({ ...INSTALLATION, rolledBack }));
     expect(await readUnderWay()).toBeUndefined();
+  });
+});
+
+describe("a journal of several bundles", () => {
+  const LAST = "c".repeat(64);
+  const done = [
+    { release: { ...JOURNAL.release, name: "R3", sequence: 3 }, startedAt: 7, streams: [], commit: null },
+  ];
+  const chain = { release: "R6", identity: LAST, done };
+  const before: InstallJournal = { ...JOURNAL, environment: { ...ENVIRONMENT, chain }, phase: "linking" };
+  const last: InstallJournal = {
+    ...before,
+    release: { ...before.release, identity: LAST },
+    phase: "recording",
+  };
+
+  test("waits for the next one, and ends as one install", async () => {
+    const state = await lockState(folder);
+    await state.writeJournal(before);
+    expect(await readUnderWay()).toMatchObject({ environment: { chain }, phase: "linking" });
+    await state.release();
+    expect(phasesOf(before).slice(-2)).toEqual(["writing", "linking"]);
+    expect(phasesOf(last).slice(-4)).toEqual(["writing", "finishing", "activating", "recording"]);
+    // It began with the first of them.
+    const recorded = { ...INSTALLATION, release: last.release, startedAt: 7 };
+    expect(isRecorded(stateOf(recorded), last)).toBe(true);
+    expect(isRecorded(stateOf({ ...recorded, startedAt: last.startedAt }), last)).toBe(false);
   });
 });
 

@@ -1,13 +1,15 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { setTimeout as sleep } from "node:timers/promises";
-import { existsSync, mkdirSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { execFileSync } from "node:child_process";
+import { copyFileSync, existsSync, mkdirSync, writeFileSync } from "node:fs";
+import { basename, join } from "node:path";
 import { MNT, openGuest, type Guest } from "./guest.js";
 import { makeSystem, RPOOL, SITE_USR } from "./system.js";
 
 /*
  * A stick with the bundles of ten releases, of which a site at R1 installs what it needs with one command: with a
- * conflict in the middle, a kill and a power cut. The site's pool is on a disk, so that it survives the cut.
+ * conflict in the middle, a kill and a power cut; then volumes on three sticks, and a mirror. The site's pool is on a disk, so that it
+ * survives the cut.
  */
 
 const LAST = 11;
@@ -161,5 +163,119 @@ describe("a stick with ten releases", () => {
     expect(await installedRelease()).toBe(`R${LAST - 1}`);
     expect((await refused("bundle rollback")).status).toBe(17);
     expect(await lines(`bundle install ${there()}`)).toContain(`installed gentoo release R${LAST}`);
+  });
+});
+
+/** A FAT32 file system in a file, as three of which are mounted in turn. */
+const STICKS = ["one", "two", "three"];
+const VOLUME_BYTES = 1_200_000;
+const NEXT = LAST + 1;
+
+describe("three sticks with FAT", () => {
+  const mount = (name: string): string => `mount -o loop /root/${name}.img /mnt/${name}`;
+  const bundle = `/mnt/one/R${NEXT}.bundle.001`;
+  beforeAll(async () => {
+    for (const name of STICKS) {
+      const image = join(guest.share.here, `${name}.img`);
+      execFileSync("mkfs.vfat", ["-C", "-F", "32", "-s", "1", image, "36864"]);
+    }
+    await lines(`
+      cd ${MNT}/build
+      head -c 3000000 /dev/urandom >usr/share/noise; cp /bin/sleep usr/share/; echo 'release ${NEXT}' >usr/share/release; echo 'of release ${NEXT}' >etc/release
+      bundle snapshot R${NEXT} -m 'larger than a stick' -q
+      bundle create --base R${LAST} --target R${NEXT} --level 1 -q -o /root/R${NEXT}.bundle
+      modprobe -a loop vfat
+      cp ${guest.share.there}/*.img /root
+      ${STICKS.map((name, at) => `mkdir /mnt/${name}; ${mount(name)}; bundle copy /root/R${NEXT}.bundle /mnt/${name} -q --volume-size ${VOLUME_BYTES} --volumes ${at + 1}; umount /mnt/${name}`).join("\n")}`);
+  });
+
+  it("of which one is missing: it is named, and nothing is changed", async () => {
+    const { status, stderr } =
+      await refused(`${mount("one")}; ${mount("two")}; before=$(zfs list -H -t all -o name,guid)
+      bundle install ${bundle} --search /mnt/two || status=$?
+      [[ $before == $(zfs list -H -t all -o name,guid) ]]; umount /mnt/one /mnt/two; exit $status`);
+    expect([status, stderr]).toEqual([
+      16,
+      expect.stringContaining(`R${NEXT}.bundle.003 of 3 volumes is missing`),
+    ]);
+    expect(await installedRelease()).toBe(`R${LAST}`);
+  });
+
+  it("are planned and installed from where they are", async () => {
+    const search = "--search /mnt/two --search /mnt/three";
+    const { stdout } = await guest.run(
+      `rm /root/R${NEXT}.bundle; ${STICKS.map(mount).join("; ")}; bundle plan ${bundle} ${search} >&2; bundle install ${bundle} ${search}
+       umount /mnt/{one,two,three}; cmp ${MNT}/site/usr/share/noise ${MNT}/build/usr/share/noise; cat ${MNT}/site/etc/release`,
+      { timeout: 600_000 },
+    );
+    expect(stdout).toContain(`installed gentoo release R${NEXT} (${NEXT})`);
+    expect(stdout).toContain(`of release ${NEXT}\n`);
+  });
+});
+
+/** The web server of this machine and its libraries, for a guest that has no other and no network. */
+const NGINX = "/usr/sbin/nginx";
+const withLibraries = (program: string): string[] => [
+  program,
+  ...[...execFileSync("ldd", [program], { encoding: "utf8" }).matchAll(/=> (\/\S+)/g)]
+    .map(([, library = ""]) => library)
+    .filter((library) => basename(library) !== "libc.so.6"),
+];
+
+describe("a mirror that nginx serves", () => {
+  const URL = "http://127.0.0.1:8080/";
+  beforeAll(async () => {
+    for (const file of withLibraries(NGINX)) copyFileSync(file, join(guest.share.here, basename(file)));
+    await guest.write(
+      "/root/nginx.conf",
+      `error_log stderr crit; pid /root/nginx.pid; events {}
+       http { access_log off; client_body_temp_path /tmp; proxy_temp_path /tmp; fastcgi_temp_path /tmp; uwsgi_temp_path /tmp; scgi_temp_path /tmp;
+              server { listen 127.0.0.1:8080; root /srv/mirror; gzip on; gzip_types *; } }`,
+    );
+    // One has the sites believe another key, which alone signs the next one.
+    await lines(`
+      bundle keygen --no-password -o /etc/zferry/next >&2
+      printf '[keys]\\ncounter = 1\\nadd = ["/etc/zferry/next.pub"]\\nrevoke = ["/etc/zferry/release.pub"]\\n' >>/etc/zferry/build.toml
+      cd ${MNT}/build
+      for number in ${NEXT + 1} ${NEXT + 2}; do
+        echo "release $number" >usr/share/release; echo "of release $number" >etc/release
+        bundle snapshot R$number -m "release $number" -q
+        [[ $number == ${NEXT + 1} ]] && key=release || key=next
+        bundle create --base R$((number - 1)) --target R$number --key /etc/zferry/$key.key --level 1 -q -o /root/R$number.bundle
+      done
+      bundle mirror add /root/R${NEXT + 1}.bundle /root/R${NEXT + 2}.bundle /srv/mirror --key /etc/zferry/release.key --trust /etc/zferry/next.pub -q
+      LD_LIBRARY_PATH=${guest.share.there} ${guest.share.there}/nginx -p /root -c /root/nginx.conf`);
+  });
+
+  it("gives another machine what a site's request asks for", async () => {
+    const names = await lines(`
+      bundle request -o /root/next.request >&2
+      mkdir /root/for
+      bundle fetch ${URL} --key /etc/zferry/release.pub --for /root/next.request --site-key /etc/zferry/plant.pub -o /root/for
+      cmp /root/for/R${NEXT + 1}-*.bundle /root/R${NEXT + 1}.bundle`);
+    expect(names).toMatch(
+      new RegExp(
+        `^/root/for/R${NEXT + 1}-[0-9a-f]{16}\\.bundle\n/root/for/R${NEXT + 2}-[0-9a-f]{16}\\.bundle$`,
+      ),
+    );
+  });
+
+  it("leads the site itself on, over a change of its keys, while something runs from it", async () => {
+    const { stdout, stderr } = await guest.run(
+      `mkdir /root/own; bundle fetch ${URL} -o /root/own >&2; diff -r /root/for /root/own
+       ${MNT}/site/usr/share/sleep 1000 & sleep 1
+       if bundle install /root/own; then exit 1; else [[ $? == 17 ]]; fi
+       bundle install /root/own --live; kill %1`,
+      { timeout: 600_000 },
+    );
+    expect(stderr).toContain(
+      `danger: what runs from ${SITE_USR} loses its files and will likely die: sleep (`,
+    );
+    expect(stdout).toContain(`installed gentoo release R${NEXT + 1} (${NEXT + 1})`);
+    expect(stdout).toContain(`installed gentoo release R${NEXT + 2} (${NEXT + 2})`);
+    expect(await installedRelease()).toBe(`R${NEXT + 2}`);
+    expect(await lines(`cat ${MNT}/site/usr/share/release ${MNT}/site/etc/release`)).toBe(
+      `release ${NEXT + 2}\nof release ${NEXT + 2}`,
+    );
   });
 });

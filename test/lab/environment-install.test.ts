@@ -38,6 +38,7 @@ mode = "boot-environment"
 after = [${after}]
 [boot-environment]
 container = "${ROOT}"
+accept = ["/tools"]
 `;
 const FSTAB = `# of this site
 ${USR}/gentoo\t/usr  zfs ro,nodev 0 0
@@ -91,12 +92,12 @@ const MADE = `
 /** Brings the site back to R1. */
 const RESET = `
   cd /; rm -rf /var/lib/zferry
-  for name in ${NEW.join(" ")}; do
+  for name in ${[...NEW.map((name) => name.replace(/2$/, "3")), ...NEW].join(" ")}; do
     zfs receive -A $name 2>/dev/null || true
     zfs destroy -r $name 2>/dev/null || true
   done
   for name in ${USR} ${OPT}; do zfs release zferry:base $name/gentoo@R1 2>/dev/null || true; done
-  zfs destroy ${ROOT}/site@zferry-R2 2>/dev/null || true
+  zfs destroy ${ROOT}/site@zferry-R2,zferry-R3 2>/dev/null || true
   zfs rollback ${ROOT}/site@fresh
   rmdir /run/zferry-* 2>/dev/null || true
   zpool set bootfs=${ROOT}/site ${RPOOL}`;
@@ -183,19 +184,37 @@ describe("an install as a boot environment", () => {
     expect(await lines("bundle environments")).toMatch(/^R2 +next +R2 /m);
   });
 
-  it("says that it is not booted yet, and is neither confirmed nor rolled back", async () => {
+  it("says that it is not booted yet, and is not confirmed", async () => {
     expect(await lines("bundle status")).toContain(`boot environment ${ROOT}/R2, which boots next: reboot`);
     expect(await lines(`bundle install ${FILE}`)).toContain("is installed; nothing to do");
     expect((await refusal("bundle confirm"))[0]).toMatchObject({
       code: "install-pending",
       message: expect.stringContaining("which is not the running one") as string,
     });
-    expect((await refusal("bundle rollback"))[0]).toMatchObject({
-      code: "rollback-impossible",
-      hint: "bundle activate site, and reboot",
-    });
     await lines("bundle activate site");
     expect(await lines("bundle status")).toContain("to have it boot next: bundle activate R2");
+    await lines("bundle activate R2");
+  });
+
+  it("is rolled back by having the one before boot next, and stays", async () => {
+    const there = await lines(POOL);
+    expect(await lines("bundle rollback --plan")).toContain(`boots next: ${ROOT}/site`);
+    expect(await lines(POOL)).toBe(there);
+    expect(await lines("bundle rollback")).toBe(
+      `rolled back gentoo release R2 (2)\n  boots next: ${ROOT}/site\n  stays as it is: ${ROOT}/R2`,
+    );
+    const next = (text: string) => text.replace(`${ROOT}/R2`, `${ROOT}/site`).replaceAll("@R1\t1", "@R1\t0");
+    expect(await lines(POOL)).toBe(next(there));
+    expect(await lines("bundle history")).toMatch(/^R2 .* rolled back at /m);
+    expect(await lines("bundle status")).toContain("installed: no release by zferry any more");
+    expect((await refusal("bundle rollback"))[0]?.code).toBe("rollback-impossible");
+    await lines("bundle activate R2");
+    expect(await lines("bundle status")).toContain(
+      "boots next: reboot\n  can be rolled back: bundle rollback",
+    );
+    await lines(`zfs set canmount=on ${ROOT}/site`);
+    expect((await refusal("bundle rollback"))[0]?.code).toBe("environment-incomplete");
+    await lines(`zfs set canmount=noauto ${ROOT}/site`);
   });
 
   it("activates nothing with --no-activate", async () => {
@@ -346,10 +365,16 @@ const boot = (root: string, name: string): string => `
   mount -t zfs -o zfsutil ${ROOT}/${root} ${SITE}
   mount -t zfs -o ro ${USR}/${name} ${SITE}/usr; mount -t zfs -o ro ${OPT}/${name} ${SITE}/opt`;
 
+/** A folder with the bundle of R3, too. */
+const MAKE_FOLDER = `
+  [ -e /tmp/links/R3.bundle ] || {
+    mkdir /tmp/links; ln ${FILE} /tmp/links
+    echo three >${MNT}/build/etc/three; echo three >${MNT}/build/usr/share/three
+    bundle snapshot R3 -m three; bundle create --base R2 --target R3 -o /tmp/links/R3.bundle; }`;
+
 it("is made from the one before, whose datasets the configuration does not name", async () => {
-  await lines(`${RESET}; bundle install ${FILE}; ${boot("R2", "R2")}
-    echo three >${MNT}/build/etc/three; bundle snapshot R3 -m three; bundle create --base R2 --target R3 -o /tmp/R3.bundle`);
-  const told = await lines("bundle install /tmp/R3.bundle");
+  await lines(`${RESET}; ${MAKE_FOLDER}; bundle install ${FILE}; ${boot("R2", "R2")}`);
+  const told = await lines("bundle install /tmp/links");
   expect(told).toContain(`opt: ${OPT}/R3, from ${OPT}/R2@R2 to R3`);
   expect(told).toContain(`boots next: ${ROOT}/R3`);
   expect(
@@ -357,11 +382,119 @@ it("is made from the one before, whose datasets the configuration does not name"
       `mount -t zfs -o zfsutil ${ROOT}/R3 /media; cd /media; cat etc/three etc/fstab; cd /; umount /media`,
     ),
   ).toBe(`three\n${FSTAB.replaceAll("/gentoo", "/R3").trim()}`);
-  // What it was made from stays as it was.
-  await lines(`zpool set bootfs=${ROOT}/site ${RPOOL}
-    for name in ${ROOT} ${USR} ${OPT}; do zfs destroy -r $name/R3; done
-    ${boot("site", "gentoo")}; zfs destroy ${ROOT}/R2@zferry-R3
-    for name in ${USR} ${OPT}; do zfs release zferry:base $name/R2@R2 || true; done`);
+
+  // The older ones go once it is confirmed, and the next release finds its base.
+  await useConfig(siteConfig().replace("accept", "keep = 1\naccept"));
+  expect((await refusal("bundle environments --prune"))[0]?.message).toContain("R3 (3) is not confirmed");
+  await lines(`${boot("R3", "R3")}
+    unshare -m --propagation private sh -ec 'mount --bind ${SITE} /; exec bundle confirm'`);
+  expect(await lines("bundle environments --prune")).toContain(`  R2: ${NEW.join(", ")}`);
+  expect(await lines(`zfs list -H -t all -o name -r ${ROOT}/R3 ${USR}/R3 ${OPT}/R3`)).toBe(
+    `${ROOT}/R3\n${OPT}/R3\n${OPT}/R3@R3\n${USR}/R3\n${USR}/R3@R3`,
+  );
+  await lines(`echo four >${MNT}/build/etc/three
+    bundle snapshot R4 -m four; bundle create --base R3 --target R4 -o /tmp/R4.bundle`);
+  expect(await lines("bundle install /tmp/R4.bundle")).toContain(`usr: ${USR}/R4, from ${USR}/R3@R3 to R4`);
+  await useConfig(siteConfig());
+  await lines(`zpool set bootfs=${ROOT}/site ${RPOOL}; ${boot("site", "gentoo")}
+    for name in ${ROOT} ${USR} ${OPT}; do
+      zfs release zferry:base $name/R3@R3 2>/dev/null || true; zfs destroy -r $name/R4; zfs destroy -r $name/R3
+    done`);
+});
+
+describe("several bundles", () => {
+  const R3 = [`${ROOT}/R3`, `${USR}/R3`, `${OPT}/R3`];
+  const ALL = `
+    ${POOL}
+    zfs get -H -p -s local,received -o name,property,value all ${R3.join(" ")} | sort
+    mount -t zfs -o zfsutil ${ROOT}/R3 /media; cd /media
+    cat etc/fstab etc/three; git status --porcelain; git rev-parse 'HEAD^{tree}'; git log --format=%s -4
+    cd /; umount /media
+    for each in ${USR} ${OPT}; do
+      mount -t zfs -o ro $each/R3 /media; (cd /media; find . -type f -print0 | sort -z | xargs -0 sha256sum); umount /media
+    done`;
+  let all: string;
+
+  it("make one environment", async () => {
+    await lines(`${RESET}; ${MAKE_FOLDER}`);
+    const plan = await lines("bundle plan /tmp/links");
+    expect(plan).toContain("2 bundles lead from what this site has to R3");
+    expect(plan).toContain(`usr: ${USR}/R3, from ${USR}/gentoo@R1 to R2`);
+    expect(plan).toContain("all are one boot environment, and bundle rollback leads back");
+    expect(await site()).toBe(before);
+    const told = await lines("bundle install /tmp/links");
+    expect(told).toContain(`brought gentoo release R2 (2) into ${ROOT}/R3`);
+    expect(told).toContain(`installed gentoo release R3 (3)\n  opt: ${OPT}/R3, from ${OPT}/R3@R2 to R3`);
+    expect(told).toContain(`boots next: ${ROOT}/R3`);
+    all = await lines(ALL);
+    for (const line of [`${ROOT}/R3\tzferry:release\tR3`, `three`, "Install R3\nInstall R2", `${USR}/R3 `])
+      expect(all).toContain(line);
+    expect(all).not.toContain(`${ROOT}/R2`);
+    expect(await lines(running())).toBe(unchanged);
+    expect((await lines("bundle history")).split("\n")).toHaveLength(2);
+    expect(await lines("bundle rollback")).toContain(`boots next: ${ROOT}/site`);
+    expect(await lines("bundle status")).toContain("installed: no release by zferry any more");
+  });
+
+  it("go on, or are given up, after a kill in the midst of them", async () => {
+    await lines(RESET);
+    const steps = await stopping.stepsOf("install /tmp/links");
+    const linking = steps.indexOf("journal: linking");
+    expect(linking).toBeGreaterThan(0);
+    const second = linking + steps.slice(linking).indexOf("zfs receive");
+    const moments: [number, string][] = [
+      [linking + 1, "bundle install /tmp/links"],
+      [linking + 2, "bundle install"],
+      [second + 1, "bundle abort"],
+      [second + 2, "bundle install"],
+    ];
+    for (const [step, command] of moments) {
+      const where = `killed before ${step}, ${steps[step - 1]}, then ${command}`;
+      await lines(`${RESET}; ${stopping.killed("install /tmp/links", step)}`);
+      const status = await lines("bundle status");
+      expect(status).toContain(`${ROOT}/R3, by several bundles up to release R3`);
+      if (step === linking + 1)
+        expect((await refusal(`bundle install ${FILE}`))[0]?.hint).toContain("bundle install FOLDER");
+      await lines(command);
+      const isMade = command !== "bundle abort";
+      expect(`${where}\n${await lines(isMade ? ALL : POOL)}`).toBe(`${where}\n${isMade ? all : pool}`);
+    }
+  });
+});
+
+it("has another boot by a command of the site's, and back", async () => {
+  const command = `loader = "command"\ncommand = ["/bin/sh", "-c", "echo $0 >>/tmp/called"]\naccept`;
+  await useConfig(siteConfig().replace("accept", command));
+  await lines(`${RESET}; bundle install ${FILE}`);
+  expect(await lines("bundle status")).toContain(`boot environment ${ROOT}/R2, which boots next: reboot`);
+  await lines("bundle rollback");
+  expect(await lines("cat /tmp/called")).toBe(`${ROOT}/R2\n${ROOT}/site`);
+  expect(await lines(`zpool get -H -o value bootfs ${RPOOL}`)).toBe(`${ROOT}/site`);
+  await useConfig(siteConfig());
+});
+
+it("goes on in the midst of a stream that makes a dataset", async () => {
+  // What a kill in the midst leaves: the same receive, of a stream that ends too early.
+  const { stderr } = await stopping.attempt(`${RESET}
+    ${stopping.killed(`install ${FILE}`, "zfs receive")}
+    bundle send --stream usr ${FILE} >/tmp/stream; size=$(stat -c %s /tmp/stream)
+    head -c $((size - 200000)) /tmp/stream |
+      zfs receive -s -u -o origin=${USR}/gentoo@R1 -o mountpoint=legacy ${USR}/R2@R2 || true
+    bundle install ${FILE}`);
+  expect(stderr).toMatch(new RegExp(`receiving usr into ${USR}/R2, from byte [1-9]`));
+  expect(await lines(MADE)).toBe(made);
+});
+
+it("goes on only in the environment in which it was begun", async () => {
+  await lines(`${RESET}; ${stopping.killed(`install ${FILE}`, "zfs snapshot")}
+    zfs clone -o canmount=noauto -o mountpoint=/ ${ROOT}/site@fresh ${ROOT}/two; ${boot("two", "gentoo")}`);
+  expect((await refusal(`bundle install ${FILE}`))[0]).toMatchObject({
+    code: "install-pending",
+    message: `the install that is under way was begun in ${ROOT}/site, and / is ${ROOT}/two now`,
+  });
+  expect(await lines("bundle abort")).toContain("gave up gentoo release R2 (2)");
+  await lines(`${boot("site", "gentoo")}; zfs destroy ${ROOT}/two`);
+  expect(await site()).toBe(before);
 });
 
 it("is gone on with, or given up, after a kill before any step", async () => {

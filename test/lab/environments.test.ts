@@ -198,6 +198,23 @@ describe("an environment", () => {
     expect(await states()).toEqual({ bad: [], one: ["running", "next"], two: ["previous"] });
   });
 
+  it("is never removed while it runs, boots next or ran before", async () => {
+    const all = ["one", "two", "bad"].map((name) => `${ROOT}/${name}`).join(" ");
+    await machine.write("/etc/zferry/site.toml", `${SITE_CONFIG}[boot-environment]\nkeep = 1\n`);
+    await machine.run(`zfs set zferry:release=R1 zferry:identity=${"ab".repeat(32)} ${all}`);
+    const { staying } = JSON.parse(await told("bundle environments --prune --json")) as {
+      staying: { name: string; why: string }[];
+    };
+    expect(staying.map(({ name, why }) => [name, why])).toEqual([
+      ["one", "it is running"],
+      ["two", "it ran before the running one"],
+    ]);
+    await machine.run(
+      `for each in ${all}; do zfs inherit zferry:release $each; zfs inherit zferry:identity $each; done`,
+    );
+    await machine.write("/etc/zferry/site.toml", SITE_CONFIG);
+  });
+
   it("without a kernel is activated with --force, and taken back before the reboot", async () => {
     await machine.run(`mount -t zfs -o zfsutil ${ROOT}/two /mnt; rm /mnt/boot/*; umount /mnt`);
     expect(await faults("two")).toEqual(["environment-incomplete", `/boot of ${ROOT}/two has no kernel`]);

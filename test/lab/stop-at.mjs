@@ -43,7 +43,7 @@ fs.rmSync = (path, options) => {
 const CHANGING = {
   zfs: [
     ...["hold", "release", "receive", "rollback", "destroy", "snapshot", "clone"],
-    ...["create", "set", "inherit"],
+    ...["create", "set", "inherit", "promote", "rename"],
   ],
   zpool: ["set"],
   git: ["pack-objects", "update-ref"],

@@ -30,6 +30,7 @@ mode = "boot-environment"
 [boot-environment]
 boots = 1
 deadline = 800
+accept = ["/root/", "/opt/", "/var/"]
 checks = [["/usr/bin/busybox", "sh", "-c", "! grep bad /etc/release >&2"]]
 `;
 

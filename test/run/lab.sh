@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 source test/run/setup.sh
 install_modules
-need_packages mkfs.vfat=dosfstools mkfs.exfat=exfatprogs
+need_packages mkfs.vfat=dosfstools mkfs.exfat=exfatprogs nginx=nginx-light
 npm run --silent build
 if [[ ${ZFERRY_LAB_LOCAL:-} == 1 || (-z ${ZFERRY_LAB_LOCAL:-} && -e /dev/zfs && $EUID == 0) ]]; then
   echo "testing on this machine's own ZFS, on pools in files; ZFERRY_LAB_LOCAL=0 tests 2.1 and 2.3 in virtual machines,"
