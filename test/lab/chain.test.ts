@@ -14,6 +14,9 @@ import { makeSystem, RPOOL, SITE_USR } from "./system.js";
 
 const LAST = 11;
 const STICK = "stick";
+/** What is carried after these: in volumes, then by a mirror, of which the first brings the key that alone signs the second. */
+const LARGE = LAST + 1;
+const [ROTATING, NEWEST] = [LARGE + 1, LARGE + 2];
 
 let guest: Guest;
 const here = (name: string): string => join(guest.share.here, STICK, name);
@@ -44,15 +47,32 @@ const makeRelease = (number: number): string => `
   bundle snapshot R${number} -m 'release ${number}' -q >&2
   bundle create --base R${number - 1} --target R${number} --level 1 -q -o ${there()}/${LAST - number}-R${number}.bundle >&2`;
 
+/** The bundles after them. The build host is gone after the power cut; these lie outside of the guest. */
+const makeLater = (): string => `
+  cd ${MNT}/build
+  bundle keygen --no-password -o /etc/zferry/next >&2
+  head -c 3000000 /dev/urandom >usr/share/noise; cp /bin/sleep usr/share/
+  sha256sum <usr/share/noise >${later("noise.sum")}
+  for number in ${LARGE} ${ROTATING} ${NEWEST}; do
+    [[ $number != ${ROTATING} ]] ||
+      printf '[keys]\ncounter = 1\nadd = ["/etc/zferry/next.pub"]\nrevoke = ["/etc/zferry/release.pub"]\n' >>/etc/zferry/build.toml
+    [[ $number == ${NEWEST} ]] && key=next || key=release
+    echo "release $number" >usr/share/release; echo "of release $number" >etc/release
+    bundle snapshot R$number -m "release $number" -q >&2
+    bundle create --base R$((number - 1)) --target R$number --key /etc/zferry/$key.key --level 1 -q -o ${later("R$number.bundle")} >&2
+  done`;
+const later = (name: string): string => `${guest.share.there}/later/${name}`;
+
 beforeAll(async () => {
   guest = await openGuest({ disks: [{ name: "rpool", size: "1G" }] });
-  mkdirSync(join(guest.share.here, STICK));
+  for (const name of [STICK, "later"]) mkdirSync(join(guest.share.here, name));
   await guest.createPool("tank");
   await guest.run(`zpool create -O mountpoint=${MNT}/${RPOOL} ${RPOOL} ${guest.disk("rpool")}
     for name in etc state; do zfs create ${RPOOL}/$name; done
     zfs set mountpoint=/etc/zferry ${RPOOL}/etc; zfs set mountpoint=/var/lib/zferry ${RPOOL}/state`);
   await makeSystem(guest);
   for (let number = 2; number <= LAST; number += 1) await lines(makeRelease(number));
+  await lines(makeLater());
 });
 afterAll(() => guest?.close());
 
@@ -80,8 +100,8 @@ describe("a stick with ten releases", () => {
     expect(stdout).toMatch(
       /^\/tmp\/plant\.request: site plant with no known release, signed by [0-9A-F]{16}\n {2}usr: guid /,
     );
-    expect(stdout).toContain(`gentoo release R${LAST} (${LAST}), usr from R1 to R${LAST}, `);
-    expect(stdout).toContain(`gentoo release R${LAST} (${LAST}) would be installed`);
+    expect(stdout).toContain(`gentoo release R${NEWEST} (${NEWEST}), usr from R1 to R${NEWEST}, `);
+    expect(stdout).toContain(`gentoo release R${NEWEST} (${NEWEST}) would be installed`);
   });
 
   it("with a bundle missing tells what is missing, and installs nothing", async () => {
@@ -169,24 +189,20 @@ describe("a stick with ten releases", () => {
 /** A FAT32 file system in a file, as three of which are mounted in turn. */
 const STICKS = ["one", "two", "three"];
 const VOLUME_BYTES = 1_200_000;
-const NEXT = LAST + 1;
 
 describe("three sticks with FAT", () => {
   const mount = (name: string): string => `mount -o loop /root/${name}.img /mnt/${name}`;
-  const bundle = `/mnt/one/R${NEXT}.bundle.001`;
+  const bundle = `/mnt/one/R${LARGE}.bundle.001`;
   beforeAll(async () => {
     for (const name of STICKS) {
       const image = join(guest.share.here, `${name}.img`);
       execFileSync("mkfs.vfat", ["-C", "-F", "32", "-s", "1", image, "36864"]);
     }
     await lines(`
-      cd ${MNT}/build
-      head -c 3000000 /dev/urandom >usr/share/noise; cp /bin/sleep usr/share/; echo 'release ${NEXT}' >usr/share/release; echo 'of release ${NEXT}' >etc/release
-      bundle snapshot R${NEXT} -m 'larger than a stick' -q
-      bundle create --base R${LAST} --target R${NEXT} --level 1 -q -o /root/R${NEXT}.bundle
+      cp ${later(`R${LARGE}.bundle`)} /root
       modprobe -a loop vfat
       cp ${guest.share.there}/*.img /root
-      ${STICKS.map((name, at) => `mkdir /mnt/${name}; ${mount(name)}; bundle copy /root/R${NEXT}.bundle /mnt/${name} -q --volume-size ${VOLUME_BYTES} --volumes ${at + 1}; umount /mnt/${name}`).join("\n")}`);
+      ${STICKS.map((name, at) => `mkdir /mnt/${name}; ${mount(name)}; bundle copy /root/R${LARGE}.bundle /mnt/${name} -q --volume-size ${VOLUME_BYTES} --volumes ${at + 1}; umount /mnt/${name}`).join("\n")}`);
   });
 
   it("of which one is missing: it is named, and nothing is changed", async () => {
@@ -196,7 +212,7 @@ describe("three sticks with FAT", () => {
       [[ $before == $(zfs list -H -t all -o name,guid) ]]; umount /mnt/one /mnt/two; exit $status`);
     expect([status, stderr]).toEqual([
       16,
-      expect.stringContaining(`R${NEXT}.bundle.003 of 3 volumes is missing`),
+      expect.stringContaining(`R${LARGE}.bundle.003 of 3 volumes is missing`),
     ]);
     expect(await installedRelease()).toBe(`R${LAST}`);
   });
@@ -204,12 +220,12 @@ describe("three sticks with FAT", () => {
   it("are planned and installed from where they are", async () => {
     const search = "--search /mnt/two --search /mnt/three";
     const { stdout } = await guest.run(
-      `rm /root/R${NEXT}.bundle; ${STICKS.map(mount).join("; ")}; bundle plan ${bundle} ${search} >&2; bundle install ${bundle} ${search}
-       umount /mnt/{one,two,three}; cmp ${MNT}/site/usr/share/noise ${MNT}/build/usr/share/noise; cat ${MNT}/site/etc/release`,
+      `rm /root/R${LARGE}.bundle; ${STICKS.map(mount).join("; ")}; bundle plan ${bundle} ${search} >&2; bundle install ${bundle} ${search}
+       umount /mnt/{one,two,three}; sha256sum <${MNT}/site/usr/share/noise | cmp - ${later("noise.sum")}; cat ${MNT}/site/etc/release`,
       { timeout: 600_000 },
     );
-    expect(stdout).toContain(`installed gentoo release R${NEXT} (${NEXT})`);
-    expect(stdout).toContain(`of release ${NEXT}\n`);
+    expect(stdout).toContain(`installed gentoo release R${LARGE} (${LARGE})`);
+    expect(stdout).toContain(`of release ${LARGE}\n`);
   });
 });
 
@@ -232,18 +248,8 @@ describe("a mirror that nginx serves", () => {
        http { access_log off; client_body_temp_path /tmp; proxy_temp_path /tmp; fastcgi_temp_path /tmp; uwsgi_temp_path /tmp; scgi_temp_path /tmp;
               server { listen 127.0.0.1:8080; root /srv/mirror; gzip on; gzip_types *; } }`,
     );
-    // One has the sites believe another key, which alone signs the next one.
     await lines(`
-      bundle keygen --no-password -o /etc/zferry/next >&2
-      printf '[keys]\\ncounter = 1\\nadd = ["/etc/zferry/next.pub"]\\nrevoke = ["/etc/zferry/release.pub"]\\n' >>/etc/zferry/build.toml
-      cd ${MNT}/build
-      for number in ${NEXT + 1} ${NEXT + 2}; do
-        echo "release $number" >usr/share/release; echo "of release $number" >etc/release
-        bundle snapshot R$number -m "release $number" -q
-        [[ $number == ${NEXT + 1} ]] && key=release || key=next
-        bundle create --base R$((number - 1)) --target R$number --key /etc/zferry/$key.key --level 1 -q -o /root/R$number.bundle
-      done
-      bundle mirror add /root/R${NEXT + 1}.bundle /root/R${NEXT + 2}.bundle /srv/mirror --key /etc/zferry/release.key --trust /etc/zferry/next.pub -q
+      bundle mirror add ${later(`R${ROTATING}.bundle`)} ${later(`R${NEWEST}.bundle`)} /srv/mirror --key /etc/zferry/release.key --trust /etc/zferry/next.pub -q
       LD_LIBRARY_PATH=${guest.share.there} ${guest.share.there}/nginx -p /root -c /root/nginx.conf`);
   });
 
@@ -252,10 +258,10 @@ describe("a mirror that nginx serves", () => {
       bundle request -o /root/next.request >&2
       mkdir /root/for
       bundle fetch ${URL} --key /etc/zferry/release.pub --for /root/next.request --site-key /etc/zferry/plant.pub -o /root/for
-      cmp /root/for/R${NEXT + 1}-*.bundle /root/R${NEXT + 1}.bundle`);
+      cmp /root/for/R${ROTATING}-*.bundle ${later(`R${ROTATING}.bundle`)}`);
     expect(names).toMatch(
       new RegExp(
-        `^/root/for/R${NEXT + 1}-[0-9a-f]{16}\\.bundle\n/root/for/R${NEXT + 2}-[0-9a-f]{16}\\.bundle$`,
+        `^/root/for/R${ROTATING}-[0-9a-f]{16}\\.bundle\n/root/for/R${NEWEST}-[0-9a-f]{16}\\.bundle$`,
       ),
     );
   });
@@ -271,11 +277,11 @@ describe("a mirror that nginx serves", () => {
     expect(stderr).toContain(
       `danger: what runs from ${SITE_USR} loses its files and will likely die: sleep (`,
     );
-    expect(stdout).toContain(`installed gentoo release R${NEXT + 1} (${NEXT + 1})`);
-    expect(stdout).toContain(`installed gentoo release R${NEXT + 2} (${NEXT + 2})`);
-    expect(await installedRelease()).toBe(`R${NEXT + 2}`);
+    expect(stdout).toContain(`installed gentoo release R${ROTATING} (${ROTATING})`);
+    expect(stdout).toContain(`installed gentoo release R${NEWEST} (${NEWEST})`);
+    expect(await installedRelease()).toBe(`R${NEWEST}`);
     expect(await lines(`cat ${MNT}/site/usr/share/release ${MNT}/site/etc/release`)).toBe(
-      `release ${NEXT + 2}\nof release ${NEXT + 2}`,
+      `release ${NEWEST}\nof release ${NEWEST}`,
     );
   });
 });

@@ -236,7 +236,7 @@ describe("a release with secrets", () => {
         "a bundle must not carry etc/gone (a PEM private key, as it was in the base), " +
         "etc/new.pem (a PEM private key), etc/replaced (a PEM private key), etc/shadow (passwords)",
       hint:
-        "take what is new out of git (git rm --cached, .gitignore), and make another release; a change or deletion carries what the base had: " +
+        "take what is new out of git (git rm --cached, .gitignore), make another release, and create its bundle from the same base; a change or deletion carries what the base had: " +
         "put it back as it was, or make that secret worthless; --allow-secret PATH carries it all the same (formats/root.md, What never travels)",
     });
   });
