@@ -201,6 +201,11 @@ describe("a boot environment on trial", () => {
     expect(await told("bundle status")).toMatch(/failed: R3, at .*: bad; went back to R2/);
     expect(await told("bundle history")).toMatch(/^R3 .* failed at .*: bad$/m);
     expect(await own("R2")).not.toContain("zferry:trial");
+    // What runs again is what is installed.
+    await expect
+      .poll(() => told("bundle status"), { timeout: 300_000, interval: 3000 })
+      .toContain("installed: release R2 (2)");
+    expect(await told("bundle history")).toMatch(/^R3 .* failed at .*: bad$/m);
   });
 
   it("whose init is broken comes back by itself, after a panic", async () => {
