@@ -41,7 +41,8 @@ function make(count: number): void {
   writeFiles(at("root"), range(0, count), 1);
   writeFileSync(at("root/etc/passwd"), "root:x:0:0::/:/bin/sh\n");
   writeFileSync(at("root/etc/group"), "root:x:0:\n");
-  sh(`git init -q -b main root; chmod 700 root/.git; ${commit("r1")}`);
+  // A collection in the background would take objects away under the hands of cp.
+  sh(`git init -q -b main root; chmod 700 root/.git; git -C root config gc.auto 0; ${commit("r1")}`);
   sh(`cp -a root before; cp -a root site.r1; rm -rf before/.git`);
   const half = Math.floor(count / 2);
   writeFiles(at("root"), range(0, half), 2);
