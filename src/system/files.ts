@@ -56,7 +56,8 @@ const HINTS: Record<string, string> = {
   EROFS: "mount it for writing, such as: mount -o remount,rw $(findmnt -no TARGET -T FOLDER)",
   ENOSPC: "free space there",
   EDQUOT: "free space there, or raise the quota",
-  EFBIG: "write it to a disk that takes such files: bundle copy then writes volumes",
+  EFBIG:
+    "the file system, or ulimit -f, allows none so large; a bundle can be written elsewhere, and bundle copy makes volumes of it",
 };
 
 /**
