@@ -489,7 +489,7 @@ describe("bundle fetch", () => {
     const { status, hint } = told(await ended(child));
     expect([status, hint]).toEqual([
       16,
-      "write it to a disk that takes such files: bundle copy then writes volumes",
+      "the file system, or ulimit -f, allows none so large",
     ]);
   });
 
