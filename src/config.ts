@@ -42,6 +42,17 @@ const mergePolicy = v.pipe(
   v.check(({ command }) => isProgram(command), "has a command that is not an absolute path"),
 );
 const MAX_MERGE_POLICIES = 1000;
+const MAX_COMMANDS = 100;
+/** Programs by absolute paths, each with its arguments. */
+const commands = list(
+  v.pipe(
+    v.array(v.string()),
+    v.minLength(1),
+    v.maxLength(64),
+    v.check((command) => isProgram(command), "is not an absolute path"),
+  ),
+  MAX_COMMANDS,
+);
 const MAX_ACCEPTED = 1000;
 const bootEnvironment = v.pipe(
   table({
@@ -56,6 +67,18 @@ const bootEnvironment = v.pipe(
     command: v.pipe(
       v.optional(v.pipe(v.array(v.string()), v.maxLength(64)), []),
       v.description("The program of loader command, by its absolute path, and its first arguments."),
+    ),
+    boots: v.pipe(
+      v.optional(integer(0, 99), 2),
+      v.description("How often a new one is booted without being confirmed; 0: it is never on trial."),
+    ),
+    deadline: v.pipe(
+      v.optional(integer(1, 86_400), 600),
+      v.description("Seconds after the start of a boot until a new one must have passed the checks."),
+    ),
+    checks: v.pipe(
+      v.optional(commands, []),
+      v.description("Programs that must end with 0 in a new one before it is confirmed."),
     ),
     keep: v.pipe(
       v.optional(integer(1, 1000), 3),
@@ -74,7 +97,6 @@ const bootEnvironment = v.pipe(
   ),
   v.check(({ command }) => isProgram(command), "has a command that is not an absolute path"),
 );
-const MAX_AFTER = 100;
 const install = v.pipe(
   table({
     mode: v.pipe(
@@ -82,18 +104,7 @@ const install = v.pipe(
       v.description("Whether the system itself is changed, or a new one beside it that boots next."),
     ),
     after: v.pipe(
-      v.optional(
-        list(
-          v.pipe(
-            v.array(v.string()),
-            v.minLength(1),
-            v.maxLength(64),
-            v.check((command) => isProgram(command), "is not an absolute path"),
-          ),
-          MAX_AFTER,
-        ),
-        [],
-      ),
+      v.optional(commands, []),
       v.description(
         "Programs that are run in a new boot environment, by absolute paths, with their arguments.",
       ),

@@ -3,6 +3,7 @@ import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { listEnvironments, type BootEnvironment, type BootEnvironments } from "../install/environments.js";
 import { planPruning, pruneEnvironments, type Pruning } from "../install/prune.js";
+import { describeFailure } from "../install/trial-rules.js";
 import { formatBytes, formatTable, formatTime, printable, type Environment } from "../report.js";
 import { readSiteConfig } from "../system/settings.js";
 
@@ -91,13 +92,19 @@ function asText({ container, environments }: BootEnvironments): string {
 
 const asRow = (each: BootEnvironment): string[] => [
   each.name,
-  each.states.join(", ") || "-",
+  statesOf(each).join(", ") || "-",
   each.release?.name ?? "-",
   formatTime(each.created),
   formatBytes(each.used),
   formatBytes(each.refers),
   String(each.holds.length),
   each.datasets?.map(({ path, dataset }) => `${path} ${dataset}`).join(", ") ?? "?",
+];
+
+const statesOf = ({ states, trial, failed }: BootEnvironment): string[] => [
+  ...states,
+  ...(trial === undefined ? [] : ["on trial"]),
+  ...(failed === undefined ? [] : ["failed"]),
 ];
 
 /** What the table has no place for. */
@@ -108,6 +115,9 @@ function remarksOn(
   const isElsewhere = next !== null && !environments.some(({ dataset }) => dataset === next);
   return [
     ...environments.flatMap(({ name, fault }) => (fault === null ? [] : [`${name}: ${fault}`])),
+    ...environments.flatMap(({ name, failed }) =>
+      failed === undefined ? [] : [`${name} was tried, and failed ${describeFailure(failed)}`],
+    ),
     ...(isElsewhere ? [`what boots next is ${next}, which is no boot environment in ${container}`] : []),
     ...(old === null || old.length === 0
       ? []

@@ -1,9 +1,12 @@
 import type { Command } from "commander";
 import { requireProduct } from "../install/policy.js";
 import { openState, resultOf, type Installation, type Journal } from "../install/state.js";
+import type { TrialStatus } from "../install/trial.js";
+import { describeFailure } from "../install/trial-rules.js";
 import { readUnderWay } from "../install/under-way.js";
 import { formatDuration, formatTable, formatTime, type Environment } from "../report.js";
 import { readSiteConfig } from "../system/settings.js";
+import { askTrials } from "./status.js";
 
 interface HistoryOptions {
   readonly config?: string;
@@ -22,15 +25,20 @@ async function runHistory(options: HistoryOptions, env: Environment): Promise<vo
   const state = await openState(site.state).readState();
   const journal = await readUnderWay(site);
   if (state !== undefined) requireProduct(state, site.product);
-  const installations = state?.installations.toReversed() ?? [];
+  const trials = await askTrials(state?.installations.at(-1), site);
+  const installations = (state?.installations.toReversed() ?? []).map((each) => withTrial(each, trials));
   await env.write(env.json ? asJson(site.product, installations, journal) : asText(installations, journal));
 }
 
-function asJson(
-  product: string,
-  installations: readonly Installation[],
-  journal: Journal | undefined,
-): string {
+/** An installation, with what became of the boot environment that it made. */
+type Told = Installation & Pick<TrialStatus, "failed">;
+
+function withTrial(installation: Installation, trials: readonly TrialStatus[]): Told {
+  const { failed } = trials.find(({ guid }) => guid === installation.environment?.guid) ?? {};
+  return failed === undefined ? installation : { ...installation, failed };
+}
+
+function asJson(product: string, installations: readonly Told[], journal: Journal | undefined): string {
   const { operation, release, startedAt, phase, undoing } = journal ?? {};
   return `${JSON.stringify({
     product,
@@ -39,7 +47,7 @@ function asJson(
   })}\n`;
 }
 
-function asText(installations: readonly Installation[], journal: Journal | undefined): string {
+function asText(installations: readonly Told[], journal: Journal | undefined): string {
   const rows = [
     ["RELEASE", "SEQUENCE", "INSTALLED", "TOOK", "SIGNERS", "RESULT"],
     ...(journal === undefined ? [] : [rowUnderWay(journal)]),
@@ -57,14 +65,16 @@ function rowUnderWay(journal: Journal): string[] {
   return row(release, "-", "-", signers, result);
 }
 
-function rowOf(installation: Installation): string[] {
-  const { release, startedAt, finishedAt, signers, confirmedAt, rolledBack } = installation;
+function rowOf(installation: Told): string[] {
+  const { release, startedAt, finishedAt, signers, confirmedAt, rolledBack, failed } = installation;
   const result =
-    rolledBack !== undefined
-      ? `rolled back at ${formatTime(rolledBack.finishedAt)}`
-      : confirmedAt !== undefined
-        ? `confirmed at ${formatTime(confirmedAt)}`
-        : "installed";
+    failed !== undefined
+      ? `failed ${describeFailure(failed)}`
+      : rolledBack !== undefined
+        ? `rolled back at ${formatTime(rolledBack.finishedAt)}`
+        : confirmedAt !== undefined
+          ? `confirmed at ${formatTime(confirmedAt)}`
+          : "installed";
   const took = formatDuration(Math.max(0, finishedAt - startedAt));
   return row(release, formatTime(finishedAt), took, signers, result);
 }

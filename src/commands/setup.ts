@@ -2,15 +2,16 @@ import { join, resolve } from "node:path";
 import type { Command } from "commander";
 import { ZferryError } from "../errors.js";
 import { SITE_CONFIG_PATH } from "../config.js";
-import type { BootUnit } from "../install/boot-units.js";
+import type { PlacedFile } from "../install/boot-units.js";
 import {
   configWithin,
-  makeUnit,
-  placeUnit,
+  placeFiles,
+  planSetup,
   recogniseInitSystem,
-  removeUnits,
+  removeFiles,
   type SetupStep,
 } from "../install/setup.js";
+import { describeMove, moveState, planStateMove, type StateMove } from "../install/state-dataset.js";
 import { makeRepository, planRepository, type SiteRepository } from "../install/repository.js";
 import { showPath } from "../raw-path.js";
 import { formatBytes, printable, type Environment } from "../report.js";
@@ -65,20 +66,27 @@ export async function runSetup(options: SetupOptions, env: Environment): Promise
   const tree = openTree(options.root ?? "/");
   try {
     if (options.remove) {
-      const steps = removeUnits(tree, init === undefined ? INIT_SYSTEMS : [init]);
+      const steps = removeFiles(tree, init === undefined ? INIT_SYSTEMS : [init]);
       await env.write(env.json ? asJson(init, steps) : removalAsText(steps));
       return;
     }
     const system = init ?? recogniseInitSystem(tree);
-    const unit = await makeUnit(tree, system, options.config, ownCommand(), (line) =>
-      env.note(printable(line)),
-    );
+    const note = (line: string): void => env.note(printable(line));
+    const { files, advice, site } = await planSetup(tree, system, options.config, ownCommand(), note);
+    const move = tree.path === "/" ? await planStateMove(site) : undefined;
     if (options.print) {
-      await env.write(env.json ? unitAsJson(tree.path, system, unit) : unitAsText(tree.path, unit));
-      return;
+      const besides = { advice, state: move };
+      await env.write(
+        env.json ? filesAsJson(tree.path, system, files, besides) : filesAsText(tree.path, files, move),
+      );
+    } else {
+      const steps = placeFiles(tree, files);
+      if (move !== undefined) await moveState(site, move);
+      await env.write(
+        env.json ? asJson(system, steps, { advice, state: move }) : asText(system, steps, move),
+      );
     }
-    const steps = placeUnit(tree, unit);
-    await env.write(env.json ? asJson(system, steps) : asText(system, steps));
+    advice.forEach(note);
   } finally {
     closeTree(tree);
   }
@@ -144,29 +152,56 @@ function initOf({ init }: SetupOptions): InitSystem | undefined {
   return known;
 }
 
-const asJson = (init: InitSystem | undefined, files: readonly SetupStep[]): string =>
-  `${JSON.stringify({ init: init ?? null, files })}\n`;
+/** What is said beside the files. */
+interface Besides {
+  readonly advice: readonly string[];
+  readonly state: StateMove | undefined;
+}
 
-const unitAsJson = (root: string, init: InitSystem, { path, mode, text, link }: BootUnit): string =>
+const asJson = (init: InitSystem | undefined, files: readonly SetupStep[], besides?: Besides): string =>
+  `${JSON.stringify({ init: init ?? null, files, ...told(besides) })}\n`;
+
+/** Members that are absent where there is nothing to be said. */
+const told = ({ advice, state }: Besides = { advice: [], state: undefined }): object => ({
+  ...(advice.length === 0 ? {} : { advice }),
+  ...(state === undefined ? {} : { state }),
+});
+
+const filesAsJson = (
+  root: string,
+  init: InitSystem,
+  files: readonly PlacedFile[],
+  besides: Besides,
+): string =>
   `${JSON.stringify({
     init,
-    files: [
+    ...told(besides),
+    files: files.flatMap(({ path, mode, text, link }) => [
       { path: join(root, path), outcome: "printed", mode: mode.toString(8), text },
-      { path: join(root, link.path), outcome: "printed", target: link.target },
-    ],
+      ...(link === undefined
+        ? []
+        : [{ path: join(root, link.path), outcome: "printed", target: link.target }]),
+    ]),
   })}\n`;
 
-const unitAsText = (root: string, { path, text, link }: BootUnit): string =>
-  `# ${printable(join(root, path))}\n${text}\n# ${printable(join(root, link.path))} -> ${link.target}\n`;
+function filesAsText(root: string, files: readonly PlacedFile[], move: StateMove | undefined): string {
+  const texts = files.map(({ path, text, link }) => {
+    const enabled = link && `\n# ${printable(join(root, link.path))} -> ${link.target}\n`;
+    return `# ${printable(join(root, path))}\n${text}${enabled ?? ""}`;
+  });
+  return [...texts, ...(move === undefined ? [] : [`# ${printable(describeMove(move))}\n`])].join("\n");
+}
 
-function asText(init: InitSystem, steps: readonly SetupStep[]): string {
-  const written = steps.filter(({ outcome }) => outcome === "written");
+function asText(init: InitSystem, steps: readonly SetupStep[], move: StateMove | undefined): string {
+  const changed = steps.filter(({ outcome }) => outcome !== "present");
+  const moved = move === undefined ? [] : [`  ${describeMove(move)}`];
   const lines =
-    written.length === 0
+    changed.length + moved.length === 0
       ? [`${init} is set up already; nothing to do`]
       : [
           `set up ${init}: a boot finishes an install that was interrupted`,
-          ...written.map(({ path }) => `  wrote ${path}`),
+          ...changed.map(({ path, outcome }) => `  ${outcome === "removed" ? "removed" : "wrote"} ${path}`),
+          ...moved,
         ];
   return `${lines.map(printable).join("\n")}\n`;
 }

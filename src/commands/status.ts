@@ -16,6 +16,8 @@ import {
   type SiteState,
 } from "../install/state.js";
 import { progressOf, type StreamProgress } from "../install/steps.js";
+import type { TrialStatus } from "../install/trial.js";
+import { describeFailure } from "../install/trial-rules.js";
 import { readUnderWay } from "../install/under-way.js";
 import { formatBytes, formatTime, printable, type Environment } from "../report.js";
 import { requireProduct } from "../install/policy.js";
@@ -44,7 +46,8 @@ export async function runStatus(options: StatusOptions, env: Environment): Promi
     streams: await Promise.all(journal.streams.map(askProgress)),
   };
   const environment = await askEnvironment(installed(state), site);
-  const told = { product: site.product, state, underWay, environment };
+  const trials = await askTrials(installed(state), site);
+  const told = { product: site.product, state, underWay, environment, trials };
   await env.write(env.json ? asJson(told) : asText(told));
 }
 
@@ -53,6 +56,24 @@ interface Status {
   readonly state: SiteState | undefined;
   readonly underWay: UnderWay | undefined;
   readonly environment: EnvironmentStatus | null;
+  /** The boot environments that are on trial, or failed. */
+  readonly trials: readonly TrialStatus[];
+}
+
+/** Nothing on a site without boot environments, and where it cannot be told. */
+export async function askTrials(
+  installation: Installation | undefined,
+  site: SiteConfig,
+): Promise<readonly TrialStatus[]> {
+  if (installation?.environment === undefined && site.install.mode !== "boot-environment") return [];
+  // Loaded only where it is needed.
+  const { listTrials } = await import("../install/trial.js");
+  try {
+    return await listTrials(site);
+  } catch (error) {
+    if (error instanceof ZferryError) return [];
+    throw error;
+  }
 }
 
 /** Where the boot environment stands that a release was installed as; `running` and `next` are null where that cannot be told. */
@@ -112,11 +133,12 @@ async function askProgress(stream: Journal["streams"][number]): Promise<Progress
   }
 }
 
-function asJson({ product, state, underWay, environment }: Status): string {
+function asJson({ product, state, underWay, environment, trials }: Status): string {
   return `${JSON.stringify({
     product,
     installed: installed(state) ?? null,
     environment,
+    trials,
     highestSequence: state?.highestSequence ?? 0,
     underWay: underWay === undefined ? null : describeUnderWay(underWay),
   })}\n`;
@@ -129,7 +151,7 @@ const describeUnderWay = ({ journal, needed, streams }: UnderWay): object => {
   return { operation, release, startedAt, phase, undoing, file, needed, environment, streams };
 };
 
-function asText({ product, state, underWay, environment }: Status): string {
+function asText({ product, state, underWay, environment, trials }: Status): string {
   const installation = installed(state);
   const last = undoable(state);
   const lines = [
@@ -138,6 +160,7 @@ function asText({ product, state, underWay, environment }: Status): string {
       ? [`installed: no release by zferry${state?.installations.length ? " any more" : " yet"}`]
       : describe(installation)),
     ...(environment === null ? [] : [`  ${describeEnvironment(environment)}`]),
+    ...trials.flatMap(describeTrial),
     ...(last === undefined || (!isReversible(last) && environment === null) || underWay !== undefined
       ? []
       : ["  can be rolled back: bundle rollback; bundle confirm gives that up"]),
@@ -154,6 +177,21 @@ function describeEnvironment({ dataset, running, next }: EnvironmentStatus): str
   return next === true
     ? `boot environment ${dataset}, which boots next: reboot`
     : `boot environment ${dataset}, which is not running; to have it boot next: bundle activate ${name}`;
+}
+
+function describeTrial({ name, running, trial, failed, previous }: TrialStatus): string[] {
+  const lines: string[] = [];
+  const back = previous ?? "another one, which is not there any more";
+  if (trial !== undefined) {
+    const boots = running
+      ? `boot ${trial.counted} of ${trial.allowed}`
+      : trial.allowed === 1
+        ? "1 boot"
+        : `${trial.allowed} boots`;
+    lines.push(`  on trial: ${name}, ${boots}; bundle confirm keeps it, else it goes back to ${back}`);
+  }
+  if (failed !== undefined) lines.push(`  failed: ${name}, ${describeFailure(failed)}; went back to ${back}`);
+  return lines;
 }
 
 const DOING: Record<Phase, string> = {

@@ -18,7 +18,7 @@ export function resolved(path: string): string {
 }
 
 /** The nearest folder of a path that does exist. */
-const existing = (path: string): string => (existsSync(path) ? path : existing(dirname(path)));
+export const existing = (path: string): string => (existsSync(path) ? path : existing(dirname(path)));
 
 const isWithin = (folder: string, path: string): boolean => path === folder || path.startsWith(`${folder}/`);
 
@@ -52,7 +52,7 @@ export async function requireStateOutside({ state }: SiteConfig, origin: string)
     `the state folder ${path} lies on ${dataset}, and each boot environment would have its own`,
     {
       details: { path, dataset },
-      hint: `make a dataset for it that all environments mount: zfs create -o mountpoint=${path} POOL/zferry`,
+      hint: `have a dataset for it that all environments mount: bundle setup makes one`,
     },
   );
 }

@@ -19,13 +19,16 @@ export interface BootCommand {
   readonly root: string | undefined;
 }
 
-/** A file that an init system reads, and the link that has it start at boot. Paths are absolute. */
-export interface BootUnit {
+/** A file of a system, and the link that has it start at boot, if it needs one. Paths are absolute. */
+export interface PlacedFile {
   readonly path: string;
   readonly text: string;
   readonly mode: number;
-  readonly link: { readonly path: string; readonly target: string };
+  readonly link?: { readonly path: string; readonly target: string };
 }
+
+/** A file that an init system reads. */
+export type BootUnit = Required<PlacedFile>;
 
 /** Where they are, whatever is in them. */
 export const PLACES: Record<InitSystem, Pick<BootUnit, "path" | "mode" | "link">> = {
@@ -44,32 +47,38 @@ export const PLACES: Record<InitSystem, Pick<BootUnit, "path" | "mode" | "link">
   },
 };
 
-const MARKER = "# Written by bundle setup of zferry.";
+export const MARKER = "# Written by bundle setup of zferry.";
 
 /** Whether zferry wrote a file, this version or another. */
 export const isOurs = (text: string): boolean => text.split("\n").includes(MARKER);
 
 /** An init system's own PATH may lack any of these. It has no folder that others than root can write to. */
-const PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+export const PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /**
  * What has an init system finish an interrupted install at boot.
  * @throws ZferryError `usage` for a path that has no place in a line of text
  */
 export function bootUnit(init: InitSystem, command: BootCommand): BootUnit {
+  requirePrintable(command);
+  const text = init === "systemd" ? systemdUnit(command) : openrcScript(command);
+  return { ...PLACES[init], text };
+}
+
+/** @throws ZferryError `usage` for a path that has no place in a line of text */
+export function requirePrintable(command: BootCommand): void {
   for (const path of [...command.program, ...command.leadsTo, command.config, command.state, command.root]) {
     if (path === undefined || printable(path) === path) continue;
     throw new ZferryError("usage", `${JSON.stringify(path)}: has a control character`, {
       hint: "what starts at boot is named in a line of text: use another path",
     });
   }
-  const text = init === "systemd" ? systemdUnit(command) : openrcScript(command);
-  return { ...PLACES[init], text };
 }
 
-const argumentsOf = ({ program, config }: BootCommand): string[] => [
+/** A command of zferry, with its options, as it is started at boot. */
+export const argumentsOf = ({ program, config }: BootCommand, ...command: readonly string[]): string[] => [
   ...program,
-  "install",
+  ...command,
   ...(config === undefined ? [] : ["--config", config]),
 ];
 
@@ -79,21 +88,25 @@ const journalOf = ({ state }: BootCommand): string => join(state, "journal.json"
 const withoutSpecifiers = (text: string): string => text.replaceAll("%", "%%");
 
 /** A word as systemd reads it back, where it splits a value into words. systemd.syntax(7), Quoting */
-const systemdWord = (word: string): string => {
+export const systemdWord = (word: string): string => {
   const text = withoutSpecifiers(word);
   return /^[\w/.%:@+,=-]+$/.test(text) ? text : `"${text.replace(/[\\"]/g, "\\$&")}"`;
 };
 
-function systemdUnit(command: BootCommand): string {
-  const { program, leadsTo, config, state, root } = command;
-  const [executable = ""] = program;
+/** What systemd mounts before it starts a unit that has these paths. @throws ZferryError `usage` */
+export function mountsFor({ program: [executable = ""] }: BootCommand, paths: readonly string[]): string {
   if (/[\\"']/.test(executable)) {
     throw new ZferryError("usage", `systemd starts no program with such a name: ${executable}`, {
       hint: "quotes and backslashes must not be in the path of node: install it elsewhere",
     });
   }
+  return [...new Set(paths)].map((path) => systemdWord(normalize(path))).join(" ");
+}
+
+function systemdUnit(command: BootCommand): string {
+  const { program, leadsTo, config, state, root } = command;
   const paths = [state, ...program, ...leadsTo, ...[root, config].filter((path) => path !== undefined)];
-  const mounts = [...new Set(paths)].map((path) => systemdWord(normalize(path)));
+  const mounts = mountsFor(command, paths);
   return `${MARKER}
 # It is replaced when that runs again; a drop-in (systemctl edit) stays.
 [Unit]
@@ -104,14 +117,14 @@ After=local-fs.target zfs-import.target zfs-mount.service
 Before=sysinit.target systemd-tmpfiles-setup.service ldconfig.service apparmor.service
 Conflicts=shutdown.target
 Before=shutdown.target
-RequiresMountsFor=${mounts.join(" ")}
+RequiresMountsFor=${mounts}
 ConditionPathExists=${withoutSpecifiers(journalOf(command))}
 
 [Service]
 Type=oneshot
 RemainAfterExit=yes
 Environment=PATH=${PATH}
-ExecStart=:${argumentsOf(command).map(systemdWord).join(" ")}
+ExecStart=:${argumentsOf(command, "install").map(systemdWord).join(" ")}
 ExecStartPost=-systemctl daemon-reload
 StandardOutput=journal+console
 StandardError=journal+console
@@ -124,7 +137,7 @@ WantedBy=multi-user.target
 `;
 }
 
-const shellWord = (word: string): string =>
+export const shellWord = (word: string): string =>
   /^[\w/.%:@+,=-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
 
 function openrcScript(command: BootCommand): string {
@@ -143,7 +156,7 @@ start() {
 	[ -e ${shellWord(journalOf(command))} ] || return 0
 	ebegin "Finishing an interrupted install of zferry"
 	PATH=${PATH} \\
-		${argumentsOf(command).map(shellWord).join(" ")} </dev/null
+		${argumentsOf(command, "install").map(shellWord).join(" ")} </dev/null
 	eend $? "it is not finished: bundle status tells what is under way"
 }
 `;

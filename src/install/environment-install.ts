@@ -29,7 +29,7 @@ import {
   type Snapshot,
 } from "../system/zfs.js";
 import { mountPoint, nameDatasets, parseFstab, type FstabDataset } from "./environment-rules.js";
-import { makeNext, readStanding, requireBootable } from "./environments.js";
+import { makeNext, readStanding, requireBootable, requireNoTrial } from "./environments.js";
 import { baseMissing, checkDataset, datasetOf, pointOf, type StreamPlan } from "./plan.js";
 import { patiently, type ReceiveOptions } from "./receive.js";
 import { rootDataset, rootMount, type SiteRoot } from "./site-root.js";
@@ -81,7 +81,8 @@ export async function planEnvironment(
     });
   }
   requireName(known.dataset);
-  const { next } = await readStanding(withContainer(site, known));
+  const { next, tried } = await readStanding(withContainer(site, known));
+  requireNoTrial(tried);
   return { ...known, next };
 }
 
@@ -381,10 +382,15 @@ export async function runAfter(
 
 /**
  * Has the new environment boot next, or only makes sure that it could.
+ * @returns sentences to be warned with
  * @throws ZferryError `environment-incomplete`, and others of `activateEnvironment`
  */
-export async function finishEnvironment(environment: NewEnvironment, site: SiteConfig): Promise<void> {
+export async function finishEnvironment(
+  environment: NewEnvironment,
+  site: SiteConfig,
+): Promise<readonly string[]> {
   const [own, name] = [withContainer(site, environment), basename(environment.dataset)];
-  if (environment.activate) await makeNext(own, name, { force: false });
-  else await requireBootable(own, name);
+  if (environment.activate) return (await makeNext(own, name, { force: false })).warnings;
+  await requireBootable(own, name);
+  return [];
 }

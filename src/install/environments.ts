@@ -8,16 +8,19 @@ import { guarded } from "../system/files.js";
 import { readSmallFile } from "../system/key-files.js";
 import { ownMounts } from "../system/mounts.js";
 import { openPrivateMounts, type PrivateMounts, type ReadFileSystem } from "../system/private-mounts.js";
+import { failedServices } from "../system/health.js";
 import { run } from "../system/process.js";
 import { resolveWithin } from "../system/tree.js";
 import {
   datasetExists,
+  dropProperties,
   getProperties,
   listBootfs,
   listHolds,
   listProperties,
   poolOf,
   setBootfs,
+  setProperties,
   setProperty,
   type Described,
   type Property,
@@ -36,8 +39,10 @@ import {
   type Loader,
   type LoaderProperties,
 } from "./environment-rules.js";
+import { findHook, HOOK_WARNINGS } from "./boot-hooks.js";
 import { requireNothingPending } from "./pending.js";
 import { lockState, type NewEnvironment, type StateFolder } from "./state.js";
+import { describeFailure, readFailure, readTrial, type Trial, type TrialFailure } from "./trial-rules.js";
 import { readUnderWay } from "./under-way.js";
 
 // formats/environments.md
@@ -46,6 +51,7 @@ const PROPERTIES = [
   ...["guid", "creation", "used", "referenced", "mountpoint", "canmount", "org.zfsbootmenu:active"],
   ...["org.zectl:bootloader", "org.zectl.systemdboot:efi"],
   ...["zferry:release", "zferry:identity", "zferry:previous", "zferry:activated"],
+  ...["zferry:trial", "zferry:boots", "zferry:failed", "zferry:confirmed", "zferry:failing"],
   "zferry:pruned",
 ] as const;
 type Properties = Described<(typeof PROPERTIES)[number]>["properties"];
@@ -83,6 +89,10 @@ export interface BootEnvironment {
   /** Why `datasets` is null. */
   readonly fault: string | null;
   readonly holds: readonly { readonly snapshot: string; readonly tag: string }[];
+  /** Until it is confirmed; absent where it is not on trial. */
+  readonly trial?: Trial;
+  /** That its trial ended with going back; absent where it did not. */
+  readonly failed?: TrialFailure;
 }
 
 export interface BootEnvironments {
@@ -94,12 +104,12 @@ export interface BootEnvironments {
 }
 
 /** A dataset below the container. */
-interface Candidate extends LoaderProperties {
+export interface Candidate extends LoaderProperties {
   readonly name: string;
   readonly properties: Properties;
 }
 
-interface Survey {
+export interface Survey {
   readonly site: SiteConfig;
   readonly container: string;
   readonly ofContainer: Properties;
@@ -137,7 +147,8 @@ export async function listEnvironments(site: SiteConfig): Promise<BootEnvironmen
   return { container, loader: site["boot-environment"].loader, next, environments };
 }
 
-async function look(site: SiteConfig): Promise<Survey> {
+/** What is there of environments. @throws ZferryError as `listEnvironments` */
+export async function look(site: SiteConfig): Promise<Survey> {
   const running = runningRoot();
   const configured = site["boot-environment"].container;
   const above = running?.slice(0, Math.max(0, running.lastIndexOf("/")));
@@ -191,7 +202,7 @@ async function readBootfs(dataset: string): Promise<string | null> {
 }
 
 /** Whether a property, which counts only where it is set itself, names this dataset. */
-const isOwnGuid = ({ value, local }: Property, { properties }: Candidate): boolean =>
+export const isOwnGuid = ({ value, local }: Property, { properties }: Candidate): boolean =>
   local && value === properties.guid.value;
 
 const isWithin = ({ dataset }: Candidate, environment: Candidate): boolean =>
@@ -219,11 +230,23 @@ function describe(candidate: Candidate, survey: Survey) {
     created: Number(properties.creation.value),
     used: Number(properties.used.value),
     refers: Number(properties.referenced.value),
+    ...tellTrial(candidate),
   };
 }
 
+/** How an environment stands: both members are absent for most. */
+export function tellTrial({ properties }: Candidate): Pick<BootEnvironment, "trial" | "failed"> {
+  const trial = readTrial({
+    trial: ownValue(properties["zferry:trial"]),
+    boots: ownValue(properties["zferry:boots"]),
+    previous: ownValue(properties["zferry:previous"]),
+  });
+  const failed = readFailure(ownValue(properties["zferry:failed"]));
+  return { ...(trial === undefined ? {} : { trial }), ...(failed === undefined ? {} : { failed }) };
+}
+
 /** A value that the container has is not its children's. */
-const ownValue = ({ value, local }: Property): string => (local ? value : "");
+export const ownValue = ({ value, local }: Property): string => (local ? value : "");
 
 function statesOf(candidate: Candidate, { running, next, candidates }: Survey): EnvironmentState[] {
   const now = candidates.find(({ dataset }) => dataset === running);
@@ -329,12 +352,88 @@ export async function makeNext(site: SiteConfig, name: string, { force }: Activa
     return { outcome: "present", ...told, warnings: [] };
   }
   requireComplete(candidate, await findFaults(candidate, survey, force));
-  const running = survey.candidates.find(({ dataset }) => dataset === survey.running);
-  if (running !== undefined && running !== candidate) {
-    await setProperty(candidate.dataset, "zferry:previous", running.properties.guid.value);
-  }
+  const warnings = await beginTrial(candidate, survey);
   await activate(candidate, survey);
-  return { outcome: "activated", ...told, warnings: await warnOfPools(candidate, loader) };
+  for (const other of survey.candidates) {
+    if (other !== candidate && tellTrial(other).trial !== undefined) await endTrial(other);
+  }
+  return {
+    outcome: "activated",
+    ...told,
+    warnings: [...warnings, ...(await warnOfPools(candidate, loader))],
+  };
+}
+
+/** The environment that is `/` now. */
+export const runningOf = ({ candidates, running }: Survey): Candidate | undefined =>
+  candidates.find(({ dataset }) => dataset === running);
+
+/** Takes away what counts the boots of an environment. */
+export const endTrial = ({ dataset }: Candidate): Promise<void> =>
+  dropProperties(dataset, ["zferry:trial", "zferry:boots", "zferry:failing"]);
+
+/**
+ * Puts an environment that was never confirmed on trial, before it boots next: until then that changes nothing.
+ * @returns sentences to be warned with
+ * @throws ZferryError `install-pending` where the running one is on trial itself
+ */
+async function beginTrial(candidate: Candidate, survey: Survey): Promise<string[]> {
+  const { dataset, name, properties } = candidate;
+  const running = runningOf(survey);
+  if (running === undefined || running === candidate) return [];
+  const { boots } = survey.site["boot-environment"];
+  const previous = { "zferry:previous": running.properties.guid.value };
+  if (boots === 0 || ownValue(properties["zferry:confirmed"]) !== "") {
+    await setProperties(dataset, previous);
+    await endTrial(candidate);
+    return [];
+  }
+  requireNoTrial(tellTrial(running).trial && running.name);
+  if (ownValue(running.properties["zferry:confirmed"]) === "")
+    await setProperty(running.dataset, "zferry:confirmed", "yes");
+  const { failed } = tellTrial(candidate);
+  await dropProperties(dataset, ["zferry:failed"]);
+  await setProperties(dataset, {
+    ...previous,
+    "zferry:trial": String(boots),
+    "zferry:boots": "0",
+    "zferry:failing": (await failedServices()).join(" ").slice(0, MAX_FAILING),
+  });
+  return [
+    ...(failed === undefined ? [] : [`${name} was tried before, and failed ${describeFailure(failed)}`]),
+    ...(await warnOfHook(candidate, survey)),
+  ];
+}
+
+/** Of the names of services, in a property. */
+const MAX_FAILING = 4096;
+
+/**
+ * @param name the running environment, if that is on trial
+ * @throws ZferryError `install-pending`
+ */
+export function requireNoTrial(name: string | undefined): void {
+  if (name === undefined) return;
+  throw new ZferryError(
+    "install-pending",
+    `${name}, which is running, is on trial: it is not confirmed yet`,
+    {
+      details: { environment: name },
+      hint: "keep it: bundle confirm; or go back first: bundle environments names the one before",
+    },
+  );
+}
+
+/** What is missing for going back from an environment that dies before its services start. */
+async function warnOfHook(candidate: Candidate, survey: Survey): Promise<readonly string[]> {
+  const { loader } = survey.site["boot-environment"];
+  if (loader !== "bootfs") return [HOOK_WARNINGS.loader(loader)];
+  const mounts = await openPrivateMounts();
+  try {
+    return HOOK_WARNINGS[await mounts.read([asRoot(candidate)], findHook)];
+  } finally {
+    mounts.close();
+  }
 }
 
 /**
@@ -350,14 +449,18 @@ export async function requireBootable(site: SiteConfig, name: string): Promise<v
 export interface Standing {
   /** The dataset that boots next; null where that cannot be told. */
   readonly next: string | null;
+  /** The running environment, if it is on trial. */
+  readonly tried: string | undefined;
   /** The dataset of `/`; undefined where that is another file system. */
   readonly running: string | undefined;
 }
 
 /** What runs, and what boots next. @throws ZferryError as `listEnvironments` */
 export async function readStanding(site: SiteConfig): Promise<Standing> {
-  const { next, running } = await look(site);
-  return { next, running };
+  const survey = await look(site);
+  const { next, running } = survey;
+  const now = runningOf(survey);
+  return { next, running, tried: now && tellTrial(now).trial && now.name };
 }
 
 /** Has what booted next before an environment boot next again, if that was activated since; nothing is checked. */
@@ -501,7 +604,8 @@ function judgeInit(folder: string): EnvironmentFault | undefined {
   return undefined;
 }
 
-async function activate({ name, dataset, properties }: Candidate, survey: Survey): Promise<void> {
+/** Has an environment boot next, without a look at it. @throws ZferryError `not-configured`, `zfs-failed` */
+export async function activate({ name, dataset, properties }: Candidate, survey: Survey): Promise<void> {
   const { loader, command } = survey.site["boot-environment"];
   if (loader === "bootfs") {
     await setBootfs(poolOf(dataset), dataset);

@@ -360,7 +360,7 @@ export async function requireUnused(dataset: string, live: Live | undefined): Pr
         dataset,
         processes: runners.slice(0, 20).map(({ pid, name, path }) => `${pid} ${name} ${path}`),
       },
-      hint: "they would lose their files and likely die: install from another system, such as a rescue system, or, to be followed by a reboot, with --live",
+      hint: 'they would lose their files and likely die: install from another system, such as a rescue system; where / is on ZFS, as a boot environment, which changes nothing that runs (mode = "boot-environment" under [install]); or, to be followed by a reboot, with --live',
     },
   );
 }

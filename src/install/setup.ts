@@ -11,7 +11,7 @@ import {
   type Stats,
 } from "node:fs";
 import { dirname, isAbsolute, join, resolve } from "node:path";
-import { SITE_CONFIG_PATH } from "../config.js";
+import { SITE_CONFIG_PATH, type SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { ancestors, type RawPath } from "../raw-path.js";
 import { writeFileDurably } from "../system/files.js";
@@ -23,7 +23,8 @@ import {
 } from "../system/init-system.js";
 import { readSiteConfig } from "../system/settings.js";
 import { inPlace, kindAt, readFileIn, type Tree } from "../system/tree.js";
-import { bootUnit, isOurs, PLACES, type BootUnit } from "./boot-units.js";
+import { bootUnit, isOurs, PLACES, type PlacedFile } from "./boot-units.js";
+import { planTrialSetup, trialPlaces, type TrialSetup } from "./trial-setup.js";
 
 /** What became of a path, which is given with the folder of the tree. */
 export interface SetupStep {
@@ -67,19 +68,19 @@ export function configWithin(root: string, config: string | undefined): string |
 }
 
 /**
- * What a tree's init system is to have, as the site's configuration there says.
+ * What a tree's system is to have at boot, as the site's configuration there says.
  * @param config the configuration's path in that system, where it is not the usual one
  * @param program node and zferry, by their paths in that system
  * @param warn told in a line what may be missing: of a system that does not run, not all need be mounted
  * @throws ZferryError `usage`, `not-configured`, `config-malformed`
  */
-export async function makeUnit(
+export async function planSetup(
   tree: Tree,
   init: InitSystem,
   config: string | undefined,
   program: readonly string[],
   warn: (line: string) => void,
-): Promise<BootUnit> {
+): Promise<TrialSetup & { readonly site: SiteConfig }> {
   const isOwn = tree.path === "/";
   const named = configWithin(tree.path, config);
   const file = join(tree.path, named ?? SITE_CONFIG_PATH);
@@ -91,7 +92,9 @@ export async function makeUnit(
   }
   // What links lead to in another system cannot be told from here.
   const leadsTo = isOwn ? program.map((path) => realpathSync(path)) : [];
-  return bootUnit(init, { program, leadsTo, config: named, state: site.state, root: site.root?.path });
+  const command = { program, leadsTo, config: named, state: site.state, root: site.root?.path };
+  const { files, advice } = planTrialSetup(tree, init, site, command);
+  return { files: [bootUnit(init, command), ...files], advice, site };
 }
 
 /** In another system's tree a link may lead to this system's own configuration. */
@@ -109,38 +112,64 @@ function requireNoLink(tree: Tree, file: string): void {
 }
 
 /**
- * Puts a unit into a system's tree, and the link that enables it, unless they are there. No link is followed on the way: those of
- * another system's tree may lead into this one's.
- * @throws ZferryError `output-exists` when something that zferry did not write is in the place of either; then nothing is changed
+ * Puts files into a system's tree, and the links that enable them, unless they are there; takes away what of an earlier setup is not
+ * among them. No link is followed on the way: those of another system's tree may lead into this one's.
+ * @throws ZferryError `output-exists` when something that zferry did not write is in the place of any; then nothing is changed
  */
-export function placeUnit(tree: Tree, { path, text, mode, link }: BootUnit): SetupStep[] {
-  const file = inTree(path);
-  const current = readOwn(tree, path);
-  const isPlaced = current === text && inPlace(tree, file, (place) => isOwnFile(lstatSync(place), mode));
-  const isLinked = readOwnLink(tree, path, link.path);
-  // The link last: it never leads to nothing.
+export function placeFiles(tree: Tree, files: readonly PlacedFile[]): SetupStep[] {
+  const found = files.map((each) => ({ ...each, ...stateOf(tree, each) }));
+  const unwanted = trialPlaces(INIT_SYSTEMS).filter(({ path }) => !files.some((each) => each.path === path));
+  const left = findRemovable(tree, unwanted).filter(({ isThere }) => isThere);
   return [
-    placing(tree, path, isPlaced, (place) => writeFileDurably(place, text, mode, join(tree.path, path))),
-    placing(tree, link.path, isLinked, (place) => symlinkSync(link.target, place)),
+    ...found.flatMap(({ path, text, mode, link, isPlaced, isLinked }) => [
+      placing(tree, path, isPlaced, (place) => writeFileDurably(place, text, mode, join(tree.path, path))),
+      // The link last: it never leads to nothing.
+      ...(link === undefined
+        ? []
+        : [placing(tree, link.path, isLinked, (place) => symlinkSync(link.target, place))]),
+    ]),
+    ...left.map((each) => removing(tree, each)),
   ];
 }
 
+function stateOf(
+  tree: Tree,
+  { path, text, mode, link }: PlacedFile,
+): { readonly isPlaced: boolean; readonly isLinked: boolean } {
+  const current = readOwn(tree, path);
+  return {
+    isPlaced: current === text && inPlace(tree, inTree(path), (place) => isOwnFile(lstatSync(place), mode)),
+    isLinked: link !== undefined && readOwnLink(tree, path, link.path),
+  };
+}
+
 /**
- * Takes away what `placeUnit` put there, for any of the init systems.
- * @throws ZferryError `output-exists` as `placeUnit`
+ * Takes away what `placeFiles` put there, for any of the init systems.
+ * @throws ZferryError `output-exists` as `placeFiles`
  */
-export function removeUnits(tree: Tree, inits: readonly InitSystem[] = INIT_SYSTEMS): SetupStep[] {
-  const found = inits.flatMap((init) => {
-    const { path, link } = PLACES[init];
-    return [
-      { path: link.path, isThere: readOwnLink(tree, path, link.path) },
-      { path, isThere: readOwn(tree, path) !== undefined },
-    ];
-  });
-  return found.map(({ path, isThere }) => {
-    if (isThere) changeIn(tree, inTree(path), unlinkSync);
-    return { path: join(tree.path, path), outcome: isThere ? "removed" : "absent" };
-  });
+export function removeFiles(tree: Tree, inits: readonly InitSystem[] = INIT_SYSTEMS): SetupStep[] {
+  const usual = findRemovable(
+    tree,
+    inits.map((init) => PLACES[init]),
+  );
+  const others = findRemovable(tree, trialPlaces(inits)).filter(({ isThere }) => isThere);
+  return [...usual, ...others].map((each) => removing(tree, each));
+}
+
+interface Removable {
+  readonly path: string;
+  readonly isThere: boolean;
+}
+
+const findRemovable = (tree: Tree, files: readonly Omit<PlacedFile, "text" | "mode">[]): Removable[] =>
+  files.flatMap(({ path, link }) => [
+    ...(link === undefined ? [] : [{ path: link.path, isThere: readOwnLink(tree, path, link.path) }]),
+    { path, isThere: readOwn(tree, path) !== undefined },
+  ]);
+
+function removing(tree: Tree, { path, isThere }: Removable): SetupStep {
+  if (isThere) changeIn(tree, inTree(path), unlinkSync);
+  return { path: join(tree.path, path), outcome: isThere ? "removed" : "absent" };
 }
 
 /** What starts at boot must be nobody else's to change. */

@@ -217,7 +217,7 @@ const INSTALL: Steps<InstallJournal> = {
   activating: {
     do: inEnvironment(async ({ environment }, { site, step }) => {
       step(`${environment.activate ? "activating" : "checking"} ${environment.dataset}`);
-      await finishEnvironment(environment, site);
+      for (const line of await finishEnvironment(environment, site)) step(`warning: ${line}`);
     }),
     undo: inEnvironment(({ environment }, { site }) =>
       restoreNext(withContainer(site, environment), environment),

@@ -6,6 +6,7 @@ import { formatBytes, formatTime } from "../report.js";
 import { findPattern, parsePattern, type PathPattern } from "../root/path-pattern.js";
 import { mapSystemError } from "../system/files.js";
 import { trackedPaths, withRootToPlan } from "./site-root.js";
+import { asidePattern } from "./state-dataset.js";
 import type { NewEnvironment } from "./state.js";
 
 // formats/environments.md, What must not turn back
@@ -154,7 +155,7 @@ const SHOWN = 20;
  * @throws ZferryError `root-has-data`, with all that is found
  */
 export async function requireDataApart(environment: NewEnvironment, site: SiteConfig): Promise<void> {
-  const patterns = [...ACCEPTED, ...site["boot-environment"].accept].map(parsePattern);
+  const patterns = [...ACCEPTED, asidePattern(site), ...site["boot-environment"].accept].map(parsePattern);
   const found = await withRootToPlan(environment, site, async ({ git, rootDir }) =>
     findUntrackedData(rootDir, await trackedPaths(git), patterns),
   );

@@ -187,6 +187,15 @@ export async function ownProperties(dataset: string): Promise<PropertyValues> {
 export const setProperty = async (dataset: string, name: string, value: string): Promise<void> =>
   void (await zfs(["set", `${name}=${value}`, dataset]));
 
+/** Sets properties of a dataset, all of them or none. */
+export const setProperties = async (dataset: string, values: PropertyValues): Promise<void> =>
+  void (await zfs(["set", ...Object.entries(values).map(([name, value]) => `${name}=${value}`), dataset]));
+
+/** Takes away properties that a dataset has itself; one that it has not is no error. */
+export async function dropProperties(dataset: string, names: readonly string[]): Promise<void> {
+  for (const name of names) await zfs(["inherit", name, dataset]);
+}
+
 /** The snapshots of a dataset, and of all below it, that have a property themselves. Full names. */
 export async function findSnapshotsWith(dataset: string, property: string): Promise<string[]> {
   const args = ["get", "-H", "-s", "local", "-r", "-t", "snapshot", "-o", "name", property];
@@ -389,6 +398,13 @@ export const clone = async (
   dataset: string,
   properties: PropertyValues,
 ): Promise<void> => void (await zfs(["clone", ...asOptions(properties), fullName(from), dataset]));
+
+/** Makes a file system, and mounts nothing. */
+export const createFileSystem = async (dataset: string, properties: PropertyValues): Promise<void> =>
+  void (await zfs(["create", ...asOptions(properties), dataset]));
+
+/** Mounts a file system where its properties say. */
+export const mountDataset = async (dataset: string): Promise<void> => void (await zfs(["mount", dataset]));
 
 /** The token of an interrupted receive, or undefined. */
 export async function resumeToken(dataset: string): Promise<string | undefined> {

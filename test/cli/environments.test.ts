@@ -31,6 +31,17 @@ describe("a system that is not on ZFS", () => {
     expect(errorOf(await runHere(...args, "--json")).code).toBe("not-configured");
   });
 
+  test("has none on trial: what runs at boot does nothing", async () => {
+    configure();
+    const { status, stdout, stderr } = await runHere("confirm", "--or-go-back");
+    expect([status, stdout.toString(), stderr]).toEqual([
+      0,
+      "no boot environment that runs is on trial; nothing to do\n",
+      "",
+    ]);
+    expect(readdirSync(folder.path)).toEqual(["site.toml"]);
+  });
+
   test("environments leaves no state folder", async () => {
     configure();
     await runHere("environments");

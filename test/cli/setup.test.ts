@@ -161,6 +161,96 @@ describe("bundle setup", () => {
   });
 });
 
+describe("for a site with boot environments", () => {
+  const TRIAL = "etc/systemd/system/zferry-trial.service";
+  const TRIAL_LINK = "etc/systemd/system/sysinit.target.wants/zferry-trial.service";
+  const HOOK = "etc/initramfs-tools/scripts/local-premount/zferry";
+  const DRACUT = ["etc/dracut.conf.d/zferry-hook.sh", "etc/dracut.conf.d/zferry.conf"];
+  const useMode = (mode: string, more = 'container = "p/ROOT"\n'): void =>
+    put(
+      "etc/zferry/site.toml",
+      `product = "demo"\n[streams]\nusr = "p/usr"\n[root]\n[install]\nmode = "${mode}"\n[boot-environment]\n${more}`,
+    );
+  beforeEach(() => {
+    useMode("boot-environment");
+    mkdirSync(folder.file("etc/initramfs-tools"));
+  });
+
+  test("there is also what looks after one on trial, and the command that makes the initramfs", async () => {
+    const { status, stdout } = await systemd("--json");
+    expect([status, filesOf(stdout)]).toEqual([
+      0,
+      [UNIT, UNIT_LINK, TRIAL, TRIAL_LINK, HOOK].map((path) => [path, "written"]),
+    ]);
+    const advice = "to have the hook in the initramfs of this system: update-initramfs -u -k all";
+    expect(JSON.parse(stdout.toString())).toMatchObject({ advice: [advice] });
+    expect((await systemd()).stderr).toBe(`${advice}\n`);
+    expect(text(TRIAL)).toContain(`\nExecStart=:${process.execPath} ${PROGRAM} confirm --or-go-back\n`);
+    expect(text(HOOK)).toContain("\ncontainer=p/ROOT\npool=p\nloader=bootfs\n");
+    expect(statSync(folder.file(HOOK)).mode & 0o7777).toBe(0o755);
+    expect((await systemd()).stdout.toString()).toBe("systemd is set up already; nothing to do\n");
+  });
+
+  test("for OpenRC and dracut, with another loader", async () => {
+    rmSync(folder.file("etc/initramfs-tools"), { recursive: true });
+    mkdirSync(folder.file("etc/dracut.conf.d"));
+    useMode("boot-environment", 'container = "p/ROOT"\nloader = "zectl"\n');
+    const { stdout } = await openrc("--json");
+    const { stderr } = await openrc();
+    const script = ["etc/init.d/zferry-trial", "etc/runlevels/boot/zferry-trial"];
+    expect(filesOf(stdout)).toEqual(
+      [SCRIPT, SCRIPT_LINK, ...script, ...DRACUT].map((path) => [path, "written"]),
+    );
+    expect(stderr).toContain("dracut --regenerate-all --force\n");
+    expect(stderr).toContain("cannot switch what loader zectl boots\n");
+    expect(text(DRACUT[0] ?? "")).toContain("\nloader=zectl\nreboots=yes\n");
+    expect(text(DRACUT[1] ?? "")).toContain(`include_src+=(/${DRACUT[0]})`);
+  });
+
+  test("it tells what there is no hook for", async () => {
+    rmSync(folder.file("etc/initramfs-tools"), { recursive: true });
+    expect((await systemd()).stderr).toContain("neither initramfs-tools nor dracut is there");
+    useMode("boot-environment", "");
+    expect((await systemd()).stderr).toContain(
+      "is no ZFS dataset: the hook for the initramfs needs container",
+    );
+  });
+
+  test("--print shows all of it, and --remove takes it away", async () => {
+    const printed = (await systemd("--print")).stdout.toString();
+    expect(existsSync(folder.file(HOOK))).toBe(false);
+    await systemd();
+    for (const path of [UNIT, TRIAL, HOOK])
+      expect(printed).toContain(`# ${folder.file(path)}\n${text(path)}`);
+    expect(printed).toContain(`# ${folder.file(TRIAL_LINK)} -> ../zferry-trial.service\n`);
+    const removed = [UNIT_LINK, UNIT, TRIAL_LINK, TRIAL, HOOK];
+    expect((await setup("--remove")).stdout.toString()).toBe(
+      removed.map((path) => `removed ${folder.file(path)}\n`).join(""),
+    );
+  });
+
+  test("one that is updated in place again has nothing of it any more", async () => {
+    await systemd();
+    useMode("in-place");
+    const { stdout } = await systemd();
+    const gone = [TRIAL_LINK, TRIAL, HOOK];
+    expect(stdout.toString()).toBe(
+      `set up systemd: a boot finishes an install that was interrupted\n${gone.map((path) => `  removed ${folder.file(path)}\n`).join("")}`,
+    );
+    for (const path of gone) expect(existsSync(folder.file(path))).toBe(false);
+  });
+
+  test("a file that zferry did not write is left alone, and nothing else is changed", async () => {
+    put(HOOK, "#!/bin/sh\n");
+    expect(errorOf(await systemd("--json"))).toMatchObject({
+      code: "output-exists",
+      details: { file: folder.file(HOOK) },
+    });
+    expect(existsSync(folder.file(UNIT))).toBe(false);
+    expect(text(HOOK)).toBe("#!/bin/sh\n");
+  });
+});
+
 describe("the init system", () => {
   test.each([
     ["systemd", "usr/lib/systemd/systemd"],

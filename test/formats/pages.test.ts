@@ -15,8 +15,10 @@ import { seenSchema } from "../../src/carry/seen.js";
 import { INDEX_LIMITS, indexSchema, verifyIndex } from "../../src/carry/index-format.js";
 import { buildSchema, parseConfig, siteSchema } from "../../src/config.js";
 import { EXIT_STATUS, ZferryError } from "../../src/errors.js";
+import { hookFiles } from "../../src/install/boot-hooks.js";
 import { bootUnit } from "../../src/install/boot-units.js";
 import { stateSchema } from "../../src/install/state.js";
+import { trialUnit } from "../../src/install/trial-units.js";
 import { errorAsJson } from "../../src/report.js";
 import { FEATURES } from "../../src/stream/records.js";
 import { BY_NAME } from "../../src/root/secrets.js";
@@ -237,18 +239,34 @@ test("build-host.gitignore has what root.md names, and no other", () => {
 
 describe("boot.md", () => {
   const page = readPage("boot.md");
+  const command = {
+    program: ["/opt/zferry/bin/node", "/opt/zferry/lib/cli.js"],
+    leadsTo: ["/opt/zferry-1.0.0-linux-x64/bin/node", "/opt/zferry-1.0.0-linux-x64/lib/cli.js"],
+    config: undefined,
+    state: "/var/lib/zferry",
+    root: "/",
+  };
+  const kinds = { systemd: "ini systemd", openrc: "sh openrc" };
 
-  test.each(INIT_SYSTEMS)("has the text and the places for %s", (init) => {
-    const { text, path, mode, link } = bootUnit(init, {
-      program: ["/opt/zferry/bin/node", "/opt/zferry/lib/cli.js"],
-      leadsTo: ["/opt/zferry-1.0.0-linux-x64/bin/node", "/opt/zferry-1.0.0-linux-x64/lib/cli.js"],
-      config: undefined,
-      state: "/var/lib/zferry",
-      root: "/",
-    });
-    expect(blocksOf(page, init === "systemd" ? "ini systemd" : "sh openrc")).toEqual([text]);
-    const row = rowsOf(page).find(([name]) => name?.toLowerCase() === init);
-    expect(row?.slice(1)).toEqual([path, mode.toString(8), link.path]);
+  test.each(INIT_SYSTEMS)("has the texts and the places for %s", (init) => {
+    const [resume, trial] = [bootUnit(init, command), trialUnit(init, command)];
+    expect(blocksOf(page, kinds[init])).toEqual([resume.text]);
+    expect(blocksOf(page, `${kinds[init]}-trial`)).toEqual([trial.text]);
+    const listed = rowsOf(page).filter(([name]) => name?.toLowerCase() === init);
+    expect(listed.map((row) => row.slice(1))).toEqual(
+      [resume, trial].map(({ path, mode, link }) => [path, mode.toString(8), link.path]),
+    );
+  });
+
+  test("has the hooks for an initramfs, and their places", () => {
+    const options = { container: "rpool/ROOT", loader: "bootfs" } as const;
+    const [hook] = hookFiles("initramfs-tools", options);
+    const [script, configuration] = hookFiles("dracut", options);
+    expect(blocksOf(page, "sh hook")).toEqual([hook?.text]);
+    expect(blocksOf(page, "sh dracut")).toEqual([configuration?.text]);
+    const lines = (hook?.text ?? "").replace("reboots=\n", "reboots=yes\n").split("\n");
+    expect(script?.text).toBe(lines.toSpliced(2, 1).join("\n"));
+    for (const file of [hook, script]) expect(page).toContain(`\`${file?.path}\``);
   });
 });
 

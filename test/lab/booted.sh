@@ -30,7 +30,7 @@ tar -C "$lower" -c \
   --exclude=./usr/share/perl --exclude=./usr/share/perl5 --exclude=./usr/share/zoneinfo --exclude=./usr/share/bash-completion \
   --exclude=./usr/lib/x86_64-linux-gnu/perl --exclude='./usr/lib/x86_64-linux-gnu/lib?san.so*' \
   --exclude='./usr/lib/x86_64-linux-gnu/libisl*' --exclude='./usr/lib/x86_64-linux-gnu/libubsan*' \
-  --exclude='./usr/lib/x86_64-linux-gnu/libperl*' --exclude=./usr/lib/bfd-plugins --exclude=./usr/share/initramfs-tools \
+  --exclude='./usr/lib/x86_64-linux-gnu/libperl*' --exclude=./usr/lib/bfd-plugins \
   --exclude=./var/lib/dpkg --exclude=./var/cache --exclude='./var/log/*' . | tar -C "$root" -x
 # shellcheck disable=SC2086 # as above
 tar -C "$lower" -c $modules usr/lib/modules/"$kernel"/modules.{builtin,builtin.modinfo,order} | tar -C "$root" -x

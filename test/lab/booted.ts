@@ -55,17 +55,21 @@ async function filledDisk(image: Image): Promise<string> {
 
 export class BootedGuest extends Guest {
   private readonly disk0: string;
+  /** What is booted from the next start on: by default the image's own. */
+  initrd: string;
+  readonly imageInitrd: string;
 
   /** `filled` is the disk to boot a copy of. */
   constructor(image: Image, filled: string, options: MachineOptions = {}) {
     super(image, options);
+    this.imageInitrd = this.initrd = join(image.folder, "initrd-zfs.gz");
     this.disk0 = join(this.folder, "system.disk");
     execFileSync("cp", ["--sparse=always", "--reflink=auto", filled, this.disk0]);
   }
 
   protected override get system() {
     return {
-      initrd: "initrd-zfs.gz",
+      initrd: this.initrd,
       args: "root=zfs:AUTO systemd.show_status=0",
       drives: drive("system", this.disk0, "cache=none"),
     };

@@ -181,6 +181,16 @@ describe("an environment", () => {
     expect(await states()).toEqual({ bad: [], one: ["previous"], two: ["running", "next"] });
   });
 
+  it("is on trial then, and no other is that was never confirmed", async () => {
+    expect((await list()).environments.map(({ trial }) => trial?.allowed)).toEqual([undefined, undefined, 2]);
+    await makeRoot("three", `sed -i s,USR/one,USR/two, etc/fstab`);
+    expect(await faults("three")).toEqual([
+      "install-pending",
+      "two, which is running, is on trial: it is not confirmed yet",
+    ]);
+    await machine.run(`zfs destroy ${ROOT}/three`);
+  });
+
   it("before it is activated again, and boots", async () => {
     expect(await told("bundle activate one")).toBe(`one boots next: ${ROOT}/one`);
     await machine.reboot();

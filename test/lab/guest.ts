@@ -49,6 +49,8 @@ export interface MachineOptions {
   cpus?: number;
   /** The host's folder to share; default: a temporary one. */
   share?: string;
+  /** Whether a guest that reboots does so, or is off then, which is the default. */
+  reboots?: boolean;
 }
 
 export interface RunOptions {
@@ -509,6 +511,16 @@ export class Guest extends JobMachine {
     this.qemu?.stdin?.write(`${line}\n`);
   }
 
+  /** Resolves when a guest that reboots by itself can run scripts again. */
+  async rebooted(): Promise<void> {
+    const timer = setTimeout(() => void this.qemu?.kill("SIGKILL"), REBOOT_TIMEOUT);
+    try {
+      await this.wait("ready");
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
   private async wait(job: string): Promise<number> {
     if (this.qemu === undefined) throw new Error("the guest is off");
     try {
@@ -542,17 +554,20 @@ export class Guest extends JobMachine {
       ...["-device", `virtio-9p-pci,fsdev=${tag},mount_tag=${tag}`],
     ];
     const { initrd, args: systemArgs, drives } = this.system;
+    // When a machine is reset, QEMU gives the initramfs again to a kernel of the usual form alone.
+    const kernel = this.options.reboots ? "vmlinuz" : "vmlinux";
     const qemu = [
       ...[
         this.image.qemu,
         ...BARE,
+        ...(this.options.reboots ? [] : ["-no-reboot"]),
         "-m",
         String(memory),
         "-smp",
         String(cpus),
         ...(await accelerator(this.image)),
       ],
-      ...["-kernel", join(this.image.folder, "vmlinux"), "-initrd", join(this.image.folder, initrd)],
+      ...["-kernel", join(this.image.folder, kernel), "-initrd", resolve(this.image.folder, initrd)],
       ...[
         "-append",
         `console=ttyS0 quiet panic=-1 oops=panic mitigations=off no_timer_check ${systemArgs} ${kernelArgs}`,
@@ -583,8 +598,10 @@ export const drive = (name: string, path: string, mode: string): string[] => [
 
 /** Milliseconds until a guest that does not answer is given up. */
 const BOOT_TIMEOUT = 180_000;
+/** The same from one boot to the next, with all that fails in between. */
+const REBOOT_TIMEOUT = 600_000;
 
-const BARE = "-nodefaults -no-reboot -display none -machine q35".split(" ");
+const BARE = "-nodefaults -display none -machine q35".split(" ");
 const KVM = "-accel kvm -cpu host".split(" ");
 /** Without AVX, which is slow to emulate. */
 const TCG = "-accel tcg,thread=multi,tb-size=512 -cpu Nehalem".split(" ");
@@ -603,7 +620,7 @@ async function accelerator(image: Image): Promise<string[]> {
 
 /** Whether a kernel comes to its first process with KVM. */
 async function kvmWorks({ qemu, folder }: Image): Promise<boolean> {
-  const args = [...BARE, ...KVM, "-m", "512", "-serial", "stdio"];
+  const args = [...BARE, "-no-reboot", ...KVM, "-m", "512", "-serial", "stdio"];
   args.push("-kernel", join(folder, "vmlinux"), "-initrd", join(folder, "initrd.gz"));
   args.push("-append", "console=ttyS0 quiet lab.probe");
   const run = promisify(execFile)(qemu, args, { timeout: 10_000, killSignal: "SIGKILL" });

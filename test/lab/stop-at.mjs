@@ -41,12 +41,15 @@ fs.rmSync = (path, options) => {
   rmSync(path, options);
 };
 const CHANGING = {
-  zfs: ["hold", "release", "receive", "rollback", "destroy", "snapshot", "clone", "set", "promote", "rename"],
+  zfs: [
+    ...["hold", "release", "receive", "rollback", "destroy", "snapshot", "clone"],
+    ...["create", "set", "inherit", "promote", "rename"],
+  ],
   zpool: ["set"],
   git: ["pack-objects", "update-ref"],
 };
 /** What changes something whatever it is told. */
-const ALWAYS = ["mount", "umount", "chroot"];
+const ALWAYS = ["mount", "umount", "chroot", "cp"];
 childProcess.spawn = (file, args, options) => {
   const verb = Array.isArray(args) ? args.find((word) => CHANGING[file]?.includes(word)) : undefined;
   if (verb !== undefined && args[0] !== "list") step(`${file} ${verb}`);

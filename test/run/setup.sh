@@ -28,7 +28,7 @@ install_modules() {
 # install_tools: what the tests compare with
 install_tools() {
   need_packages minisign=minisign zstd=zstd setfattr=attr setfacl=acl setcap=libcap2-bin flock=util-linux \
-    systemd-analyze=systemd mkfs.ext4=e2fsprogs losetup=mount \
+    systemd-analyze=systemd busybox=busybox-static mkfs.ext4=e2fsprogs losetup=mount \
     nginx=nginx-light openssl=openssl chromium=chromium
 }
 

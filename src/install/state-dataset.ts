@@ -1,0 +1,184 @@
+import { createHash } from "node:crypto";
+import {
+  chmodSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  renameSync,
+  rmSync,
+} from "node:fs";
+import { dirname, join } from "node:path";
+import type { SiteConfig } from "../config.js";
+import { ZferryError } from "../errors.js";
+import { rawBytes, rawPath, showPath, type RawPath } from "../raw-path.js";
+import { guarded, syncPath } from "../system/files.js";
+import { ownMounts } from "../system/mounts.js";
+import { run } from "../system/process.js";
+import {
+  createFileSystem,
+  datasetAt,
+  datasetExists,
+  dropProperties,
+  getProperties,
+  mountDataset,
+  poolOf,
+  setProperties,
+} from "../system/zfs.js";
+import { existing, resolved } from "./apart.js";
+import { requireNothingPending } from "./pending.js";
+import { lockState } from "./state.js";
+import { readUnderWay } from "./under-way.js";
+
+// The state of a site with boot environments, on a dataset that all of them mount: formats/boot.md, The state
+
+/** How the state folder of a site comes outside its environments. */
+export interface StateMove {
+  readonly path: string;
+  readonly dataset: string;
+  /** Where what the folder had before is left. */
+  readonly aside: string;
+}
+
+const ASIDE = ".before-";
+
+/** A pattern of paths of what is left aside by any such move. */
+export const asidePattern = ({ state }: Pick<SiteConfig, "state">): string =>
+  `${state.replace(/[\\*?[\]!]/g, "\\$&")}${ASIDE}*/`;
+
+/** Of a dataset that is being made: `copying`, or `copied` once it has all that the folder had. */
+const MARK = "zferry:state";
+/** Where it is mounted meanwhile. */
+const WORKPLACE = "/run/zferry-state";
+
+/**
+ * What is to be done so that the state lies outside every environment; undefined where that is so, or where the site has none.
+ * @throws ZferryError `output-exists` where the dataset is something else's
+ */
+export async function planStateMove(site: SiteConfig): Promise<StateMove | undefined> {
+  if (site.install.mode !== "boot-environment" || site.root?.path !== "/") return undefined;
+  const { type, source: origin = "" } = ownMounts().get("/") ?? {};
+  if (type !== "zfs") return undefined;
+  const path = resolved(site.state);
+  const dataset = `${poolOf(origin)}/zferry`;
+  const found = await datasetAt(existing(path));
+  const isInside = found !== undefined && (found === origin || found.startsWith(`${origin}/`));
+  const mark = (await datasetExists(dataset)) ? (await getProperties(dataset, [MARK]))[MARK] : undefined;
+  const isOurs = mark === "copying" || mark === "copied";
+  if (!isInside && !isOurs) return undefined;
+  const move = { path, dataset, aside: `${path}${ASIDE}${dataset.replaceAll("/", "-")}` };
+  if (mark === undefined || isOurs) return move;
+  throw new ZferryError("output-exists", `there is a dataset ${dataset} already, which is not the state's`, {
+    details: { dataset, path },
+    hint: `if it is meant for the state: zfs set mountpoint=${path} canmount=on ${dataset}; or let state in site.toml be a folder on another dataset`,
+  });
+}
+
+/**
+ * Makes the dataset, copies the state to it, verifies that, and mounts it in the place of the folder, which is kept aside. After an
+ * interruption the same call goes on.
+ * @throws ZferryError `site-busy`, `install-pending`, `io-failed`; the state is then where it was, or the next call goes on
+ */
+export async function moveState(site: SiteConfig, move: StateMove): Promise<void> {
+  const { path, dataset, aside } = move;
+  requireNothingPending(await readUnderWay(site), "and the state is not moved before that is done");
+  if (!(await datasetExists(dataset))) {
+    await createFileSystem(dataset, { mountpoint: "legacy", canmount: "noauto", [MARK]: "copying" });
+  }
+  if (!isMounted(move) && !existsSync(aside)) {
+    const folder = existsSync(path) ? await lockState(path) : undefined;
+    try {
+      await fill(move);
+      await setProperties(dataset, { [MARK]: "copied" });
+      if (folder !== undefined) guarded(aside, () => renameSync(path, aside));
+      syncPath(dirname(path));
+    } finally {
+      await folder?.release();
+    }
+  }
+  guarded(path, () => mkdirSync(path, { recursive: true, mode: 0o700 }));
+  syncPath(dirname(path));
+  await setProperties(dataset, { mountpoint: path });
+  await setProperties(dataset, { canmount: "on" });
+  if (!isMounted(move)) await mountDataset(dataset);
+  await dropProperties(dataset, [MARK]);
+}
+
+const isMounted = ({ path, dataset }: StateMove): boolean => ownMounts().get(path)?.source === dataset;
+
+/** Copies the folder to the dataset, anew after an interruption, and compares the two. */
+async function fill({ path, dataset }: StateMove): Promise<void> {
+  await unmountWorkplace();
+  guarded(WORKPLACE, () => mkdirSync(WORKPLACE, { recursive: true, mode: 0o700 }));
+  await execute("mount", ["-t", "zfs", dataset, WORKPLACE]);
+  try {
+    for (const name of readdirSync(WORKPLACE)) rmSync(join(WORKPLACE, name), { recursive: true });
+    if (existsSync(path)) {
+      await execute("cp", ["-a", "--", `${path}/.`, WORKPLACE]);
+      requireSame(path, WORKPLACE);
+    }
+    guarded(WORKPLACE, () => chmodSync(WORKPLACE, 0o700));
+    await execute("sync", ["-f", WORKPLACE]);
+  } finally {
+    await unmountWorkplace();
+  }
+}
+
+async function unmountWorkplace(): Promise<void> {
+  while (ownMounts().has(WORKPLACE)) await execute("umount", [WORKPLACE]);
+  if (existsSync(WORKPLACE)) guarded(WORKPLACE, () => rmSync(WORKPLACE, { recursive: true }));
+}
+
+/** @throws ZferryError `io-failed` */
+function requireSame(from: string, to: string): void {
+  const [before, after] = [from, to].map((folder) => listTree(rawPath(Buffer.from(folder))));
+  const differing = [...new Set([...(before?.keys() ?? []), ...(after?.keys() ?? [])])]
+    .filter((path) => before?.get(path) !== after?.get(path))
+    .map(showPath);
+  if (differing.length === 0) return;
+  throw new ZferryError(
+    "io-failed",
+    `the copy of ${from} is not the same: ${differing.slice(0, 10).join(", ")}`,
+    {
+      details: { path: from, differing },
+      hint: "nothing is changed; run the same command again",
+    },
+  );
+}
+
+/** Of each name below a folder: what it is. */
+function listTree(folder: string): Map<RawPath, string> {
+  const found = new Map<RawPath, string>();
+  const walk = (above: string): void => {
+    for (const name of readdirSync(rawBytes(`${folder}${above}` as RawPath), "latin1")) {
+      const path = `${above}/${name}` as RawPath;
+      const place = rawBytes(`${folder}${path}` as RawPath);
+      found.set(path, describe(place));
+      if (lstatSync(place).isDirectory()) walk(path);
+    }
+  };
+  guarded(folder, () => walk(""));
+  return found;
+}
+
+function describe(place: Buffer): string {
+  const stat = lstatSync(place);
+  const content = stat.isFile()
+    ? createHash("sha256").update(readFileSync(place)).digest("hex")
+    : stat.isSymbolicLink()
+      ? readlinkSync(place, "latin1")
+      : "";
+  return [stat.mode, stat.uid, stat.gid, content].join(" ");
+}
+
+async function execute(program: string, args: readonly string[]): Promise<void> {
+  const { status, stderr } = await run(program, args);
+  if (status === 0) return;
+  throw new ZferryError("io-failed", `${program} ${args.join(" ")}: ${stderr}`, { details: { program } });
+}
+
+/** In a sentence. */
+export const describeMove = ({ path, dataset, aside }: StateMove): string =>
+  `the state comes from ${path} to ${dataset}, which every environment has there; the folder as it is stays as ${aside}`;

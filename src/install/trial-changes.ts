@@ -1,0 +1,76 @@
+import { lstatSync } from "node:fs";
+import { join } from "node:path";
+import { showPath, type RawPath } from "../raw-path.js";
+import { indexTree, readSite } from "../root/site.js";
+import { createBorrower, openRepository, splitNul, withWorkTree } from "../system/git.js";
+import { withOwnMounts } from "../system/private-mounts.js";
+import { withScratch } from "../system/scratch.js";
+import { getProperties, parentOf } from "../system/zfs.js";
+
+// What was changed in the environment before after it was cloned, which the one that was made of it lacks.
+
+export interface ChangesBefore {
+  /** The name of the environment that was cloned. */
+  readonly environment: string;
+  /** Paths of its `/`, without a slash at their beginning, sorted. */
+  readonly paths: readonly string[];
+}
+
+/**
+ * Compares the environment that one was cloned from with the snapshot of that time: what its repository tracks, and what is neither
+ * tracked nor ignored. To be called where nobody else sees what is mounted.
+ * @returns undefined for one that was not cloned from another of its container
+ * @throws ZferryError `io-failed`, `git-failed`, `not-configured`
+ */
+export async function changesBefore(dataset: string): Promise<ChangesBefore | undefined> {
+  const { origin } = await getProperties(dataset, ["origin"]);
+  const [old = "", snapshot] = origin.split("@");
+  if (snapshot === undefined || parentOf(old) !== parentOf(dataset)) return undefined;
+  const { mountpoint } = await getProperties(old, ["mountpoint"]);
+  const asItIs = ["-t", "zfs", "-o", mountpoint === "legacy" ? "ro" : "ro,zfsutil", old];
+  const then = await withOwnMounts([{ args: ["-t", "zfs", origin], path: "/" }], readFiles);
+  const now = await withOwnMounts([{ args: asItIs, path: "/" }], (folder) => readFiles(folder, then.tree));
+  const paths = new Set([...now.committed, ...differing(then.states, now.states)]);
+  return { environment: old.slice(parentOf(old).length + 1), paths: [...paths].map(showPath).sort() };
+}
+
+interface Files {
+  readonly tree: string;
+  /** What differs between two commits. */
+  readonly committed: readonly RawPath[];
+  /** Of files that are not as in HEAD, or not tracked: what tells that they are others. */
+  readonly states: ReadonlyMap<RawPath, string>;
+}
+
+/** @param before the tree of an earlier commit */
+const readFiles = (folder: string, before?: string): Promise<Files> =>
+  withScratch(async (scratchDir) => {
+    const git = await openRepository(folder);
+    const { tree } = await readSite(git);
+    const scratch = withWorkTree(createBorrower(join(scratchDir, "root.git"), git), folder);
+    const env = await indexTree(scratch, tree);
+    const modified = splitNul(await scratch.run(["diff-index", "--name-only", "-z", tree], { env }));
+    const ignored = [
+      "--exclude-per-directory=.gitignore",
+      `--exclude-from=${join(git.gitDir, "info/exclude")}`,
+    ];
+    const others = splitNul(await scratch.run(["ls-files", "--others", "-z", ...ignored], { env }));
+    const committed =
+      before === undefined
+        ? []
+        : splitNul(await scratch.run(["diff-tree", "-r", "--name-only", "-z", before, tree]));
+    return {
+      tree,
+      committed,
+      states: new Map([...modified, ...others].map((path) => [path, stateOf(folder, path)])),
+    };
+  });
+
+function stateOf(folder: string, path: RawPath): string {
+  const place = Buffer.concat([Buffer.from(`${folder}/`), Buffer.from(path, "latin1")]);
+  const stat = lstatSync(place, { throwIfNoEntry: false });
+  return stat === undefined ? "" : `${stat.mode} ${stat.size} ${stat.mtimeMs}`;
+}
+
+const differing = (then: Files["states"], now: Files["states"]): RawPath[] =>
+  [...new Set([...then.keys(), ...now.keys()])].filter((path) => then.get(path) !== now.get(path));

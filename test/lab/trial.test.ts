@@ -1,0 +1,255 @@
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { randomOf } from "../fuzz/random.js";
+import { openBooted, type BootedGuest } from "./booted.js";
+
+// Does it come up? A machine that boots what bootfs names, with the hook in its initramfs: formats/environments.md, On trial.
+const ROOT = "rpool/ROOT";
+const USR = "rpool/SYSTEM/USR";
+const BUILD = "rpool/BUILD";
+
+const BUILD_CONFIG = `product = "gentoo"
+[streams]
+usr = "${BUILD}/usr"
+[root]
+path = "/mnt/build"
+dataset = "${BUILD}"
+[create]
+key = "/etc/zferry/release.key"
+level = 1
+`;
+const SITE_CONFIG = `product = "gentoo"
+[streams]
+usr = "${USR}/one"
+[root]
+path = "/"
+[install]
+mode = "boot-environment"
+[boot-environment]
+boots = 1
+deadline = 800
+accept = ["/root/", "/opt/", "/var/"]
+checks = [["/usr/bin/busybox", "sh", "-c", "! grep bad /etc/release >&2"]]
+`;
+
+const CUTS = Number(process.env["SOAK_CUTS"] ?? 1);
+const SEED = Number(process.env["SOAK_SEED"] ?? Math.floor(Math.random() * 1e9));
+/** An install is done by then, and a cut may come after it. */
+const INSTALL_MS = 40_000;
+
+/** Of what runs: the pool, what was written to its /usr, and what is not as its repository has it, with the release of its /usr. */
+const whole = (name: string): string => `
+  zpool status -x; zfs get -H -p -o value written ${USR}/${name}; cd /; git status --porcelain -uno; cat /usr/share/release`;
+
+/** What makes a release on the build host, of the same machine. */
+const release = (name: string, base: string, change: string): string => `
+  cd /mnt/build; echo '${name}' >etc/release; echo '${name}' >usr/share/release; ${change}
+  git add --all; git commit -qm '${name}'
+  bundle snapshot ${name}; bundle create --base ${base} --target ${name} -o /root/${name}.bundle`;
+
+/** A part of an initramfs, to come after the rest: what update-initramfs would have put into it. */
+const PART = `
+  rm -rf /root/part; mkdir -p /root/part/scripts/local-premount; cd /root/part/scripts/local-premount
+  cp -p /etc/initramfs-tools/scripts/local-premount/zferry .
+  for name in resume zferry; do echo "/scripts/local-premount/$name \\"\\$@\\""; done >ORDER
+  echo '[ -e /conf/param.conf ] && . /conf/param.conf' >>ORDER
+  cd /root/part; find . | /opt/lab/busybox cpio -o -H newc >/host/part`;
+/** The whole, as a site makes it: it takes minutes under emulation. */
+const WHOLE = `echo CONFIG_RD_ZSTD=y >/boot/config-$(uname -r); mkinitramfs -o /host/initrd $(uname -r)`;
+
+/** Where the state lies, and what it has. */
+const STATE = `
+  findmnt -n -o SOURCE /var/lib/zferry; zfs get -H -o value mountpoint,canmount,zferry:state rpool/zferry
+  cd /var/lib/zferry; find . ! -name lock -printf '%P %y %m %l\\n' | sort; cat resolve/*; ls -d /var/lib/zferry.*`;
+const MOVED = `rpool/zferry
+/var/lib/zferry
+on
+-
+ d 700 
+link l 777 nowhere
+resolve d 755 
+resolve/\ufffd f 644 
+kept
+/var/lib/zferry.before-rpool-zferry`;
+
+let machine: BootedGuest;
+beforeAll(async () => {
+  machine = await openBooted({ memory: 768, reboots: true });
+  await machine.giveZferry();
+});
+afterAll(() => machine?.close());
+
+const told = async (script: string): Promise<string> =>
+  (await machine.run(script, { timeout: 600_000 })).stdout.trim();
+const running = (): Promise<string> =>
+  told("findmnt -n -o SOURCE /; findmnt -n -o SOURCE /usr; cat /etc/release");
+const own = (name: string): Promise<string> =>
+  told(`zfs get -H -s local -o property,value all ${ROOT}/${name} | grep zferry: | sort`);
+
+async function useHook(): Promise<void> {
+  const isWhole = process.env["ZFERRY_TEST_ALL"] === "1";
+  await told(isWhole ? WHOLE : PART);
+  const { here } = machine.share;
+  const initrd = join(here, "initrd");
+  if (!isWhole) {
+    // What comes after it must be aligned.
+    const image = readFileSync(machine.imageInitrd);
+    const parts = [image, Buffer.alloc(-image.length & 511), readFileSync(join(here, "part"))];
+    writeFileSync(initrd, Buffer.concat(parts));
+  }
+  machine.initrd = initrd;
+}
+
+/** The machine reboots by itself from here on, as an administrator's command has it. */
+async function reboot(): Promise<void> {
+  await machine.run("(sleep 1; systemctl reboot) >/dev/null 2>&1 &");
+  await machine.rebooted();
+}
+
+/** What is done last of confirming takes `zferry:failing` away. */
+async function isConfirmed(name: string): Promise<boolean> {
+  const properties = await own(name);
+  return properties.includes("zferry:confirmed\tyes") && !properties.includes("zferry:failing");
+}
+
+describe("a boot environment on trial", () => {
+  it("has what looks after it by bundle setup", async () => {
+    await machine.write("/etc/zferry/build.toml", BUILD_CONFIG);
+    await machine.write("/etc/zferry/site.toml", SITE_CONFIG);
+    await machine.write("/.gitignore", "/*\n!/.gitignore\n!/etc\n/etc/zferry\n");
+    await machine.run(
+      `
+      mkdir -p /var/lib/zferry/resolve; echo kept >/var/lib/zferry/resolve/$'\\351'; ln -s nowhere /var/lib/zferry/link
+      mkdir -p /boot; rm -rf /boot/*; touch /boot/vmlinuz-6.1 /boot/initrd.img-6.1
+      bundle keygen --no-password -o /etc/zferry/release
+      install -D -m 644 /etc/zferry/release.pub /etc/zferry/keys/release.pub
+      git config --system user.name admin; git config --system user.email admin@example.org
+      zfs create -o mountpoint=/mnt/build ${BUILD}
+      echo R1 >/etc/release
+      zfs snapshot ${USR}/one@given
+      cd /mnt/build; cp -a /etc /.gitignore .; git init -q .; git add --all; git commit -qm delivered
+      cd /; git init -q .; chmod 700 .git; git add --all; git commit -qm delivered
+      zfs send ${USR}/one@given | zfs receive -o mountpoint=/mnt/build/usr ${BUILD}/usr
+      bundle snapshot R1; zfs send -i @given ${BUILD}/usr@R1 | zfs receive -u ${USR}/one`,
+      { timeout: 600_000 },
+    );
+    expect(await told("bundle setup --print")).toContain(
+      "# the state comes from /var/lib/zferry to rpool/zferry",
+    );
+    expect(await told("zfs list -H -o name")).not.toContain("rpool/zferry");
+    const { stdout, stderr } = await machine.run("bundle setup");
+    expect(stdout).toContain("  wrote /etc/systemd/system/zferry-trial.service\n");
+    expect(stdout).toContain("  wrote /etc/initramfs-tools/scripts/local-premount/zferry\n");
+    expect(stderr).toContain("update-initramfs -u -k all");
+    expect(await told(STATE)).toBe(MOVED);
+    expect(await told("bundle setup")).toBe("systemd is set up already; nothing to do");
+    await useHook();
+    await machine.run(release("R2", "R1", ""), { timeout: 600_000 });
+  });
+
+  it("is confirmed by the boot that passes the checks, which tells what was changed before it", async () => {
+    const { stderr } = await machine.run("bundle install /root/R2.bundle", { timeout: 600_000 });
+    expect(stderr).toContain("warning: its initramfs was made before the hook");
+    expect(await own("R2")).toMatch(/^zferry:boots\t0$/m);
+    expect(await own("R2")).toMatch(/^zferry:trial\t1$/m);
+    expect(await told("bundle status")).toContain(
+      "on trial: R2, 1 boot; bundle confirm keeps it, else it goes back to one",
+    );
+    // By somebody who does not know of it.
+    await machine.run(
+      "echo late >/etc/late; echo '# late' >>/etc/hosts; cd /; git add etc/hosts; git commit -qm late etc/hosts",
+    );
+    await machine.poweroff();
+    await machine.start();
+    expect(await running()).toBe(`${ROOT}/R2\n${USR}/R2\nR2`);
+    expect(machine.console()).toContain(`zferry: ${ROOT}/R2 is on trial: boot 1 of 1`);
+    await expect.poll(() => isConfirmed("R2"), { timeout: 300_000, interval: 3000 }).toBe(true);
+    expect(await own("R2")).not.toMatch(/zferry:(trial|boots|failed)/);
+    await expect
+      .poll(() => told("journalctl -u zferry-trial -o cat; systemctl is-active zferry-trial || true"), {
+        timeout: 60_000,
+      })
+      .toContain("inactive");
+    const log = await told("journalctl -u zferry-trial -o cat");
+    expect(log).toContain("confirmed gentoo release R2 (2)");
+    expect(log).toMatch(
+      /changed in one after this one was made from it, and not here: 2\n {2}etc\/hosts\n {2}etc\/late\n/,
+    );
+    expect(await told("bundle history")).toMatch(/^R2 .* confirmed at /m);
+  });
+
+  it("whose check fails comes back by itself to the one before", async () => {
+    await machine.run(`${release("R3", "R2", "echo bad >>etc/release")}; bundle install /root/R3.bundle`, {
+      timeout: 900_000,
+    });
+    await reboot();
+    expect(await running()).toBe(`${ROOT}/R3\n${USR}/R3\nR3\nbad`);
+    await expect
+      .poll(() => told("journalctl -u zferry-trial -o cat"), { timeout: 600_000, interval: 3000 })
+      .toContain("not yet: /usr/bin/busybox sh -c ! grep bad /etc/release >&2: bad");
+    expect(await own("R3")).toMatch(/^zferry:trial\t1$/m);
+    // The deadline has passed.
+    await machine.run(`
+      sed -i 's/^deadline.*/deadline = 1/' /etc/zferry/site.toml
+      (sleep 1; systemctl restart zferry-trial) >/dev/null 2>&1 &`);
+    await machine.rebooted();
+    expect(await running()).toBe(`${ROOT}/R2\n${USR}/R2\nR2`);
+    expect(await own("R3")).toMatch(/^zferry:failed\t[0-9]+ \/usr\/bin\/busybox sh -c ! grep bad .*: bad$/m);
+    expect(await own("R3")).not.toContain("zferry:trial");
+    expect(await told("bundle status")).toMatch(/failed: R3, at .*: bad; went back to R2/);
+    expect(await told("bundle history")).toMatch(/^R3 .* failed at .*: bad$/m);
+    expect(await own("R2")).not.toContain("zferry:trial");
+    // What runs again is what is installed.
+    await expect
+      .poll(() => told("bundle status"), { timeout: 300_000, interval: 3000 })
+      .toContain("installed: release R2 (2)");
+    expect(await told("bundle history")).toMatch(/^R3 .* failed at .*: bad$/m);
+  });
+
+  it("whose init is broken comes back by itself, after a panic", async () => {
+    const broken = `echo R4 >etc/release; rm usr/sbin/init; printf '#!/usr/bin/busybox sh\\nexit 1\\n' >usr/sbin/init; chmod 755 usr/sbin/init`;
+    await machine.run(`${release("R4", "R2", broken)}; bundle install /root/R4.bundle`, { timeout: 900_000 });
+    await reboot();
+    const console = machine.console();
+    expect(console).toContain(`zferry: ${ROOT}/R4 is on trial: boot 1 of 1`);
+    expect(console).toContain("Attempted to kill init");
+    expect(console).toContain(`zferry: the boots of ${ROOT}/R4 are spent: going back to ${ROOT}/R2`);
+    expect(await running()).toBe(`${ROOT}/R2\n${USR}/R2\nR2`);
+    expect(await told("zpool get -H -o value bootfs rpool")).toBe(`${ROOT}/R2`);
+    expect(await told("bundle status")).toMatch(
+      /failed: R4, at .*: boot 1 of 1 was not confirmed; went back to R2/,
+    );
+    // It is tried again only by who is told.
+    const { stderr } = await machine.run("bundle activate R4");
+    expect(stderr).toContain("warning: R4 was tried before, and failed at ");
+    await machine.run("bundle activate R2");
+    expect(await own("R4")).not.toContain("zferry:trial");
+  });
+
+  it("is there whole, or the one before, after a power cut at any time of its install", async () => {
+    await machine.run(release("R5", "R2", ""), { timeout: 600_000 });
+    const random = randomOf(SEED);
+    for (let cut = 1; cut <= CUTS; cut += 1) {
+      const after = random(INSTALL_MS);
+      const where = `cut ${cut} of seed ${SEED}, after ${after} ms`;
+      const install = machine.run("bundle install /root/R5.bundle", { check: false, timeout: 600_000 });
+      await Promise.race([sleep(after), install.catch(() => undefined)]);
+      await Promise.all([machine.cut(), install.catch(() => undefined)]);
+      await machine.start();
+      const [root, usr, name] = (await running()).split("\n");
+      expect(`${where}: ${name}`).toMatch(/: R[25]$/);
+      expect([where, root, usr]).toEqual([where, `${ROOT}/${name}`, `${USR}/${name}`]);
+      expect(`${where}\n${await told(whole(name ?? ""))}`).toBe(
+        `${where}\nall pools are healthy\n0\n${name}`,
+      );
+    }
+    if ((await running()).endsWith("R2")) {
+      const { stdout } = await machine.run("bundle install /root/R5.bundle", { timeout: 600_000 });
+      expect(stdout).toMatch(/R5 \(5\)/);
+      expect(await told("zpool get -H -o value bootfs rpool")).toBe(`${ROOT}/R5`);
+      expect(await own("R5")).toMatch(/^zferry:trial\t1$/m);
+    }
+  });
+});
