@@ -22,7 +22,15 @@ describe("a site's configuration", () => {
       trust: { keys: "/etc/zferry/keys", threshold: 1 },
       streams: { usr: "rpool/SYSTEM/USR/gentoo" },
       install: { mode: "in-place", after: [] },
-      "boot-environment": { loader: "bootfs", command: [], keep: 3, accept: [] },
+      "boot-environment": {
+        loader: "bootfs",
+        command: [],
+        keep: 3,
+        accept: [],
+        boots: 2,
+        checks: [],
+        deadline: 600,
+      },
       state: "/var/lib/zferry",
     });
   });

@@ -1,6 +1,12 @@
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
-import { doneLinks, type Installation, type InstallJournal, type SiteState } from "../install/state.js";
+import {
+  acceptedBy,
+  doneLinks,
+  type Installation,
+  type InstallJournal,
+  type SiteState,
+} from "../install/state.js";
 import { availableTo, requireAnswer } from "../install/plan.js";
 import { rootDataset } from "../install/site-root.js";
 import type { SiteTrust } from "../install/trust.js";
@@ -42,7 +48,7 @@ export async function readChainStart(site: SiteConfig, state: SiteState | undefi
     product: site.product,
     installed: state?.installations.findLast(isThere)?.release,
     highestSequence: state?.highestSequence ?? 0,
-    accepted: new Set(state?.installations.map(({ release }) => release.identity)),
+    accepted: acceptedBy(state),
     streams,
     tree: site.root === undefined ? null : await releaseTree(site.root.path),
   };

@@ -1,15 +1,15 @@
 import { VerifiedBundle } from "../bundle/reader.js";
-import { chooseChain, type Chain } from "../carry/chain.js";
+import { chooseChain, type Chain, type ChainStart } from "../carry/chain.js";
 import { readBundleFolder, type FileLink, type LeftFile } from "../carry/folder.js";
 import { afterDone, afterLink, readChainStart } from "../carry/site.js";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
-import { finishInstall, needsBundle } from "../install/install.js";
+import { finishInstall, isStanding, needsBundle } from "../install/install.js";
 import { runMoved, runPrivately } from "../install/live.js";
 import { pending } from "../install/pending.js";
 import { checkRelease } from "../install/policy.js";
 import type { ChainEnd } from "../install/environment-install.js";
-import { openState, type Journal, type SiteState } from "../install/state.js";
+import { installed, openState, type Journal, type SiteState } from "../install/state.js";
 import { keySetOf, readSiteTrust } from "../install/trust.js";
 import { readUnderWay } from "../install/under-way.js";
 import { formatBytes, printable, type Environment } from "../report.js";
@@ -209,7 +209,7 @@ async function chooseFrom(
       throw pending(begun, `and its bundle is not in ${path}`);
     }
     const has = await readChainStart(site, state);
-    const start = isIn ? afterDone(has, begun) : has;
+    const start = isIn ? afterDone(has, begun) : await withMade(has, state, links, options);
     const from = start.installed?.name ?? "what this site has";
     const wanted = { ...options, to: chainOf(begun)?.release ?? options.to };
     const rest = chooseChain(links, first === undefined ? start : afterLink(start, first), wanted);
@@ -232,6 +232,22 @@ async function chooseFrom(
     tellLeft({ leftFiles: left }, env);
     throw error;
   }
+}
+
+/** A boot environment that was made and does not run yet is what the site has, unless the bundles lead further than it. */
+async function withMade(
+  start: ChainStart,
+  state: SiteState | undefined,
+  links: readonly FileLink[],
+  { to }: CommandOptions,
+): Promise<ChainStart> {
+  const last = installed(state);
+  if (last?.environment === undefined || !(await isStanding(last.environment))) return start;
+  const wanted = links.filter(
+    ({ product, release }) => product === start.product && (to ?? release.name) === release.name,
+  );
+  const isFurther = wanted.some(({ release }) => release.sequence > last.release.sequence);
+  return isFurther || wanted.length === 0 ? start : { ...start, installed: last.release };
 }
 
 function tellLeft(

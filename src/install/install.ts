@@ -383,7 +383,10 @@ async function makePlan(
 }
 
 /** Whether a boot environment that was made is there still. */
-const isStanding = async ({ dataset, guid }: NonNullable<Installation["environment"]>): Promise<boolean> =>
+export const isStanding = async ({
+  dataset,
+  guid,
+}: NonNullable<Installation["environment"]>): Promise<boolean> =>
   (await datasetExists(dataset)) && (await getProperties(dataset, ["guid"])).guid === guid;
 
 /** @param begun what an install that is under way makes */

@@ -1,7 +1,7 @@
 import type { Manifest } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
 import { formatTime } from "../report.js";
-import type { SiteState } from "./state.js";
+import { acceptedBy, type SiteState } from "./state.js";
 
 /** What somebody at the site allowed by name, against what the site would decide. */
 export interface Exceptions {
@@ -41,7 +41,7 @@ export function checkRelease(
 
   const { name, sequence } = release;
   const accepted = state?.highestSequence ?? 0;
-  const again = state?.installations.some((each) => each.release.identity === identity) ?? false;
+  const again = acceptedBy(state).has(identity);
   if (sequence <= accepted && !again && exceptions.allowDowngrade !== sequence) {
     throw new ZferryError(
       "sequence-mismatch",

@@ -195,6 +195,7 @@ async function whyItStays(
 ): Promise<string | undefined> {
   const { states, guid, dataset } = environment;
   for (const state of states) if (state !== "leaving") return WHY_STATES[state];
+  if (environment.trial !== undefined) return "it is on trial";
   if (installed(site.state)?.environment?.guid === guid) return "it has the release that is installed";
   const unread = [environment, ...others].find(({ fault }) => fault !== null);
   if (unread !== undefined) return `which datasets ${unread.name} has is not known: ${unread.fault ?? ""}`;

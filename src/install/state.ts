@@ -76,6 +76,8 @@ const installationSchema = table({
   ...laterFields,
   /** The boot environment that it was installed as; absent for an install in place. `previous`: the dataset that it was cloned from. */
   environment: v.optional(table({ dataset: datasetName, guid, previous: datasetName })),
+  /** The releases before it, where several bundles made the environment. */
+  onTheWay: v.optional(v.array(releaseSchema)),
 });
 export type Installation = v.InferOutput<typeof installationSchema>;
 
@@ -122,6 +124,14 @@ export const emptyState = (product: string): SiteState => ({
 /** What a site has now: the newest installation that was not rolled back. */
 export const installed = (state: SiteState | undefined): Installation | undefined =>
   state?.installations.findLast(({ rolledBack }) => rolledBack === undefined);
+
+/** The identities of all bundles that were accepted. */
+export const acceptedBy = (state: SiteState | undefined): Set<string> =>
+  new Set(
+    state?.installations.flatMap(({ release, onTheWay = [] }) =>
+      [release, ...onTheWay].map(({ identity }) => identity),
+    ),
+  );
 
 /** What became of an installation, in a word. */
 export const resultOf = ({

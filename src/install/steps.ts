@@ -518,7 +518,7 @@ async function requireRollback(stream: InstalledStream, live: Live | undefined):
 /** The release counts as installed from here on. The key change is a part of it: both are written at once. */
 async function record(journal: InstallJournal, work: Work): Promise<void> {
   const { release, origin, root, environment } = journal;
-  const streams = allStreams(journal);
+  const [streams, done] = [allStreams(journal), doneLinks(journal)];
   const { folder, site, now, state } = work;
   if (origin === null) throw new RangeError("an install is recorded whose bundle is not known");
   const set = keySetOf(state);
@@ -536,11 +536,11 @@ async function record(journal: InstallJournal, work: Work): Promise<void> {
         finishedAt: Math.floor(now().getTime() / 1000),
         signers: origin.signers,
         streams,
-        commit:
-          root?.mergeCommit ?? doneLinks(journal).findLast(({ commit }) => commit !== null)?.commit ?? null,
+        commit: root?.mergeCommit ?? done.findLast(({ commit }) => commit !== null)?.commit ?? null,
         // There, going back is to boot another one.
         plan: environment === null ? folder.keepPlan(root) : null,
         ...(environment === null ? {} : { environment: await describeEnvironment(environment) }),
+        ...(done.length === 0 ? {} : { onTheWay: done.map((link) => link.release) }),
       },
     ],
     ...(keys === undefined ? {} : { keys }),

@@ -432,6 +432,7 @@ describe("several bundles", () => {
     expect(all).not.toContain(`${ROOT}/R2`);
     expect(await lines(running())).toBe(unchanged);
     expect((await lines("bundle history")).split("\n")).toHaveLength(2);
+    expect(await lines("bundle install /tmp/links")).toContain("release R3 (3) is installed; nothing to do");
     expect(await lines("bundle rollback")).toContain(`boots next: ${ROOT}/site`);
     expect(await lines("bundle status")).toContain("installed: no release by zferry any more");
   });
