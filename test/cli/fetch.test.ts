@@ -489,7 +489,7 @@ describe("bundle fetch", () => {
     const { status, hint } = told(await ended(child));
     expect([status, hint]).toEqual([
       16,
-      "the file system, or ulimit -f, allows none so large",
+      "the file system, or ulimit -f, allows none so large; a bundle can be written elsewhere, and bundle copy makes volumes of it",
     ]);
   });
 
