@@ -105,7 +105,7 @@ async function installLinks(
     try {
       done.push(await installFile(link.file, site, allowed, env, { identity: link.id, chain: end }));
     } catch (error) {
-      throw links.length > 1 && error instanceof ZferryError ? inChain(error, links, index) : error;
+      throw links.length > 1 && error instanceof ZferryError ? inChain(error, links, index, end) : error;
     }
     if (done.at(-1)?.plan.keys !== undefined) return true;
   }
@@ -142,11 +142,17 @@ function endOf(
 const chainOf = (begun: Journal | undefined) =>
   begun?.operation === "install" ? begun.environment?.chain : undefined;
 
-/** Says where the site stands when a bundle of several cannot be installed. */
-function inChain(error: ZferryError, links: readonly FileLink[], index: number): ZferryError {
+/** Says where the site stands when a bundle of several cannot be installed; `end` is of those that make one boot environment. */
+function inChain(
+  error: ZferryError,
+  links: readonly FileLink[],
+  index: number,
+  end: ChainEnd | undefined,
+): ZferryError {
   const { file, release } = links[index] as FileLink;
   const before = links.slice(0, index).map((each) => each.release.name);
-  const stands = before.length === 0 ? "" : `; before it came ${before.join(", ")}`;
+  const what = end === undefined ? "installed before it" : "in the new boot environment before it";
+  const stands = before.length === 0 ? "" : `; ${what}: ${before.join(", ")}`;
   const hint = error.hint?.replaceAll("bundle resolve FILE", `bundle resolve ${file}`);
   const goOn = "then the same command goes on from there";
   return new ZferryError(
