@@ -69,7 +69,11 @@ describe("the script for OpenRC", () => {
       start-stop-daemon() { echo "PATH $PATH"; for word; do echo "<$word>"; done; return ${status}; }
       . "$1"
       ${what}`;
-    const ended = spawnSync("bash", ["-uc", shell, "sh", join(folder, "script")], { encoding: "utf8" });
+    // With a socket as its input bash may take itself for one that rshd started, and reads its settings.
+    const ended = spawnSync("bash", ["-uc", shell, "sh", join(folder, "script")], {
+      encoding: "utf8",
+      stdio: ["ignore", "pipe", "pipe"],
+    });
     return { status: ended.status, output: ended.stdout + ended.stderr };
   }
 
