@@ -60,7 +60,9 @@ async function main(): Promise<void> {
     await layTree(join(folder, name));
     const needed = [...requirementsOf(join(folder, name))].map((pair) => pair.join(" "));
     console.error(`dist: needs ${needed.sort().join(", ")}`);
-    execFileSync("bash", ["-euo", "pipefail", "-c", PACK, "pack", folder, name, temporary, String(epoch)]);
+    execFileSync("bash", ["-euo", "pipefail", "-c", PACK, "pack", folder, name, temporary, String(epoch)], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
     const bytes = readFileSync(temporary);
     const trustedComment = `timestamp:${epoch}\tfile:${name}.tar.gz\thashed`;
     const signature = key && encodeSignature(sign(key, bytes, { trustedComment }));
