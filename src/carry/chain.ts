@@ -293,7 +293,7 @@ function missing<Of extends Link>(
         `you have ${have}, and ${which} is here as a full bundle only`,
         {
           details: { have, wanted: goal.name },
-          hint: `a full bundle makes the datasets of a new site: if this is one, --full${short}`,
+          hint: `${FULL_HINT}${short}`,
         },
       );
     }
@@ -332,14 +332,20 @@ function missing<Of extends Link>(
   const needs = baseOf(nearest, sound, start);
   const last = farthest ?? have;
   const isUnknown = start.installed === undefined && farthest === undefined;
-  let gap = isUnknown ? `no bundle here leads to ${needs}` : `missing ${last}→${needs}`;
+  const isByFull = sound.some(
+    (link) => isFull(link) && !allowed.includes(link) && link.release.name === needs,
+  );
+  const leading = isByFull ? "a full bundle alone leads" : "no bundle here leads";
+  let gap = isUnknown ? `${leading} to ${needs}` : `missing ${last}→${needs}`;
   if (isFull(nearest)) gap = "this site has datasets already, and a full bundle makes new ones";
   else if (needs === last) gap = `release ${nearest.release.name} here starts from another ${needs}`;
   return new ZferryError("chain-missing", `you have ${have}, ${which} needs ${needs}: ${gap}`, {
     details: { have, wanted: goal.name, needs, reached: last },
-    hint: `${CHAIN_HINT}${short}`,
+    hint: isUnknown && isByFull ? FULL_HINT : `${CHAIN_HINT}${short}`,
   });
 }
+
+const FULL_HINT = "a full bundle makes the datasets of a new site: if this is one, --full";
 
 /** What a bundle starts from: the release that leads there, or else the snapshot or guid. */
 function baseOf({ streams }: Link, known: readonly Link[], start: ChainStart): string {

@@ -340,7 +340,7 @@ function describeRest(others: readonly FileLink[], { release, links, end }: Chos
       : "all are one boot environment, and bundle rollback leads back to the one that it is made from";
   const rest = others.map((link) => link.release.name).join(", ");
   return [
-    `  each file was read and is whole; whether ${rest} meet conflicts or too little space, only their turn shows`,
+    `  each file was read and is whole; whether there are conflicts or too little space for ${rest} shows only then`,
     `  afterwards ${back}`,
   ];
 }

@@ -234,7 +234,10 @@ describe("the sequence rule", () => {
 describe("a full bundle", () => {
   test("begins a chain only when that is asked for, at a site that has nothing", () => {
     const links = [link(0, 1), link(1, 2)];
-    expect(refused(links, at(0)).code).toBe("chain-missing");
+    const without = refused(links, at(0));
+    expect(without.code).toBe("chain-missing");
+    expect(without.message).toContain("needs R1: a full bundle alone leads to R1");
+    expect(without.hint).toContain("--full");
     expect(chosen(links, at(0), { full: true })).toEqual(["0-1", "1-2"]);
     expect(refused([link(0, 4)], at(2), { full: true }).message).toBe(
       "you have R2, the newest here, R4, needs a new site: this site has datasets already, and a full bundle makes new ones",
