@@ -11,7 +11,9 @@ npm run --silent build
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/zferry
 package=node-linux-$(node -p process.arch)
 left_out=()
-for suite in root/cases root/hostile root/kill root/property root/swap dist/dist; do left_out+=(--exclude "test/$suite.test.ts"); done
+suites=(dist/dist install/resolve)
+for suite in cases git-locks hostile kill links property refuse renames rollback secrets swap; do suites+=("root/$suite"); done
+for suite in "${suites[@]}"; do left_out+=(--exclude "test/$suite.test.ts"); done
 for major in ${ZFERRY_NODES:-22 24}; do
   folder=$cache/node-$major
   if [[ ! -x $folder/node_modules/$package/bin/node ]]; then
