@@ -132,9 +132,12 @@ export class ZferryError extends Error {
   }
 }
 
-/** Throws the first of several faults, with the others besides; nothing where there is none. */
+/** Throws the first of several faults, with the others besides; nothing where there is none. What is said twice is one fault. */
 export function throwAll(faults: readonly ZferryError[]): void {
-  const [first, ...others] = faults.flatMap((fault) => [fault, ...fault.also]);
+  const all = faults.flatMap((fault) => [fault, ...fault.also]);
+  const isFirst = ({ message }: ZferryError, index: number): boolean =>
+    all.findIndex((each) => each.message === message) === index;
+  const [first, ...others] = all.filter(isFirst);
   if (first === undefined) return;
   const { code, message, details, hint } = first;
   throw new ZferryError(code, message, { details, hint, also: others, cause: first });

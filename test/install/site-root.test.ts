@@ -1,5 +1,5 @@
 import { expect, it } from "vitest";
-import { reworded, ZferryError } from "../../src/errors.js";
+import { reworded, throwAll, ZferryError } from "../../src/errors.js";
 import { inWords } from "../../src/install/site-root.js";
 
 const FOLDER = "/run/zferry-AbCdEf";
@@ -11,6 +11,18 @@ it.each([
   [`${FOLDER}/etc and ${FOLDER}`, "rpool/ROOT/R2:", "rpool/ROOT/R2:/etc and rpool/ROOT/R2:"],
 ])("names %s by its place in %j", (text, shown, named) => {
   expect(inWords(text, FOLDER, shown)).toBe(named);
+});
+
+it("tells what is found twice once", () => {
+  const [one, two] = ["one", "two"].map((message) => new ZferryError("io-failed", message));
+  const error = new ZferryError("io-failed", "one", { also: [new ZferryError("no-space", "three")] });
+  const thrown = (): void => throwAll([one as ZferryError, two as ZferryError, error]);
+  expect(thrown).toThrow(
+    expect.objectContaining({
+      message: "one",
+      also: [expect.objectContaining({ message: "two" }), expect.objectContaining({ message: "three" })],
+    }),
+  );
 });
 
 it("rewords all of an error", () => {
