@@ -43,7 +43,10 @@ const makeRoot = (name: string, change: string): Promise<unknown> =>
 const SITE = `
   zpool sync; zpool get bootfs
   zfs get -H -p -r -s local,received,temporary -o name,property,value all ${ROOT}
-  for name in two bad; do zfs get -H -p written,referenced,guid,createtxg ${ROOT}/$name 2>/dev/null || true; done
+  running=$(findmnt -n -o SOURCE /)
+  for name in two bad; do
+    [ $running = ${ROOT}/$name ] || zfs get -H -p written,referenced,guid,createtxg ${ROOT}/$name 2>/dev/null || true
+  done
   cat /proc/self/mounts; ls -d /run/zferry-* 2>/dev/null || true`;
 
 /** What activating is refused with; nothing is changed by it. */
