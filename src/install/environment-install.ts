@@ -10,7 +10,7 @@ import { planEdit } from "../root/edit.js";
 import type { RootPlan } from "../root/plan.js";
 import { guarded } from "../system/files.js";
 import { withOwnMounts } from "../system/private-mounts.js";
-import { run } from "../system/process.js";
+import { describeEnd, run } from "../system/process.js";
 import { resolveWithin } from "../system/tree.js";
 import {
   clone,
@@ -368,9 +368,10 @@ export async function runAfter(
   await withOwnMounts([root, ...own, ...kernel], async (folder) => {
     for (const command of after) {
       step(`running ${command.join(" ")} in ${environment.dataset}`);
-      const { status, signal, stderr } = await run("chroot", [folder, ...command]);
-      if (status === 0) continue;
-      const ended = status === null ? `ended by ${signal}` : `exit status ${status}`;
+      const result = await run("chroot", [folder, ...command]);
+      if (result.status === 0) continue;
+      const { stderr } = result;
+      const ended = describeEnd(result);
       throw new ZferryError(
         "not-configured",
         `${command.join(" ")} in ${environment.dataset}: ${stderr || ended}`,

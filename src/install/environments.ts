@@ -9,7 +9,7 @@ import { readSmallFile } from "../system/key-files.js";
 import { ownMounts } from "../system/mounts.js";
 import { openPrivateMounts, type PrivateMounts, type ReadFileSystem } from "../system/private-mounts.js";
 import { failedServices } from "../system/health.js";
-import { run } from "../system/process.js";
+import { describeEnd, run } from "../system/process.js";
 import { resolveWithin } from "../system/tree.js";
 import {
   datasetExists,
@@ -611,9 +611,10 @@ export async function activate({ name, dataset, properties }: Candidate, survey:
     await setBootfs(poolOf(dataset), dataset);
   } else {
     const [program = "", ...args] = loader === "zectl" ? ["zectl", "activate", name] : [...command, dataset];
-    const { status, signal, stderr } = await run(program, args);
-    if (status !== 0) {
-      const ended = status === null ? `ended by ${signal}` : `exit status ${status}`;
+    const result = await run(program, args);
+    if (result.status !== 0) {
+      const { stderr } = result;
+      const ended = describeEnd(result);
       throw new ZferryError("not-configured", `${[program, ...args].join(" ")}: ${stderr || ended}`, {
         details: { program, stderr, ended },
       });

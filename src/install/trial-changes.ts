@@ -1,9 +1,9 @@
 import { lstatSync } from "node:fs";
-import { join } from "node:path";
-import { showPath, type RawPath } from "../raw-path.js";
+import { basename, join } from "node:path";
+import { rawBytes, showPath, type RawPath } from "../raw-path.js";
 import { indexTree, readSite } from "../root/site.js";
 import { createBorrower, openRepository, splitNul, withWorkTree } from "../system/git.js";
-import { withOwnMounts } from "../system/private-mounts.js";
+import { readOnlyMount, withOwnMounts } from "../system/private-mounts.js";
 import { withScratch } from "../system/scratch.js";
 import { getProperties, parentOf } from "../system/zfs.js";
 
@@ -27,11 +27,12 @@ export async function changesBefore(dataset: string): Promise<ChangesBefore | un
   const [old = "", snapshot] = origin.split("@");
   if (snapshot === undefined || parentOf(old) !== parentOf(dataset)) return undefined;
   const { mountpoint } = await getProperties(old, ["mountpoint"]);
-  const asItIs = ["-t", "zfs", "-o", mountpoint === "legacy" ? "ro" : "ro,zfsutil", old];
   const then = await withOwnMounts([{ args: ["-t", "zfs", origin], path: "/" }], readFiles);
-  const now = await withOwnMounts([{ args: asItIs, path: "/" }], (folder) => readFiles(folder, then.tree));
+  const now = await withOwnMounts([{ args: readOnlyMount(old, mountpoint), path: "/" }], (folder) =>
+    readFiles(folder, then.tree),
+  );
   const paths = new Set([...now.committed, ...differing(then.states, now.states)]);
-  return { environment: old.slice(parentOf(old).length + 1), paths: [...paths].map(showPath).sort() };
+  return { environment: basename(old), paths: [...paths].map(showPath).sort() };
 }
 
 interface Files {
@@ -67,7 +68,7 @@ const readFiles = (folder: string, before?: string): Promise<Files> =>
   });
 
 function stateOf(folder: string, path: RawPath): string {
-  const place = Buffer.concat([Buffer.from(`${folder}/`), Buffer.from(path, "latin1")]);
+  const place = Buffer.concat([Buffer.from(`${folder}/`), rawBytes(path)]);
   const stat = lstatSync(place, { throwIfNoEntry: false });
   return stat === undefined ? "" : `${stat.mode} ${stat.size} ${stat.mtimeMs}`;
 }

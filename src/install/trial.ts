@@ -4,7 +4,7 @@ import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { asZferryError } from "../report.js";
 import { failedServices, isUp, readUptime } from "../system/health.js";
-import { run } from "../system/process.js";
+import { describeEnd, run } from "../system/process.js";
 import { dropProperties, setProperties, setProperty } from "../system/zfs.js";
 import { HOOK_MARK } from "./boot-hooks.js";
 import { environmentToLeave, planEnvironmentRollback, rollBackEnvironment } from "./environment-rollback.js";
@@ -208,10 +208,8 @@ const LEAST_CHECK_MS = 30_000;
 async function runCheck(command: readonly string[], site: SiteConfig): Promise<string | undefined> {
   const [program = "", ...args] = command;
   const left = (site["boot-environment"].deadline - readUptime()) * 1000;
-  const { status, signal, stderr } = await run(program, args, { timeoutMs: Math.max(left, LEAST_CHECK_MS) });
-  if (status === 0) return undefined;
-  const ended = status === null ? `ended by ${signal}` : `exit status ${status}`;
-  return `${command.join(" ")}: ${stderr || ended}`;
+  const result = await run(program, args, { timeoutMs: Math.max(left, LEAST_CHECK_MS) });
+  return result.status === 0 ? undefined : `${command.join(" ")}: ${result.stderr || describeEnd(result)}`;
 }
 
 /** @returns the name of the environment that boots next */

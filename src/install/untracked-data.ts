@@ -1,7 +1,7 @@
 import { lstatSync, readdirSync } from "node:fs";
 import type { SiteConfig } from "../config.js";
 import { ZferryError, systemCode } from "../errors.js";
-import { ancestors, rawPath, showPath, type RawPath } from "../raw-path.js";
+import { ancestors, rawBytes, rawPath, showPath, type RawPath } from "../raw-path.js";
 import { formatBytes, formatTime } from "../report.js";
 import { findPattern, parsePattern, type PathPattern } from "../root/path-pattern.js";
 import { mapSystemError } from "../system/files.js";
@@ -141,7 +141,7 @@ const isAccepted = (path: RawPath, isDirectory: boolean, { accepted }: Walk): bo
 /** Undefined for what is gone meanwhile. */
 function whileThere<T>(path: RawPath | "", { root }: Walk, look: (place: Buffer) => T): T | undefined {
   try {
-    return look(Buffer.concat([root, Buffer.from(path, "latin1")]));
+    return look(Buffer.concat([root, rawBytes(path as RawPath)]));
   } catch (error) {
     if (["ENOENT", "ENOTDIR"].includes(systemCode(error) ?? "")) return undefined;
     throw mapSystemError(error, `/${showPath(path as RawPath)}`);

@@ -89,16 +89,18 @@ export async function planDisk(options: DiskOptions): Promise<Disk> {
     const removed = recorded.filter(({ after }) => after === null);
     const gone = new Set(removed.map(({ path }) => pathOf(path)));
     const inTheWay = new Obstacles();
-    const files = await inTheWay.unless(() => planFiles(tree, options, gone, head, merged, attributes));
-    const folders =
-      files &&
-      (await inTheWay.unless(() => planDirectories(tree, options, files.changes, merged, attributes)));
+    const found = await inTheWay.unless(async () => {
+      const files = await planFiles(tree, options, gone, head, merged, attributes);
+      const folders = await planDirectories(tree, options, files.changes, merged, attributes);
+      return { ...files, directories: folders };
+    });
     const obstacles = new Obstacles();
     await obstacles.unless(async () => attributes.finish(options.conflicts));
     await obstacles.unless(async () => inTheWay.throwAny());
     obstacles.throwAny();
-    const { changes = [], replaced = [] } = files ?? {};
-    const directories = folders ?? [];
+    if (found === undefined)
+      throw new ZferryError("unexpected", "there is no plan of /, and nothing against it");
+    const { changes, replaced, directories } = found;
     await requireChangeable(tree, { changes, directories });
     const space = await spaceFor(tree, options.scratch, changes, directories);
     options.space?.(space);

@@ -88,7 +88,8 @@ export function settler({ scratch, scratchDir, policies, resolutions }: SettlerO
   const settled: SettledConflict[] = [];
   const sides = new Map<RawPath, Side>();
   const made = new Set<RawPath>();
-  const open = { contents: [] as Conflict[], attributes: [] as AttributeConflict[] };
+  const openContents: Conflict[] = [];
+  const openAttributes = new Map<RawPath, AttributeConflict>();
 
   const byPerson = async (conflict: Conflict): Promise<TreeFile | null | undefined> => {
     const resolution = resolutions?.contents(conflict);
@@ -117,7 +118,9 @@ export function settler({ scratch, scratchDir, policies, resolutions }: SettlerO
 
   return {
     settled,
-    open,
+    get open() {
+      return { contents: openContents, attributes: [...openAttributes.values()] };
+    },
     sideOf: (path) => sides.get(path),
     isMade: (path) => made.has(path),
     async contents(conflict) {
@@ -129,7 +132,7 @@ export function settler({ scratch, scratchDir, policies, resolutions }: SettlerO
       }
       const policy = findPattern(policies, path);
       const outcome = policy && (await byPolicy(conflict, policy));
-      if (policy === undefined || outcome === undefined) open.contents.push(conflict);
+      if (policy === undefined || outcome === undefined) openContents.push(conflict);
       else settled.push({ path, what: "contents", by: policyOf(policy) });
       return outcome;
     },
@@ -138,13 +141,9 @@ export function settler({ scratch, scratchDir, policies, resolutions }: SettlerO
       const { path } = conflict;
       const decided = decideAttributes(conflict);
       if (decided === undefined) {
-        const index = open.attributes.findIndex((each) => each.path === path);
-        const known = open.attributes[index];
-        const differences = [...new Set([...(known?.differences ?? []), ...conflict.differences])];
-        open.attributes.splice(known === undefined ? open.attributes.length : index, 1, {
-          ...conflict,
-          differences,
-        });
+        const known = openAttributes.get(path)?.differences ?? [];
+        const differences = [...new Set([...known, ...conflict.differences])];
+        openAttributes.set(path, { ...conflict, differences });
       } else if (!settled.some((each) => each.path === path && each.what === "attributes")) {
         settled.push({ path, what: "attributes", by: decided.by });
       }

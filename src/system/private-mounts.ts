@@ -13,6 +13,12 @@ import { MOVED } from "./terminal.js";
 /** For mount points that nobody else sees. */
 const RUNTIME_FOLDER = "/run";
 
+/** The arguments of mount for a file system that is only read; `mountpoint` is its property. */
+export const readOnlyMount = (dataset: string, mountpoint: string): string[] => [
+  ...["-t", "zfs", "-o", mountpoint === "legacy" ? "ro" : "ro,zfsutil"],
+  dataset,
+];
+
 /** A dataset, to be read. */
 export interface ReadFileSystem {
   readonly dataset: string;
@@ -71,9 +77,8 @@ export async function openPrivateMounts(): Promise<PrivateMounts> {
     read: async (fileSystems, use) => {
       const mount = async (folder: string, { dataset, path, mountpoint }: ReadFileSystem): Promise<void> => {
         const seen = (await visibleMounts(pid, [dataset])).find(({ root }) => root === "/");
-        const options = mountpoint === "legacy" ? "ro" : "ro,zfsutil";
         // A file system is mounted either for writing or not, wherever that is.
-        const args = seen ? ["--bind", seen.point] : ["-t", "zfs", "-o", options, dataset];
+        const args = seen ? ["--bind", seen.point] : readOnlyMount(dataset, mountpoint);
         await inside(namespace, "mount", [...args, join(folder, path)]);
       };
       return withMounted(await mkdtemp(join(RUNTIME_FOLDER, "zferry-")), fileSystems, {

@@ -11,6 +11,10 @@ export interface ProcessResult {
   readonly stderr: string;
 }
 
+/** How a program ended that failed, in words. */
+export const describeEnd = ({ status, signal }: Pick<ProcessResult, "status" | "signal">): string =>
+  status === null ? `ended by ${signal}` : `exit status ${status}`;
+
 export interface ProcessOptions {
   /** Given to standard input, which is otherwise empty. */
   readonly input?: Uint8Array | string | ScratchFile;

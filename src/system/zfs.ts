@@ -1,5 +1,6 @@
 import { ZferryError, type ErrorCode } from "../errors.js";
 import {
+  describeEnd,
   run,
   startReading,
   startWriting,
@@ -63,7 +64,7 @@ const KNOWN_FAILURES: readonly {
 
 /** The error for a zfs command that failed. */
 export function zfsFailure(what: string, result: ProcessResult): ZferryError {
-  const ended = result.status === null ? `ended by ${result.signal}` : `exit status ${result.status}`;
+  const ended = describeEnd(result);
   const known = KNOWN_FAILURES.find(({ pattern }) => pattern.test(result.stderr));
   // zfs says this for every EINVAL of a resumable receive; it is hardly ever the cause.
   const words = result.stderr
