@@ -34,7 +34,7 @@ beforeAll(async () => {
     disks: STICKS.map(([, name, mib]) => ({ name, size: `${mib}M`, path: join(folder, name) })),
   });
   await putSource();
-}, 300_000);
+}, 900_000);
 afterAll(async () => {
   await guest.close();
   rmSync(folder, { recursive: true });

@@ -169,7 +169,7 @@ describe("boot environments", () => {
     await machine.run(
       "kill $(cat /root/holder); until ! [ -e /proc/$(cat /root/holder) ]; do sleep 0.1; done",
     );
-    await expect.poll(async () => (await list()).environments.at(-1)?.fault, { timeout: 60_000 }).toBeNull();
+    await expect.poll(async () => (await list()).environments.at(-1)?.fault, { timeout: 300_000 }).toBeNull();
   });
 });
 

@@ -7,7 +7,7 @@ describe("a guest", () => {
 
   beforeAll(async () => {
     guest = await openGuest({ disks: [{ name: "tank", size: "1G" }] });
-  }, 200_000);
+  });
   afterAll(() => guest.close());
 
   it("has the OpenZFS of its image, and the node of sites", async () => {
@@ -62,12 +62,12 @@ describe("a guest", () => {
     await expect(guest.run("true")).rejects.toThrow("the guest is off");
     await guest.start();
     expect((await guest.run("cat /tank/kept; ls /tmp; pgrep sleep || true")).stdout).toBe("kept\n");
-  }, 200_000);
+  });
 
   it("keeps in a poweroff what was not synced", async () => {
     await guest.run("echo late >/tank/late");
     await guest.poweroff();
     await guest.start();
     expect((await guest.run("cat /tank/late")).stdout).toBe("late\n");
-  }, 200_000);
+  });
 });

@@ -240,7 +240,7 @@ abstract class JobMachine implements Machine {
   };
 
   private async runJob(script: string, options: RunOptions = {}) {
-    const { timeout = 120_000, input = "", env = {}, check = true, print = false } = options;
+    const { timeout = 300_000, input = "", env = {}, check = true, print = false } = options;
     const job = String(++this.jobs);
     const file = (name: string) => join(this.folder, "jobs", job, name);
     const exports = Object.entries(env).map(([name, value]) => `export ${name}=${quote(value)}\n`);
@@ -597,7 +597,7 @@ export const drive = (name: string, path: string, mode: string): string[] => [
 ];
 
 /** Milliseconds until a guest that does not answer is given up. */
-const BOOT_TIMEOUT = 180_000;
+const BOOT_TIMEOUT = 400_000;
 /** The same from one boot to the next, with all that fails in between. */
 const REBOOT_TIMEOUT = 600_000;
 

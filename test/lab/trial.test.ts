@@ -165,11 +165,11 @@ describe("a boot environment on trial", () => {
     await machine.start();
     expect(await running()).toBe(`${ROOT}/R2\n${USR}/R2\nR2`);
     expect(machine.console()).toContain(`zferry: ${ROOT}/R2 is on trial: boot 1 of 1`);
-    await expect.poll(() => isConfirmed("R2"), { timeout: 300_000, interval: 3000 }).toBe(true);
+    await expect.poll(() => isConfirmed("R2"), { timeout: 600_000, interval: 3000 }).toBe(true);
     expect(await own("R2")).not.toMatch(/zferry:(trial|boots|failed)/);
     await expect
       .poll(() => told("journalctl -u zferry-trial -o cat; systemctl is-active zferry-trial || true"), {
-        timeout: 60_000,
+        timeout: 300_000,
       })
       .toContain("inactive");
     const log = await told("journalctl -u zferry-trial -o cat");
@@ -203,7 +203,7 @@ describe("a boot environment on trial", () => {
     expect(await own("R2")).not.toContain("zferry:trial");
     // What runs again is what is installed.
     await expect
-      .poll(() => told("bundle status"), { timeout: 300_000, interval: 3000 })
+      .poll(() => told("bundle status"), { timeout: 600_000, interval: 3000 })
       .toContain("installed: release R2 (2)");
     expect(await told("bundle history")).toMatch(/^R3 .* failed at .*: bad$/m);
   });
