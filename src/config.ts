@@ -100,8 +100,10 @@ const bootEnvironment = v.pipe(
 const install = v.pipe(
   table({
     mode: v.pipe(
-      v.optional(v.picklist(["in-place", "boot-environment"]), "in-place"),
-      v.description("Whether the system itself is changed, or a new one beside it that boots next."),
+      v.optional(v.picklist(["in-place", "boot-environment"])),
+      v.description(
+        "Whether the system itself is changed, or a new one beside it that boots next; by default the latter where / is on ZFS.",
+      ),
     ),
     after: v.pipe(
       v.optional(commands, []),
@@ -111,7 +113,7 @@ const install = v.pipe(
     ),
   }),
   v.check(
-    ({ mode, after }) => mode === "boot-environment" || after.length === 0,
+    ({ mode, after }) => mode !== "in-place" || after.length === 0,
     "has after, which only mode boot-environment runs",
   ),
 );
@@ -181,7 +183,18 @@ export const siteSchema = table({
     v.description("The folder of what no update and no rollback may turn back."),
   ),
 });
-export type SiteConfig = v.InferOutput<typeof siteSchema>;
+/** What the file has. */
+export type SiteFile = v.InferOutput<typeof siteSchema>;
+
+/** How a release is installed, and what decided that: `live` is `--live`, `under-way` what is in the journal. */
+export interface InstallMode {
+  readonly mode: "in-place" | "boot-environment";
+  readonly from: "configuration" | "under-way" | "live" | "default";
+}
+/** A site's configuration, with the mode that counts. */
+export type SiteConfig = Omit<SiteFile, "install"> & {
+  readonly install: Omit<SiteFile["install"], "mode"> & InstallMode;
+};
 
 /**
  * The git work tree of a site's `/`.

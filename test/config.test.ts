@@ -21,7 +21,7 @@ describe("a site's configuration", () => {
       product: "gentoo",
       trust: { keys: "/etc/zferry/keys", threshold: 1 },
       streams: { usr: "rpool/SYSTEM/USR/gentoo" },
-      install: { mode: "in-place", after: [] },
+      install: { after: [] },
       "boot-environment": {
         loader: "bootfs",
         command: [],
@@ -52,7 +52,7 @@ describe("a site's configuration", () => {
     ["x.toml: root.merge.0.path: is empty", `${SITE}[[root.merge]]\npath = ""\npolicy = "ours"\n`],
     [
       "x.toml: install: has after, which only mode boot-environment runs",
-      `${SITE}[install]\nafter = [["/bin/true"]]\n`,
+      `${SITE}[install]\nmode = "in-place"\nafter = [["/bin/true"]]\n`,
     ],
     [
       "x.toml: install.after.0: is not an absolute path",

@@ -1,8 +1,8 @@
 import type { Command } from "commander";
 import { abortInstall } from "../install/install.js";
 import { runMoved } from "../install/live.js";
+import { readSite } from "../install/mode.js";
 import type { Environment } from "../report.js";
-import { readSiteConfig } from "../system/settings.js";
 import { tellEnd, workOf } from "./install.js";
 
 interface AbortOptions {
@@ -24,7 +24,7 @@ export function define(command: Command, environment: () => Environment): void {
 
 /** Takes back what an install that is not done has changed. */
 export async function runAbort(options: AbortOptions, env: Environment): Promise<void> {
-  const site = await readSiteConfig(options.config);
+  const site = await readSite(options.config, options.live);
   if (options.live && (await runMoved(site, env))) return;
   await tellEnd(await abortInstall(workOf(site, env, options)), "aborted", site, env);
 }

@@ -14,6 +14,7 @@ import {
 } from "../install/install.js";
 import { dangerOf, faceDanger, runMoved, runPrivately } from "../install/live.js";
 import type { ChainEnd } from "../install/environment-install.js";
+import { readSite } from "../install/mode.js";
 import { isOnTheWay, type InstallJournal, type Journal, type NewEnvironment } from "../install/state.js";
 import { readUnderWay } from "../install/under-way.js";
 import { showPath } from "../raw-path.js";
@@ -24,11 +25,12 @@ import { fullName } from "../system/zfs.js";
 import { formatBytes, formatDuration, printable, type Environment } from "../report.js";
 import { RESULT } from "../system/relay.js";
 import { readSiteTrust } from "../install/trust.js";
-import { readSiteConfig } from "../system/settings.js";
 import {
   addSearchOption,
   addThreadsOption,
   describeKeyChange,
+  describeMode,
+  modeOf,
   openGiven,
   threadsOf,
   wholeNumber,
@@ -114,7 +116,7 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
   if (options.to !== undefined || options.full) {
     throw new ZferryError("usage", `--to and --full choose from a folder, and ${path} is none`);
   }
-  const site = await readSiteConfig(options.config);
+  const site = await readSite(options.config, options.live);
   if (await runPrivately(site, options)) return;
   if (options.live && !options.dryRun && (await runMoved(site, env))) return;
   const done = await installFile(path, site, options, env);
@@ -201,7 +203,7 @@ async function runGoOn(options: CommandOptions, env: Environment): Promise<void>
     });
   }
   threadsOf(options);
-  const site = await readSiteConfig(options.config);
+  const site = await readSite(options.config, options.live);
   if ((await readUnderWay(site)) !== undefined && (await runPrivately(site, options))) return;
   if (options.live && (await runMoved(site, env))) return;
   const journal = await readUnderWay(site);
@@ -339,6 +341,7 @@ export function resultOf(done: Done, options: CommandOptions): object {
       rawBytes: stream.rawBytes,
       space,
     })),
+    mode: modeOf(plan.mode),
     environment: plan.environment && {
       dataset: plan.environment.dataset,
       activate: plan.environment.activate,
@@ -390,7 +393,7 @@ export function asText(done: Done, options: CommandOptions): string {
     }
   }
   if (plan.keys !== undefined) lines.push(`  keys: ${describeKeyChange(plan.keys)}`);
-  if (options.dryRun) lines.push(`  time: ${describeTime(plan.time)}`);
+  if (options.dryRun) lines.push(`  time: ${describeTime(plan.time)}`, `  mode: ${describeMode(plan.mode)}`);
   const isLast = !isBefore(done);
   if (environment !== null && isLast) lines.push(`  ${describeNext(environment)}`);
   const brought = isLast ? `installed ${name}` : `brought ${name} into ${where}`;

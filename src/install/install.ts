@@ -1,7 +1,7 @@
 import { rmSync } from "node:fs";
 import { join, relative, resolve } from "node:path";
 import type { VerifiedBundle } from "../bundle/reader.js";
-import { requireRoot, type SiteConfig } from "../config.js";
+import { requireRoot, type InstallMode, type SiteConfig } from "../config.js";
 import { Obstacles, ZferryError } from "../errors.js";
 import type { ProgressReport } from "../report.js";
 import type { RootSpace } from "../root/disk.js";
@@ -19,6 +19,7 @@ import {
   requireStateUntracked,
   requireStateWritable,
 } from "./apart.js";
+import { requireDatasetsInUse } from "./datasets-in-use.js";
 import {
   planEnvironment,
   planFstab,
@@ -94,6 +95,8 @@ export interface Plan {
   /** Of an install of this bundle that is under way. */
   readonly journal: InstallJournal | undefined;
   readonly streams: readonly StreamPlan[];
+  /** How it is installed, and what decided that. */
+  readonly mode: InstallMode;
   /** That is made; null for an install in place. */
   readonly environment: NewEnvironment | null;
   readonly root: RootPlan | undefined;
@@ -349,18 +352,22 @@ async function makePlan(
   const environment =
     isOne && !isThere ? await obstacles.unless(() => environmentToMake(bundle, options, made)) : null;
   if (environment === undefined) obstacles.throwAny();
+  if (!isOne && journal === undefined && !isInstalled)
+    await obstacles.unless(() => requireDatasetsInUse(site, state));
   const streams = isThere ? [] : await planAllStreams(bundle, options, environment, journal, obstacles);
   if (environment != null && made === null) await obstacles.unless(() => requireDataApart(environment, site));
   const keys = await obstacles.unless(async () => planKeys(bundle, options, state));
-  for (const warning of streams.flatMap(({ warnings }) => warnings)) options.warn(warning);
   const rootSpace: RootSpace[] = [];
-  const rootWarnings: string[] = [];
+  const rootWarnings = isOne || site.install.after.length === 0 ? [] : [AFTER_IN_PLACE];
+  for (const warning of [...streams.flatMap(({ warnings }) => warnings), ...rootWarnings])
+    options.warn(warning);
   const rootSettled: SettledConflict[] = [];
   const told = { space: rootSpace, warnings: rootWarnings, settled: rootSettled };
   const known = {
     state,
     journal,
     streams,
+    mode: { mode: isOne ? ("boot-environment" as const) : ("in-place" as const), from: site.install.from },
     environment: environment ?? null,
     rootSpace,
     rootWarnings,
@@ -381,6 +388,8 @@ async function makePlan(
   obstacles.throwAny();
   return { ...known, root, present };
 }
+
+const AFTER_IN_PLACE = "the commands of after under [install] are not run: this is an install in place";
 
 /** Whether a boot environment that was made is there still. */
 export const isStanding = async ({

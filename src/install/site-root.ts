@@ -34,14 +34,21 @@ export async function siteRoot({ root }: SiteConfig): Promise<SiteRoot> {
  * @throws ZferryError `not-configured` where it is another file system
  */
 export function rootDataset(site: SiteConfig): string {
+  const dataset = datasetOfRoot(site);
+  if (dataset !== undefined) return dataset;
   const { path } = requireRoot(site);
-  const { type, source, root } = ownMounts().get(placeOf(site)) ?? {};
-  if (type === "zfs" && root === "/" && source !== undefined && !source.includes("@")) return source;
+  const { type, source } = ownMounts().get(placeOf(site)) ?? {};
   const found = source === undefined ? "no file system is mounted there" : `it is ${source} (${type})`;
   throw new ZferryError("not-configured", `${path} is no ZFS dataset, and cannot be cloned: ${found}`, {
     details: { path },
     hint: 'mode = "in-place" under [install] changes it itself',
   });
+}
+
+/** The same; undefined where it is another file system. */
+export function datasetOfRoot(site: SiteConfig): string | undefined {
+  const { type, source, root } = ownMounts().get(placeOf(site)) ?? {};
+  return type === "zfs" && root === "/" && !source?.includes("@") ? source : undefined;
 }
 
 /**
