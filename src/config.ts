@@ -54,6 +54,12 @@ const commands = list(
   MAX_COMMANDS,
 );
 const MAX_ACCEPTED = 1000;
+const MAX_SHARED = 100;
+/** A path below `/`, spelled in one way. */
+const pathBelowRoot = v.pipe(
+  v.string(),
+  v.regex(/^(\/(?!\.{1,2}(\/|$))[^/\0]+)+$/, "is no absolute path of a mount point"),
+);
 const bootEnvironment = v.pipe(
   table({
     container: v.pipe(
@@ -88,6 +94,12 @@ const bootEnvironment = v.pipe(
       v.optional(list(pathPattern, MAX_ACCEPTED), []),
       v.description(
         "Patterns of paths on the dataset of / that git does not track, and that may turn back with it.",
+      ),
+    ),
+    shared: v.pipe(
+      v.optional(list(pathBelowRoot, MAX_SHARED), []),
+      v.description(
+        "Mount points in / of file systems that all environments share, and that an install may change at once.",
       ),
     ),
   }),

@@ -27,6 +27,7 @@ describe("a site's configuration", () => {
         command: [],
         keep: 3,
         accept: [],
+        shared: [],
         boots: 2,
         checks: [],
         deadline: 600,
@@ -94,6 +95,10 @@ describe("a site's configuration", () => {
       "x.toml: root.merge.0: has a command that is not an absolute path",
       `${SITE}[[root.merge]]\npath = "x"\npolicy = "command"\ncommand = ["merge"]\n`,
     ],
+    ...["boot/efi", "/", "/boot/", "/boot//efi", "/boot/../efi", "/."].map((path): [string, string] => [
+      "x.toml: boot-environment.shared.0: is no absolute path of a mount point",
+      `${SITE}[boot-environment]\nshared = ["${path}"]\n`,
+    ]),
     ["x.toml: state: is not an absolute path", `state = "state"\n${SITE}`],
   ])("%s", (expected, text) => {
     expect(fault(siteSchema, text)).toBe(expected);

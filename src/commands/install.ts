@@ -15,6 +15,7 @@ import {
 import { dangerOf, faceDanger, runMoved, runPrivately } from "../install/live.js";
 import type { ChainEnd } from "../install/environment-install.js";
 import { readSite } from "../install/mode.js";
+import { sharedPart, sharedPaths } from "../install/shared-mounts.js";
 import { isOnTheWay, type InstallJournal, type Journal, type NewEnvironment } from "../install/state.js";
 import { readUnderWay } from "../install/under-way.js";
 import { showPath } from "../raw-path.js";
@@ -355,6 +356,7 @@ export function resultOf(done: Done, options: CommandOptions): object {
             commit: plan.root.mergeCommit,
             drift: plan.root.drift ?? null,
             replaced: plan.root.replaced ?? null,
+            shared: sharedPaths(sharedPart(plan.root, plan.environment)),
             space: plan.rootSpace,
             settled: plan.rootSettled.map((each) => ({ ...each, path: showPath(each.path) })),
           },
@@ -383,7 +385,7 @@ export function asText(done: Done, options: CommandOptions): string {
   const where = environment === null ? "/" : environment.dataset;
   if (plan.root !== undefined) lines.push(`  ${where}: ${describeFiles(plan.root)}`);
   if (plan.root !== undefined && options.dryRun) lines.push(...listChanges(plan.root));
-  if (plan.root !== undefined) lines.push(...describeOwn(plan.root, options));
+  if (plan.root !== undefined) lines.push(...describeOwn(plan.root, plan.environment, options));
   for (const { path, what, by } of plan.rootSettled) {
     lines.push(`    conflict of ${what} in ${showPath(path)}: settled by ${by}`);
   }
@@ -424,7 +426,12 @@ export function listChanges({ changes }: RootPlan): string[] {
 }
 
 /** What becomes of the site's own files, besides the merge. */
-function describeOwn({ drift, replaced }: RootPlan, { dryRun }: CommandOptions): string[] {
+function describeOwn(
+  root: RootPlan,
+  environment: NewEnvironment | null,
+  { dryRun }: CommandOptions,
+): string[] {
+  const { drift, replaced } = root;
   const list = (what: string, paths: readonly PathName[] = []): string[] => {
     if (paths.length === 0) return [];
     const shown = dryRun ? paths.map((path) => `      ${showPath(pathOf(path))}`) : [];
@@ -432,6 +439,10 @@ function describeOwn({ drift, replaced }: RootPlan, { dryRun }: CommandOptions):
   };
   return [
     ...list("own changes, committed first", drift?.paths),
+    ...list(
+      "shared by all boot environments, the running one too, and changed at once",
+      sharedPaths(sharedPart(root, environment)),
+    ),
     ...list(`untracked files replaced, kept in ${replaced?.ref ?? ""}`, replaced?.paths),
   ];
 }

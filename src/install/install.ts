@@ -3,10 +3,10 @@ import { join, relative, resolve } from "node:path";
 import type { VerifiedBundle } from "../bundle/reader.js";
 import { requireRoot, type InstallMode, type SiteConfig } from "../config.js";
 import { Obstacles, ZferryError } from "../errors.js";
+import type { RawPath } from "../raw-path.js";
 import type { ProgressReport } from "../report.js";
 import type { RootSpace } from "../root/disk.js";
 import { planRoot, type PlanOptions } from "../root/merge.js";
-import { pathOf } from "../root/paths.js";
 import type { RootPlan } from "../root/plan.js";
 import type { Resolutions, SettledConflict } from "../root/settle.js";
 import { keepAt, withScratch, writeScratchFile } from "../system/scratch.js";
@@ -55,7 +55,8 @@ import {
   type SiteState,
   type StateFolder,
 } from "./state.js";
-import { requireOneFileSystem, rootMount, trackedPaths, withRootToPlan, type SiteRoot } from "./site-root.js";
+import { requireMayChange, requireOffStreams, sharedPart } from "./shared-mounts.js";
+import { rootMount, trackedPaths, withRootToPlan, type SiteRoot } from "./site-root.js";
 import { carryOut, requireUndoable, undo, type Work } from "./steps.js";
 import { keySetOf, type SiteTrust } from "./trust.js";
 import { requireDataApart } from "./untracked-data.js";
@@ -309,7 +310,9 @@ export function placeInLine(bundle: VerifiedBundle, begun: Journal | undefined):
 function withLink({ release, startedAt, streams, root }: InstallJournal, environment: NewEnvironment) {
   const { chain } = environment;
   if (chain === undefined) return environment;
-  const link = { release, startedAt, streams, commit: root?.mergeCommit ?? null };
+  const shared = sharedPart(root, environment);
+  const known = { release, startedAt, streams, commit: root?.mergeCommit ?? null };
+  const link = shared === undefined ? known : { ...known, shared };
   return { ...environment, chain: { ...chain, done: [...chain.done, link] } };
 }
 
@@ -527,6 +530,13 @@ async function planRootHalf(
       summary,
       release: release.name,
       progress,
+      ...(environment === null
+        ? {}
+        : {
+            permit: (paths: readonly RawPath[]) => {
+              requireMayChange(site, environment, paths);
+            },
+          }),
       // Not where it is mounted for a moment.
       space: (found) =>
         told.space.push(
@@ -550,10 +560,11 @@ async function planRootHalf(
     return plan;
   };
   return withRootToPlan(environment, site, async (place) => {
-    if (environment !== null) requireOneFileSystem(site, await trackedPaths(place.git));
+    if (environment === null) return root && planHalf(place, root);
+    const datasets = streams.flatMap(({ base, dataset }) => [base?.dataset ?? dataset, dataset]);
+    const all = [...Object.values(site.streams), ...datasets];
+    requireOffStreams(site, all, environment, await trackedPaths(place.git));
     const plan = root && (await planHalf(place, root));
-    if (environment === null) return plan;
-    requireOneFileSystem(site, plan?.changes.map((change) => pathOf(change.path)) ?? []);
     return planFstab(plan, streams, site, place, { scratchDir, release: release.name, date: options.date });
   });
 }

@@ -409,6 +409,14 @@ export async function requireAsPlanned(
     : undefined;
   await checkHead(plan, git, hint);
   await requireRepositoryChangeable(git, movedRefs(plan.branch));
+  await requireFilesAsPlanned(plan, rootDir, hint);
+}
+
+/**
+ * The same of the files alone.
+ * @throws ZferryError `worktree-dirty`
+ */
+export async function requireFilesAsPlanned(plan: RootPlan, rootDir: string, hint?: string): Promise<void> {
   const work = workOf(plan);
   const tree = openTree(rootDir);
   try {
@@ -439,6 +447,21 @@ export async function revertRoot(
   // The pending commit goes last: until then it keeps what the site had not committed itself.
   await carryOut(reversed(plan), options, plan.drift);
   await restoreReference(plan.replaced, options.git);
+}
+
+/**
+ * Takes back what `prepareRoot` and `commitRoot` did to files, all of it or as far as it came. The repository stays as it is. Run again
+ * after a crash at any point, it ends the same.
+ * @throws ZferryError as `commitRoot`
+ */
+export async function revertFiles(plan: RootPlan, { git, rootDir, progress }: ApplyOptions): Promise<void> {
+  discardPrepared(plan, git, rootDir);
+  const tree = openTree(rootDir);
+  try {
+    await commitFiles(tree, git, reversed(plan), progress);
+  } finally {
+    closeTree(tree);
+  }
 }
 
 /** The plan that leads back. The blobs that it needs are those of the site's own commits, and of what was replaced. */
