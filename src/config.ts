@@ -90,6 +90,10 @@ const bootEnvironment = v.pipe(
       v.optional(integer(1, 1000), 3),
       v.description("How many of the environments that zferry made are not removed by itself."),
     ),
+    keep_free: v.pipe(
+      v.optional(integer(0), 0),
+      v.description("Bytes that shall be free on their pool: for that, also some of those go that are kept."),
+    ),
     accept: v.pipe(
       v.optional(list(pathPattern, MAX_ACCEPTED), []),
       v.description(

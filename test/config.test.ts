@@ -27,6 +27,7 @@ describe("a site's configuration", () => {
         command: [],
         keep: 3,
         accept: [],
+        keep_free: 0,
         shared: [],
         boots: 2,
         checks: [],
@@ -99,6 +100,8 @@ describe("a site's configuration", () => {
       "x.toml: boot-environment.shared.0: is no absolute path of a mount point",
       `${SITE}[boot-environment]\nshared = ["${path}"]\n`,
     ]),
+    ["x.toml: boot-environment.keep_free: is under 0", `${SITE}[boot-environment]\nkeep_free = -1\n`],
+    ["x.toml: boot-environment.keep_free: is no number", `${SITE}[boot-environment]\nkeep_free = "20 GiB"\n`],
     ["x.toml: state: is not an absolute path", `state = "state"\n${SITE}`],
   ])("%s", (expected, text) => {
     expect(fault(siteSchema, text)).toBe(expected);

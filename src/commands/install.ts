@@ -58,7 +58,10 @@ export interface CommandOptions {
 /** What `install` and `plan` have in common. */
 export const addInstallOptions = (command: Command): Command =>
   addReleaseOptions(command)
-    .option("--live", "also into a dataset that the running system uses: what runs from it will likely die")
+    .option(
+      "--live",
+      "in place, also into a dataset that the running system uses: what runs from it will likely die",
+    )
     .option("--to <release>", "of a folder: as far as this release (default: the newest that is there)")
     .option("--full", "of a folder: also a bundle that makes the datasets of a new site");
 

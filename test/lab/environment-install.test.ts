@@ -1,5 +1,3 @@
-import { execFileSync } from "node:child_process";
-import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { MNT, type Machine } from "./guest.js";
 import { shareOf } from "./rounds.js";
@@ -539,9 +537,7 @@ describe("an EFI partition, which all environments share,", () => {
   let changed: string;
 
   beforeAll(async () => {
-    const image = join(machine.share.here, "efi.img");
-    execFileSync("mkfs.vfat", ["-C", image, "4096"]);
-    await lines(`${RESET}; modprobe -a loop vfat; cp ${machine.share.there}/efi.img /root; mkdir -p ${EFI}; ${mount}
+    await lines(`${RESET}; modprobe -a loop vfat; mkfs.vfat -C /root/efi.img 4096; mkdir -p ${EFI}; ${mount}
       mkdir -p ${EFI}/EFI/BOOT; echo own >${EFI}/EFI/BOOT/own.efi
       cd ${SITE}; git add -A; git commit -qm 'the EFI partition'; cd /; umount ${EFI}
       cp /root/efi.img /root/efi.fresh; zfs snapshot ${ROOT}/site@efi; ${mount}
