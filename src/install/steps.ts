@@ -4,6 +4,7 @@ import { ZferryError } from "../errors.js";
 import { asZferryError, formatBytes } from "../report.js";
 import {
   commitRoot,
+  discardFiles,
   discardRoot,
   importObjects,
   prepareRoot,
@@ -105,10 +106,16 @@ const preparing: Step = {
       await prepareRoot(root, { ...place, progress, signal });
     });
   },
-  async undo(journal, work) {
+  async undo(journal, { site }) {
     const { root } = journal;
-    if (environmentOf(journal) !== null) return takeBackShared(journal, work);
-    if (root !== null) await discardRoot(root, await siteRoot(work.site));
+    const environment = environmentOf(journal);
+    if (environment === null) {
+      if (root !== null) await discardRoot(root, await siteRoot(site));
+      return;
+    }
+    // All else goes with the clone.
+    const part = sharedPart(root, environment);
+    if (part !== undefined) await withShared(environment, site, async (place) => discardFiles(part, place));
   },
 };
 
@@ -124,7 +131,8 @@ const writing: Step = {
   },
   async undo(journal, work) {
     const { root } = journal;
-    if (environmentOf(journal) !== null) return takeBackShared(journal, work);
+    const environment = environmentOf(journal);
+    if (environment !== null) return revertShared(sharedPart(root, environment), environment, work);
     if (root === null) return;
     const { site, scratchDir, step, progress } = work;
     step("bringing back the files of /");
@@ -132,14 +140,10 @@ const writing: Step = {
   },
 };
 
-/** What else was made of `/` goes with the clone. */
-const takeBackShared = (journal: Journal, work: Work): Promise<void> =>
-  revertShared(sharedPart(journal.root, environmentOf(journal)), environmentOf(journal), work);
-
 /** @param part of a plan of `/`, on what all environments share */
 async function revertShared(
   part: RootPlan | undefined,
-  environment: NewEnvironment | null,
+  environment: NewEnvironment,
   { site, step, progress }: Work,
 ): Promise<void> {
   if (part === undefined) return;
@@ -149,13 +153,11 @@ async function revertShared(
 
 /** Runs `use` on the clone, or, where that is gone already, on the site's own `/`, which has the same shared file systems. */
 const withShared = async (
-  environment: NewEnvironment | null,
+  environment: NewEnvironment,
   site: SiteConfig,
   use: (place: SiteRoot) => Promise<void>,
 ): Promise<void> =>
-  environment !== null && (await datasetExists(environment.dataset))
-    ? withRoot(environment, site, use)
-    : use(await siteRoot(site));
+  (await datasetExists(environment.dataset)) ? withRoot(environment, site, use) : use(await siteRoot(site));
 
 const nothing = async (): Promise<void> => undefined;
 
@@ -502,7 +504,7 @@ export async function requireUndoable(
   }
   const { root, phase } = journal;
   if (environment !== null) {
-    const part = phase === "holding" || phase === "cloning" ? undefined : sharedPart(root, environment);
+    const part = isWritten(journal) ? sharedPart(root, environment) : undefined;
     if (part === undefined) return;
     return withShared(environment, site, ({ rootDir }) => requireFilesAsPlanned(part, rootDir));
   }

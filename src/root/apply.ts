@@ -183,7 +183,7 @@ export async function prepareRoot(
  * @throws ZferryError `io-failed`, `git-failed`
  */
 export async function discardRoot(plan: RootPlan, { git, rootDir }: ApplyOptions): Promise<void> {
-  discardPrepared(plan, git, rootDir);
+  discardFiles(plan, { git, rootDir });
   await deleteRef(git, PENDING);
   syncReferences(git, [PENDING]);
   await restoreReference(plan.replaced, git);
@@ -197,7 +197,11 @@ async function restoreReference(replaced: RootPlan["replaced"], git: Git): Promi
   syncReferences(git, [ref]);
 }
 
-function discardPrepared(plan: RootPlan, git: Git, rootDir: string): void {
+/**
+ * Takes back `prepareRoot` alone. The repository stays as it is.
+ * @throws ZferryError `io-failed`
+ */
+export function discardFiles(plan: RootPlan, { git, rootDir }: ApplyOptions): void {
   const tree = openTree(rootDir);
   try {
     clearPrepared(tree, git, plan);
@@ -443,7 +447,7 @@ export async function revertRoot(
   plan: RootPlan,
   options: ApplyOptions & { scratchDir: string },
 ): Promise<void> {
-  discardPrepared(plan, options.git, options.rootDir);
+  discardFiles(plan, options);
   // The pending commit goes last: until then it keeps what the site had not committed itself.
   await carryOut(reversed(plan), options, plan.drift);
   await restoreReference(plan.replaced, options.git);
@@ -455,7 +459,7 @@ export async function revertRoot(
  * @throws ZferryError as `commitRoot`
  */
 export async function revertFiles(plan: RootPlan, { git, rootDir, progress }: ApplyOptions): Promise<void> {
-  discardPrepared(plan, git, rootDir);
+  discardFiles(plan, { git, rootDir });
   const tree = openTree(rootDir);
   try {
     await commitFiles(tree, git, reversed(plan), progress);
