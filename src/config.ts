@@ -54,6 +54,12 @@ const commands = list(
   MAX_COMMANDS,
 );
 const MAX_ACCEPTED = 1000;
+const MAX_SHARED = 100;
+/** A path below `/`, spelled in one way. */
+const pathBelowRoot = v.pipe(
+  v.string(),
+  v.regex(/^(\/(?!\.{1,2}(\/|$))[^/\0]+)+$/, "is no absolute path of a mount point"),
+);
 const bootEnvironment = v.pipe(
   table({
     container: v.pipe(
@@ -84,10 +90,20 @@ const bootEnvironment = v.pipe(
       v.optional(integer(1, 1000), 3),
       v.description("How many of the environments that zferry made are not removed by itself."),
     ),
+    keep_free: v.pipe(
+      v.optional(integer(0), 0),
+      v.description("Bytes that shall be free on their pool: for that, also some of those go that are kept."),
+    ),
     accept: v.pipe(
       v.optional(list(pathPattern, MAX_ACCEPTED), []),
       v.description(
         "Patterns of paths on the dataset of / that git does not track, and that may turn back with it.",
+      ),
+    ),
+    shared: v.pipe(
+      v.optional(list(pathBelowRoot, MAX_SHARED), []),
+      v.description(
+        "Mount points in / of file systems that all environments share, and that an install may change at once.",
       ),
     ),
   }),
@@ -100,8 +116,10 @@ const bootEnvironment = v.pipe(
 const install = v.pipe(
   table({
     mode: v.pipe(
-      v.optional(v.picklist(["in-place", "boot-environment"]), "in-place"),
-      v.description("Whether the system itself is changed, or a new one beside it that boots next."),
+      v.optional(v.picklist(["in-place", "boot-environment"])),
+      v.description(
+        "Whether the system itself is changed, or a new one beside it that boots next; by default the latter where / is on ZFS.",
+      ),
     ),
     after: v.pipe(
       v.optional(commands, []),
@@ -111,7 +129,7 @@ const install = v.pipe(
     ),
   }),
   v.check(
-    ({ mode, after }) => mode === "boot-environment" || after.length === 0,
+    ({ mode, after }) => mode !== "in-place" || after.length === 0,
     "has after, which only mode boot-environment runs",
   ),
 );
@@ -181,7 +199,18 @@ export const siteSchema = table({
     v.description("The folder of what no update and no rollback may turn back."),
   ),
 });
-export type SiteConfig = v.InferOutput<typeof siteSchema>;
+/** What the file has. */
+export type SiteFile = v.InferOutput<typeof siteSchema>;
+
+/** How a release is installed, and what decided that: `live` is `--live`, `under-way` what is in the journal. */
+export interface InstallMode {
+  readonly mode: "in-place" | "boot-environment";
+  readonly from: "configuration" | "under-way" | "live" | "default";
+}
+/** A site's configuration, with the mode that counts. */
+export type SiteConfig = Omit<SiteFile, "install"> & {
+  readonly install: Omit<SiteFile["install"], "mode"> & InstallMode;
+};
 
 /**
  * The git work tree of a site's `/`.

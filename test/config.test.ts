@@ -21,12 +21,14 @@ describe("a site's configuration", () => {
       product: "gentoo",
       trust: { keys: "/etc/zferry/keys", threshold: 1 },
       streams: { usr: "rpool/SYSTEM/USR/gentoo" },
-      install: { mode: "in-place", after: [] },
+      install: { after: [] },
       "boot-environment": {
         loader: "bootfs",
         command: [],
         keep: 3,
         accept: [],
+        keep_free: 0,
+        shared: [],
         boots: 2,
         checks: [],
         deadline: 600,
@@ -52,7 +54,7 @@ describe("a site's configuration", () => {
     ["x.toml: root.merge.0.path: is empty", `${SITE}[[root.merge]]\npath = ""\npolicy = "ours"\n`],
     [
       "x.toml: install: has after, which only mode boot-environment runs",
-      `${SITE}[install]\nafter = [["/bin/true"]]\n`,
+      `${SITE}[install]\nmode = "in-place"\nafter = [["/bin/true"]]\n`,
     ],
     [
       "x.toml: install.after.0: is not an absolute path",
@@ -94,6 +96,12 @@ describe("a site's configuration", () => {
       "x.toml: root.merge.0: has a command that is not an absolute path",
       `${SITE}[[root.merge]]\npath = "x"\npolicy = "command"\ncommand = ["merge"]\n`,
     ],
+    ...["boot/efi", "/", "/boot/", "/boot//efi", "/boot/../efi", "/."].map((path): [string, string] => [
+      "x.toml: boot-environment.shared.0: is no absolute path of a mount point",
+      `${SITE}[boot-environment]\nshared = ["${path}"]\n`,
+    ]),
+    ["x.toml: boot-environment.keep_free: is under 0", `${SITE}[boot-environment]\nkeep_free = -1\n`],
+    ["x.toml: boot-environment.keep_free: is no number", `${SITE}[boot-environment]\nkeep_free = "20 GiB"\n`],
     ["x.toml: state: is not an absolute path", `state = "state"\n${SITE}`],
   ])("%s", (expected, text) => {
     expect(fault(siteSchema, text)).toBe(expected);

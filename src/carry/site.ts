@@ -1,5 +1,6 @@
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
+import { datasetsInUse } from "../install/datasets-in-use.js";
 import {
   acceptedBy,
   doneLinks,
@@ -8,7 +9,6 @@ import {
   type SiteState,
 } from "../install/state.js";
 import { availableTo, requireAnswer } from "../install/plan.js";
-import { rootDataset } from "../install/site-root.js";
 import type { SiteTrust } from "../install/trust.js";
 import { readSite } from "../root/site.js";
 import { openRepository, trimmed } from "../system/git.js";
@@ -52,29 +52,6 @@ export async function readChainStart(site: SiteConfig, state: SiteState | undefi
     streams,
     tree: site.root === undefined ? null : await releaseTree(site.root.path),
   };
-}
-
-/** What the environment on `/` has, which may have been made from the configured one. */
-export async function datasetsInUse(
-  site: SiteConfig,
-  state: SiteState | undefined,
-): Promise<SiteConfig["streams"]> {
-  if (site.install.mode === "in-place") return site.streams;
-  const { guid } = await getProperties(rootDataset(site), ["guid"]);
-  const found = new Map<string, string>();
-  let before: readonly Installation[] = state?.installations ?? [];
-  let isOwn = ({ environment }: Installation): boolean => environment?.guid === guid;
-  for (;;) {
-    const at = before.findLastIndex((each) => isOwn(each));
-    const installation = before[at];
-    if (installation === undefined) break;
-    for (const { role, dataset } of installation.streams) if (!found.has(role)) found.set(role, dataset);
-    // What it did not bring, it has of the one that it was made from.
-    const previous = installation.environment?.previous;
-    isOwn = ({ environment }) => environment?.dataset === previous;
-    before = before.slice(0, at);
-  }
-  return { ...site.streams, ...Object.fromEntries(found) };
 }
 
 /** The snapshots after which nothing was written, newest first; if something was, the newest alone: the install says so. */

@@ -1,8 +1,10 @@
 import type { Command } from "commander";
 import { abortInstall } from "../install/install.js";
-import { runMoved } from "../install/live.js";
+import { runMoved, runPrivately } from "../install/live.js";
+import { readSite } from "../install/mode.js";
+import type { Journal } from "../install/state.js";
+import { readUnderWay } from "../install/under-way.js";
 import type { Environment } from "../report.js";
-import { readSiteConfig } from "../system/settings.js";
 import { tellEnd, workOf } from "./install.js";
 
 interface AbortOptions {
@@ -22,9 +24,14 @@ export function define(command: Command, environment: () => Environment): void {
     .action((options: AbortOptions) => runAbort(options, environment()));
 }
 
+/** With what all environments share, the one that is given up is mounted once more. */
+const hasShared = (journal: Journal | undefined): boolean =>
+  journal?.operation === "install" && journal.environment?.shared !== undefined;
+
 /** Takes back what an install that is not done has changed. */
 export async function runAbort(options: AbortOptions, env: Environment): Promise<void> {
-  const site = await readSiteConfig(options.config);
+  const site = await readSite(options.config, options.live);
+  if (hasShared(await readUnderWay(site)) && (await runPrivately(site))) return;
   if (options.live && (await runMoved(site, env))) return;
   await tellEnd(await abortInstall(workOf(site, env, options)), "aborted", site, env);
 }

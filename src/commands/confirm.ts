@@ -2,7 +2,7 @@ import type { Command } from "commander";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { runPrivately } from "../install/live.js";
-import { pruneEnvironments, type RemovedEnvironment } from "../install/prune.js";
+import { describeShort, pruneEnvironments, type RemovedEnvironment } from "../install/prune.js";
 import { confirmInstall } from "../install/rollback.js";
 import { openState } from "../install/state.js";
 import {
@@ -137,11 +137,18 @@ async function prune(
   env: Environment,
 ): Promise<{ removed: readonly RemovedEnvironment[]; warnings: readonly string[] }> {
   try {
-    return { removed: (await pruneEnvironments(site, stepsIn(env))).removed, warnings: [] };
+    const done = await pruneEnvironments(site, stepsIn(env));
+    const short = describeShort(done, false);
+    if (short === undefined) return { removed: done.removed, warnings: [] };
+    return { removed: done.removed, warnings: [warned(short, env)] };
   } catch (error) {
     if (!(error instanceof ZferryError) || error.code === "interrupted") throw error;
     const warning = `old boot environments are not removed: ${error.message}; bundle environments --prune goes on`;
-    if (!env.json) env.note(printable(`warning: ${warning}`));
-    return { removed: [], warnings: [warning] };
+    return { removed: [], warnings: [warned(warning, env)] };
   }
+}
+
+function warned(warning: string, env: Environment): string {
+  if (!env.json) env.note(printable(`warning: ${warning}`));
+  return warning;
 }

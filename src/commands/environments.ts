@@ -2,7 +2,7 @@ import type { Command } from "commander";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { listEnvironments, type BootEnvironment, type BootEnvironments } from "../install/environments.js";
-import { planPruning, pruneEnvironments, type Pruning } from "../install/prune.js";
+import { describeShort, planPruning, pruneEnvironments, type Pruning } from "../install/prune.js";
 import { describeFailure } from "../install/trial-rules.js";
 import { formatBytes, formatTable, formatTime, printable, type Environment } from "../report.js";
 import { readSiteConfig } from "../system/settings.js";
@@ -16,7 +16,10 @@ interface EnvironmentsOptions {
 
 export function define(command: Command, environment: () => Environment): void {
   command
-    .option("--prune", "remove those that zferry made and that are more than keep of [boot-environment]")
+    .option(
+      "--prune",
+      "remove those that zferry made and that are more than keep of [boot-environment], or in the way of its keep_free",
+    )
     .option("-n, --plan", "with --prune: show what would be removed, and change nothing")
     .option("--dry-run", "the same as --plan")
     .option("--config <file>", "the site's configuration (default: /etc/zferry/site.toml)")
@@ -53,8 +56,12 @@ async function listOld(site: SiteConfig, found: BootEnvironments): Promise<strin
 
 async function runPrune(site: SiteConfig, isPlan: boolean, env: Environment): Promise<void> {
   const done = isPlan ? await planPruning(site) : await pruneEnvironments(site, stepsIn(env));
-  if (env.json) return env.write(`${JSON.stringify({ outcome: outcomeOf(done, isPlan), ...done })}\n`);
+  const short = describeShort(done, isPlan);
+  const warnings = short === undefined ? [] : [short];
+  if (env.json)
+    return env.write(`${JSON.stringify({ outcome: outcomeOf(done, isPlan), ...done, warnings })}\n`);
   await env.write(`${describePruning(done, isPlan).map(printable).join("\n")}\n`);
+  for (const warning of warnings) env.note(printable(`warning: ${warning}`));
 }
 
 /** What removing is done with. */
@@ -78,7 +85,10 @@ function describePruning({ container, keep, removed, staying }: Pruning, isPlan:
     : `removed ${what}, ${bytes} freed`;
   return [
     removed.length === 0 ? `no boot environment of ${container} is to be removed: keep is ${keep}` : title,
-    ...removed.map(({ name, dataset, datasets }) => `  ${name}: ${[dataset, ...datasets].join(", ")}`),
+    ...removed.map((each) => {
+      const what = `  ${each.name}: ${[each.dataset, ...each.datasets].join(", ")}`;
+      return each.for === "keep" ? what : `${what}; ${isPlan ? "if that is needed " : ""}for keep_free`;
+    }),
     ...staying.map(({ name, why }) => `  ${name} stays: ${why}`),
   ];
 }

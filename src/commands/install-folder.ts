@@ -6,6 +6,7 @@ import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { finishInstall, isStanding, needsBundle } from "../install/install.js";
 import { runMoved, runPrivately } from "../install/live.js";
+import { readSite } from "../install/mode.js";
 import { pending } from "../install/pending.js";
 import { checkRelease } from "../install/policy.js";
 import type { ChainEnd } from "../install/environment-install.js";
@@ -13,7 +14,6 @@ import { installed, openState, type Journal, type SiteState } from "../install/s
 import { keySetOf, readSiteTrust } from "../install/trust.js";
 import { readUnderWay } from "../install/under-way.js";
 import { formatBytes, printable, type Environment } from "../report.js";
-import { readSiteConfig } from "../system/settings.js";
 import {
   asText,
   describeTime,
@@ -55,7 +55,7 @@ export async function runInstallFolder(
   }
   exceptionsOf(options);
   threadsOf(options);
-  const site = await readSiteConfig(options.config);
+  const site = await readSite(options.config, options.live);
   if (await runPrivately(site, options)) return;
   if (options.dryRun) return planFolder(path, site, options, env);
   if (options.live && (await runMoved(site, env))) return;

@@ -14,6 +14,8 @@ import {
 } from "../install/install.js";
 import { dangerOf, faceDanger, runMoved, runPrivately } from "../install/live.js";
 import type { ChainEnd } from "../install/environment-install.js";
+import { readSite } from "../install/mode.js";
+import { sharedPart, sharedPaths } from "../install/shared-mounts.js";
 import { isOnTheWay, type InstallJournal, type Journal, type NewEnvironment } from "../install/state.js";
 import { readUnderWay } from "../install/under-way.js";
 import { showPath } from "../raw-path.js";
@@ -24,11 +26,12 @@ import { fullName } from "../system/zfs.js";
 import { formatBytes, formatDuration, printable, type Environment } from "../report.js";
 import { RESULT } from "../system/relay.js";
 import { readSiteTrust } from "../install/trust.js";
-import { readSiteConfig } from "../system/settings.js";
 import {
   addSearchOption,
   addThreadsOption,
   describeKeyChange,
+  describeMode,
+  modeOf,
   openGiven,
   threadsOf,
   wholeNumber,
@@ -55,7 +58,10 @@ export interface CommandOptions {
 /** What `install` and `plan` have in common. */
 export const addInstallOptions = (command: Command): Command =>
   addReleaseOptions(command)
-    .option("--live", "also into a dataset that the running system uses: what runs from it will likely die")
+    .option(
+      "--live",
+      "in place, also into a dataset that the running system uses: what runs from it will likely die",
+    )
     .option("--to <release>", "of a folder: as far as this release (default: the newest that is there)")
     .option("--full", "of a folder: also a bundle that makes the datasets of a new site");
 
@@ -114,7 +120,7 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
   if (options.to !== undefined || options.full) {
     throw new ZferryError("usage", `--to and --full choose from a folder, and ${path} is none`);
   }
-  const site = await readSiteConfig(options.config);
+  const site = await readSite(options.config, options.live);
   if (await runPrivately(site, options)) return;
   if (options.live && !options.dryRun && (await runMoved(site, env))) return;
   const done = await installFile(path, site, options, env);
@@ -201,7 +207,7 @@ async function runGoOn(options: CommandOptions, env: Environment): Promise<void>
     });
   }
   threadsOf(options);
-  const site = await readSiteConfig(options.config);
+  const site = await readSite(options.config, options.live);
   if ((await readUnderWay(site)) !== undefined && (await runPrivately(site, options))) return;
   if (options.live && (await runMoved(site, env))) return;
   const journal = await readUnderWay(site);
@@ -339,6 +345,7 @@ export function resultOf(done: Done, options: CommandOptions): object {
       rawBytes: stream.rawBytes,
       space,
     })),
+    mode: modeOf(plan.mode),
     environment: plan.environment && {
       dataset: plan.environment.dataset,
       activate: plan.environment.activate,
@@ -352,6 +359,7 @@ export function resultOf(done: Done, options: CommandOptions): object {
             commit: plan.root.mergeCommit,
             drift: plan.root.drift ?? null,
             replaced: plan.root.replaced ?? null,
+            shared: sharedPaths(sharedPart(plan.root, plan.environment)),
             space: plan.rootSpace,
             settled: plan.rootSettled.map((each) => ({ ...each, path: showPath(each.path) })),
           },
@@ -380,7 +388,7 @@ export function asText(done: Done, options: CommandOptions): string {
   const where = environment === null ? "/" : environment.dataset;
   if (plan.root !== undefined) lines.push(`  ${where}: ${describeFiles(plan.root)}`);
   if (plan.root !== undefined && options.dryRun) lines.push(...listChanges(plan.root));
-  if (plan.root !== undefined) lines.push(...describeOwn(plan.root, options));
+  if (plan.root !== undefined) lines.push(...describeOwn(plan.root, plan.environment, options));
   for (const { path, what, by } of plan.rootSettled) {
     lines.push(`    conflict of ${what} in ${showPath(path)}: settled by ${by}`);
   }
@@ -390,7 +398,7 @@ export function asText(done: Done, options: CommandOptions): string {
     }
   }
   if (plan.keys !== undefined) lines.push(`  keys: ${describeKeyChange(plan.keys)}`);
-  if (options.dryRun) lines.push(`  time: ${describeTime(plan.time)}`);
+  if (options.dryRun) lines.push(`  time: ${describeTime(plan.time)}`, `  mode: ${describeMode(plan.mode)}`);
   const isLast = !isBefore(done);
   if (environment !== null && isLast) lines.push(`  ${describeNext(environment)}`);
   const brought = isLast ? `installed ${name}` : `brought ${name} into ${where}`;
@@ -421,7 +429,12 @@ export function listChanges({ changes }: RootPlan): string[] {
 }
 
 /** What becomes of the site's own files, besides the merge. */
-function describeOwn({ drift, replaced }: RootPlan, { dryRun }: CommandOptions): string[] {
+function describeOwn(
+  root: RootPlan,
+  environment: NewEnvironment | null,
+  { dryRun }: CommandOptions,
+): string[] {
+  const { drift, replaced } = root;
   const list = (what: string, paths: readonly PathName[] = []): string[] => {
     if (paths.length === 0) return [];
     const shown = dryRun ? paths.map((path) => `      ${showPath(pathOf(path))}`) : [];
@@ -429,6 +442,10 @@ function describeOwn({ drift, replaced }: RootPlan, { dryRun }: CommandOptions):
   };
   return [
     ...list("own changes, committed first", drift?.paths),
+    ...list(
+      "shared by all boot environments, the running one too, and changed at once",
+      sharedPaths(sharedPart(root, environment)),
+    ),
     ...list(`untracked files replaced, kept in ${replaced?.ref ?? ""}`, replaced?.paths),
   ];
 }

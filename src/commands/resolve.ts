@@ -5,6 +5,7 @@ import { ZferryError } from "../errors.js";
 import { resolveBundle } from "../install/install.js";
 import { runPrivately } from "../install/live.js";
 import { requireMergeTool } from "../install/merge-tool.js";
+import { readSite } from "../install/mode.js";
 import type { Resolved } from "../install/resolve.js";
 import { readSiteTrust } from "../install/trust.js";
 import { readUnderWay } from "../install/under-way.js";
@@ -130,7 +131,7 @@ const folderOf = ({ to }: ResolveCommandOptions): string | undefined =>
 
 /** Verifies a bundle whole, then lets a person settle its conflicts apart from the live system. */
 async function runResolve(path: string, options: ResolveCommandOptions, env: Environment): Promise<void> {
-  const site = await readSiteConfig(options.config);
+  const site = await readSite(options.config);
   if (await runPrivately(site)) return;
   const exceptions = exceptionsOf(options);
   const { commitDrift = false, replaceUntracked = false } = options;

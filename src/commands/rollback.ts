@@ -2,6 +2,7 @@ import type { Command } from "commander";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import {
+  describeShared,
   environmentToLeave,
   planEnvironmentRollback,
   rollBackEnvironment,
@@ -110,7 +111,12 @@ async function runLeave(
   const { release, environment } = installation;
   if (env.json) {
     const outcome = dryRun ? "planned" : "rolled-back";
-    const left = { dataset: environment.dataset, running: isRunning, next: to };
+    const left = {
+      dataset: environment.dataset,
+      running: isRunning,
+      next: to,
+      shared: environment.shared ?? [],
+    };
     const told = {
       outcome,
       product: site.product,
@@ -127,6 +133,7 @@ async function runLeave(
     dryRun ? `${what} would be rolled back; nothing was changed` : `rolled back ${what}`,
     `  boots next: ${to}`,
     `  stays as it is: ${environment.dataset}${isRunning ? ", which runs until the reboot" : ""}`,
+    ...describeShared(environment).map((line) => `  ${line}`),
   ];
   await env.write(`${lines.map(printable).join("\n")}\n`);
 }

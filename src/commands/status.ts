@@ -1,8 +1,9 @@
 import { basename, dirname } from "node:path";
 import type { Command } from "commander";
 import { ZferryError } from "../errors.js";
-import type { SiteConfig } from "../config.js";
+import type { InstallMode, SiteConfig } from "../config.js";
 import { needsBundle } from "../install/install.js";
+import { readSite } from "../install/mode.js";
 import {
   installed,
   isReversible,
@@ -21,7 +22,7 @@ import { describeFailure } from "../install/trial-rules.js";
 import { readUnderWay } from "../install/under-way.js";
 import { formatBytes, formatTime, printable, type Environment } from "../report.js";
 import { requireProduct } from "../install/policy.js";
-import { readSiteConfig } from "../system/settings.js";
+import { describeMode, modeOf } from "./summary.js";
 
 interface StatusOptions {
   readonly config?: string;
@@ -36,7 +37,7 @@ export function define(command: Command, environment: () => Environment): void {
 
 /** Shows the installed release and what is under way. */
 export async function runStatus(options: StatusOptions, env: Environment): Promise<void> {
-  const site = await readSiteConfig(options.config);
+  const site = await readSite(options.config);
   const state = await openState(site.state).readState();
   const journal = await readUnderWay(site);
   if (state !== undefined) requireProduct(state, site.product);
@@ -47,12 +48,13 @@ export async function runStatus(options: StatusOptions, env: Environment): Promi
   };
   const environment = await askEnvironment(installed(state), site);
   const trials = await askTrials(installed(state), site);
-  const told = { product: site.product, state, underWay, environment, trials };
+  const told = { product: site.product, mode: site.install, state, underWay, environment, trials };
   await env.write(env.json ? asJson(told) : asText(told));
 }
 
 interface Status {
   readonly product: string;
+  readonly mode: InstallMode;
   readonly state: SiteState | undefined;
   readonly underWay: UnderWay | undefined;
   readonly environment: EnvironmentStatus | null;
@@ -133,9 +135,10 @@ async function askProgress(stream: Journal["streams"][number]): Promise<Progress
   }
 }
 
-function asJson({ product, state, underWay, environment, trials }: Status): string {
+function asJson({ product, mode, state, underWay, environment, trials }: Status): string {
   return `${JSON.stringify({
     product,
+    mode: modeOf(mode),
     installed: installed(state) ?? null,
     environment,
     trials,
@@ -151,11 +154,12 @@ const describeUnderWay = ({ journal, needed, streams }: UnderWay): object => {
   return { operation, release, startedAt, phase, undoing, file, needed, environment, streams };
 };
 
-function asText({ product, state, underWay, environment, trials }: Status): string {
+function asText({ product, mode, state, underWay, environment, trials }: Status): string {
   const installation = installed(state);
   const last = undoable(state);
   const lines = [
     `product: ${product}`,
+    `mode: ${describeMode(mode)}`,
     ...(installation === undefined
       ? [`installed: no release by zferry${state?.installations.length ? " any more" : " yet"}`]
       : describe(installation)),

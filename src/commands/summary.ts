@@ -1,6 +1,7 @@
 import type { Command } from "commander";
 import { VerifiedBundle, type Bundle, type Trust } from "../bundle/reader.js";
 import type { Manifest, ManifestStream } from "../bundle/manifest.js";
+import type { InstallMode } from "../config.js";
 import { ZferryError } from "../errors.js";
 import type { SiteTrust } from "../install/trust.js";
 import type { Environment } from "../report.js";
@@ -47,6 +48,19 @@ export const summaryOf = (bundle: Bundle): object => ({
     bundle instanceof VerifiedBundle ? bundle.signers : bundle.signatures.map(({ keyId }) => ({ keyId })),
   manifest: shownManifest(bundle.manifest),
 });
+
+const MODE_FROM: Record<InstallMode["from"], string> = {
+  configuration: "",
+  "under-way": ", as it was begun",
+  live: ", with --live",
+  default: ", by default",
+};
+
+/** "boot-environment, by default" */
+export const describeMode = ({ mode, from }: InstallMode): string => `${mode}${MODE_FROM[from]}`;
+
+/** As `--json` prints it. */
+export const modeOf = ({ mode, from }: InstallMode): object => ({ name: mode, from });
 
 /** "change 3 adds 0E07B77755AB6E15, revokes D950C3178AD0130D" */
 export function describeKeyChange({ counter, add, revoke }: KeyChange): string {
@@ -139,5 +153,5 @@ export async function readTrust(options: {
   // Loaded only when they are needed.
   const { readSiteConfig } = await import("../system/settings.js");
   const { readSiteTrust } = await import("../install/trust.js");
-  return readSiteTrust(await readSiteConfig(options.config, ", or a public key with --key"));
+  return readSiteTrust(await readSiteConfig(options.config, { hint: ", or a public key with --key" }));
 }

@@ -64,7 +64,7 @@ export async function planEnvironment(
   end: ChainEnd | undefined,
 ): Promise<NewEnvironment> {
   const origin = rootDataset(site);
-  const container = site["boot-environment"].container ?? parentOf(origin);
+  const { container = parentOf(origin), shared } = site["boot-environment"];
   const name = end?.release ?? manifest.release.name;
   const known = {
     dataset: `${container}/${name}`,
@@ -73,6 +73,7 @@ export async function planEnvironment(
     ...(end === undefined ? {} : { chain: { ...end, done: [] } }),
     activate: true,
     configured: site.streams,
+    ...(shared.length === 0 ? {} : { shared }),
   };
   if (parentOf(origin) !== container || container === "") {
     throw new ZferryError("dataset-unsuitable", `${origin} is no boot environment right below ${container}`, {

@@ -1,6 +1,8 @@
 import { basename } from "node:path";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
+import { showPath } from "../raw-path.js";
+import { pathOf } from "../root/paths.js";
 import { listProperties, parentOf } from "../system/zfs.js";
 import { withContainer } from "./environment-install.js";
 import { makeNext, readStanding, requireBootable } from "./environments.js";
@@ -22,6 +24,19 @@ export interface EnvironmentRollback {
   /** Whether the environment that is left is the running one: what was written to its `/` stays there. */
   readonly isRunning: boolean;
 }
+
+/** What stays as the release has it, whatever boots: lines for people. */
+export function describeShared({ shared = [] }: Pick<MadeInstallation["environment"], "shared">): string[] {
+  if (shared.length === 0) return [];
+  const more = shared.length > SHOWN_PATHS ? [`  and ${shared.length - SHOWN_PATHS} more`] : [];
+  return [
+    `not turned back, since all environments share them: ${shared.length}`,
+    ...shared.slice(0, SHOWN_PATHS).map((path) => `  ${showPath(pathOf(path))}`),
+    ...more,
+  ];
+}
+
+const SHOWN_PATHS = 200;
 
 /**
  * What can be rolled back, where that is a boot environment; undefined where it is an install in place, or nothing.

@@ -1,12 +1,12 @@
 import { rmSync } from "node:fs";
 import { join, relative, resolve } from "node:path";
 import type { VerifiedBundle } from "../bundle/reader.js";
-import { requireRoot, type SiteConfig } from "../config.js";
+import { requireRoot, type InstallMode, type SiteConfig } from "../config.js";
 import { Obstacles, ZferryError } from "../errors.js";
+import type { RawPath } from "../raw-path.js";
 import type { ProgressReport } from "../report.js";
 import type { RootSpace } from "../root/disk.js";
 import { planRoot, type PlanOptions } from "../root/merge.js";
-import { pathOf } from "../root/paths.js";
 import type { RootPlan } from "../root/plan.js";
 import type { Resolutions, SettledConflict } from "../root/settle.js";
 import { keepAt, withScratch, writeScratchFile } from "../system/scratch.js";
@@ -19,6 +19,7 @@ import {
   requireStateUntracked,
   requireStateWritable,
 } from "./apart.js";
+import { requireDatasetsInUse } from "./datasets-in-use.js";
 import {
   planEnvironment,
   planFstab,
@@ -54,7 +55,8 @@ import {
   type SiteState,
   type StateFolder,
 } from "./state.js";
-import { requireOneFileSystem, rootMount, trackedPaths, withRootToPlan, type SiteRoot } from "./site-root.js";
+import { requireMayChange, requireOffStreams, sharedPart } from "./shared-mounts.js";
+import { rootMount, trackedPaths, withRootToPlan, type SiteRoot } from "./site-root.js";
 import { carryOut, requireUndoable, undo, type Work } from "./steps.js";
 import { keySetOf, type SiteTrust } from "./trust.js";
 import { requireDataApart } from "./untracked-data.js";
@@ -94,6 +96,8 @@ export interface Plan {
   /** Of an install of this bundle that is under way. */
   readonly journal: InstallJournal | undefined;
   readonly streams: readonly StreamPlan[];
+  /** How it is installed, and what decided that. */
+  readonly mode: InstallMode;
   /** That is made; null for an install in place. */
   readonly environment: NewEnvironment | null;
   readonly root: RootPlan | undefined;
@@ -306,7 +310,9 @@ export function placeInLine(bundle: VerifiedBundle, begun: Journal | undefined):
 function withLink({ release, startedAt, streams, root }: InstallJournal, environment: NewEnvironment) {
   const { chain } = environment;
   if (chain === undefined) return environment;
-  const link = { release, startedAt, streams, commit: root?.mergeCommit ?? null };
+  const shared = sharedPart(root, environment);
+  const known = { release, startedAt, streams, commit: root?.mergeCommit ?? null };
+  const link = shared === undefined ? known : { ...known, shared };
   return { ...environment, chain: { ...chain, done: [...chain.done, link] } };
 }
 
@@ -349,18 +355,22 @@ async function makePlan(
   const environment =
     isOne && !isThere ? await obstacles.unless(() => environmentToMake(bundle, options, made)) : null;
   if (environment === undefined) obstacles.throwAny();
+  if (!isOne && journal === undefined && !isInstalled)
+    await obstacles.unless(() => requireDatasetsInUse(site, state));
   const streams = isThere ? [] : await planAllStreams(bundle, options, environment, journal, obstacles);
   if (environment != null && made === null) await obstacles.unless(() => requireDataApart(environment, site));
   const keys = await obstacles.unless(async () => planKeys(bundle, options, state));
-  for (const warning of streams.flatMap(({ warnings }) => warnings)) options.warn(warning);
   const rootSpace: RootSpace[] = [];
-  const rootWarnings: string[] = [];
+  const rootWarnings = isOne || site.install.after.length === 0 ? [] : [AFTER_IN_PLACE];
+  for (const warning of [...streams.flatMap(({ warnings }) => warnings), ...rootWarnings])
+    options.warn(warning);
   const rootSettled: SettledConflict[] = [];
   const told = { space: rootSpace, warnings: rootWarnings, settled: rootSettled };
   const known = {
     state,
     journal,
     streams,
+    mode: { mode: isOne ? ("boot-environment" as const) : ("in-place" as const), from: site.install.from },
     environment: environment ?? null,
     rootSpace,
     rootWarnings,
@@ -381,6 +391,8 @@ async function makePlan(
   obstacles.throwAny();
   return { ...known, root, present };
 }
+
+const AFTER_IN_PLACE = "the commands of after under [install] are not run: this is an install in place";
 
 /** Whether a boot environment that was made is there still. */
 export const isStanding = async ({
@@ -518,6 +530,13 @@ async function planRootHalf(
       summary,
       release: release.name,
       progress,
+      ...(environment === null
+        ? {}
+        : {
+            permit: (paths: readonly RawPath[]) => {
+              requireMayChange(site, environment, paths);
+            },
+          }),
       // Not where it is mounted for a moment.
       space: (found) =>
         told.space.push(
@@ -541,10 +560,11 @@ async function planRootHalf(
     return plan;
   };
   return withRootToPlan(environment, site, async (place) => {
-    if (environment !== null) requireOneFileSystem(site, await trackedPaths(place.git));
+    if (environment === null) return root && planHalf(place, root);
+    const datasets = streams.flatMap(({ base, dataset }) => [base?.dataset ?? dataset, dataset]);
+    const all = [...Object.values(site.streams), ...datasets];
+    requireOffStreams(site, all, environment, await trackedPaths(place.git));
     const plan = root && (await planHalf(place, root));
-    if (environment === null) return plan;
-    requireOneFileSystem(site, plan?.changes.map((change) => pathOf(change.path)) ?? []);
     return planFstab(plan, streams, site, place, { scratchDir, release: release.name, date: options.date });
   });
 }

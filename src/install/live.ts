@@ -70,12 +70,13 @@ export async function runMoved(
  * @throws ToldElsewhere, ZferryError `interrupted`, `not-permitted`, `usage` with `--live`
  */
 export async function runPrivately(
-  { install: { mode } }: SiteConfig,
+  { install: { mode, from } }: SiteConfig,
   { live }: { readonly live?: boolean } = {},
 ): Promise<boolean> {
   if (mode === "in-place") return false;
   if (live) {
-    throw new ZferryError("usage", `--live is of no use with mode = "${mode}": nothing that runs is changed`);
+    const why = from === "under-way" ? "what is under way makes a boot environment" : `with mode = "${mode}"`;
+    throw new ZferryError("usage", `--live is of no use: ${why}, and nothing that runs is changed`);
   }
   if (isPrivate()) return false;
   const ended = await restartPrivately();

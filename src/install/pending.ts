@@ -7,6 +7,7 @@ import { requireAsPlanned } from "../root/apply.js";
 import type { RootPlan } from "../root/plan.js";
 import { guarded } from "../system/files.js";
 import { parentOf } from "../system/zfs.js";
+import { modeOf } from "./mode.js";
 import { requireAnswer } from "./plan.js";
 import {
   lockState,
@@ -73,7 +74,7 @@ export function requireSameSite(journal: Journal, site: SiteConfig): void {
   const environment = journal.operation === "install" ? journal.environment : null;
   const differences =
     environment === null ? otherDatasets(streams, site) : otherEnvironment(environment, site);
-  const mode = environment === null ? "in-place" : "boot-environment";
+  const mode = modeOf(journal);
   if (journal.operation === "install" && site.install.mode !== mode)
     differences.push(`mode is ${site.install.mode}, not ${mode}`);
   if (begun !== null) {

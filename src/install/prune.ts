@@ -3,6 +3,7 @@ import * as v from "valibot";
 import { sha256Hex } from "../bundle/manifest.js";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
+import { formatBytes } from "../report.js";
 import { ownMounts } from "../system/mounts.js";
 import {
   datasetExists,
@@ -15,6 +16,8 @@ import {
   listDepended,
   listProperties,
   parentOf,
+  poolFreeing,
+  poolOf,
   promote,
   renameSnapshot,
   setProperty,
@@ -22,6 +25,7 @@ import {
 } from "../system/zfs.js";
 import { listEnvironments, type BootEnvironment, type BootEnvironments } from "./environments.js";
 import { requireNothingPending, withState } from "./pending.js";
+import { availableTo } from "./plan.js";
 import { patiently, type ReceiveOptions } from "./receive.js";
 import { installed, openState, undoable, type SiteState } from "./state.js";
 import { readUnderWay } from "./under-way.js";
@@ -41,6 +45,8 @@ export interface RemovedEnvironment {
   readonly datasets: readonly string[];
   /** Bytes: what became free, or of a plan at least would. */
   readonly frees: number;
+  /** What it goes for: a plan has as many for `keep_free` as may be needed, and fewer go where that is enough. */
+  readonly for: "keep" | "keep_free";
 }
 
 /** One that would go by its age, and why it stays. */
@@ -53,6 +59,10 @@ export interface StayingEnvironment {
 export interface Pruning {
   readonly container: string;
   readonly keep: number;
+  /** Bytes that shall be free on the container's pool; 0: none. */
+  readonly keepFree: number;
+  /** Bytes that are free there in the end, or of a plan at least would be. */
+  readonly free: number;
   /** Oldest first. */
   readonly removed: readonly RemovedEnvironment[];
   readonly staying: readonly StayingEnvironment[];
@@ -91,16 +101,26 @@ export const pruneEnvironments = (
     requireNothingPending(await folder.readJournal(), "and no environment is removed before that is done");
     requireConfirmed(state);
     const site = await readSite(config, state);
-    const plan = await makePlan(site);
-    const gone = new Set(plan.removed.map(({ dataset }) => dataset));
-    const staying = site.found.environments.filter(({ dataset }) => !gone.has(dataset));
-    const work = { ...options, site, needed: neededBy(staying, state) };
+    const { old, more, ...plan } = await choose(site);
+    const { container, environments } = site.found;
+    const work = { ...options, site, needed: neededBy(without(environments, old), state) };
     const removed: RemovedEnvironment[] = [];
-    for (const each of plan.removed) removed.push({ ...each, frees: await remove(each, work) });
+    for (const each of old) removed.push({ ...each, frees: await remove(each, work) });
+    for (const each of more) {
+      // What is free by now is known, and was only estimated.
+      if ((await freeIn(container)) >= plan.keepFree) break;
+      const needed = neededBy(without(environments, [...removed, each]), state);
+      removed.push({ ...each, frees: await remove(each, { ...work, needed }) });
+    }
     // Also what a run before left.
     if (removed.length === 0) await sweep(work);
-    return { ...plan, removed };
+    return { ...plan, removed, free: await freeIn(container) };
   });
+
+const without = (
+  environments: readonly BootEnvironment[],
+  gone: readonly RemovedEnvironment[],
+): BootEnvironment[] => environments.filter(({ dataset }) => !gone.some((each) => each.dataset === dataset));
 
 /** What is not confirmed may have to go back to what would be removed. */
 function requireConfirmed(state: SiteState | undefined): void {
@@ -132,34 +152,80 @@ function neededBy(environments: readonly BootEnvironment[], state: SiteState | u
   return new Set(installations.flatMap(({ streams }) => streams.map(({ target }) => target.guid)));
 }
 
-/** Those of zferry's own that are older than the newest few, oldest first, and those that are leaving already. */
-export function chooseOld(environments: readonly BootEnvironment[], keep: number): BootEnvironment[] {
+/**
+ * Those of zferry's own, oldest first.
+ * @returns `old`: those that are more than the newest few, and those that are leaving already; `kept`: the others
+ */
+export function chooseOld(
+  environments: readonly BootEnvironment[],
+  keep: number,
+): { readonly old: BootEnvironment[]; readonly kept: BootEnvironment[] } {
   const made = environments
     .filter(({ release }) => release !== null)
     .sort((one, other) => other.created - one.created || (one.name < other.name ? 1 : -1));
-  return made.filter((each, index) => index >= keep || each.states.includes("leaving")).reverse();
+  const old = made.filter((each, index) => index >= keep || each.states.includes("leaving"));
+  return { old: old.reverse(), kept: made.filter((each) => !old.includes(each)).reverse() };
 }
 
 async function makePlan(site: Site): Promise<Pruning> {
+  const { old, more, ...plan } = await choose(site);
+  const removed = [...old, ...more];
+  return { ...plan, removed, free: plan.free + removed.reduce((sum, { frees }) => sum + frees, 0) };
+}
+
+/** What is free before anything goes, those that go by their age, and those that go besides, one after the other, until enough is free. */
+type Choice = Omit<Pruning, "removed"> & Record<"old" | "more", readonly RemovedEnvironment[]>;
+
+async function choose(site: Site): Promise<Choice> {
   const { container, environments } = site.found;
-  const { keep } = site.config["boot-environment"];
-  const removed: RemovedEnvironment[] = [];
+  const { keep, keep_free: keepFree } = site.config["boot-environment"];
   const staying: StayingEnvironment[] = [];
   let left = environments;
-  for (const each of chooseOld(environments, keep)) {
+  const judge = async (
+    each: BootEnvironment,
+    what: RemovedEnvironment["for"],
+  ): Promise<RemovedEnvironment | undefined> => {
     const { name, dataset } = each;
     const others = left.filter((other) => other !== each);
     const datasets = await ownDatasets(each, others);
     const why = await whyItStays(each, datasets, others, site);
     if (why !== undefined) {
       staying.push({ name, dataset, why });
-      continue;
+      return undefined;
     }
     left = others;
     const frees = await estimate([...datasets, dataset]);
-    removed.push({ name, dataset, release: each.release?.name ?? "", datasets, frees });
+    return { name, dataset, release: each.release?.name ?? "", datasets, frees, for: what };
+  };
+  const [old, more]: [RemovedEnvironment[], RemovedEnvironment[]] = [[], []];
+  const free = await freeIn(container);
+  const chosen = chooseOld(environments, keep);
+  for (const each of chosen.old) {
+    const going = await judge(each, "keep");
+    if (going !== undefined) old.push(going);
   }
-  return { container, keep, removed, staying };
+  let expected = old.reduce((sum, { frees }) => sum + frees, free);
+  for (const each of chosen.kept) {
+    if (expected >= keepFree) break;
+    const going = await judge(each, "keep_free");
+    if (going === undefined) continue;
+    more.push(going);
+    expected += going.frees;
+  }
+  return { container, keep, keepFree, free, staying, old, more };
+}
+
+/** Bytes that are free on the pool of a dataset, with those that ZFS is still freeing. */
+async function freeIn(dataset: string): Promise<number> {
+  const pool = poolOf(dataset);
+  return (await availableTo(pool)) + (await poolFreeing(pool));
+}
+
+/** That too little is free, in a sentence; undefined where that is not so. */
+export function describeShort({ container, keepFree, free }: Pruning, isPlan: boolean): string | undefined {
+  if (free >= keepFree) return undefined;
+  const found = isPlan ? `at least ${formatBytes(free)} would be` : `${formatBytes(free)} are`;
+  return `keep_free is ${formatBytes(keepFree)}, and ${found} free on ${poolOf(container)}: no other boot environment can be removed`;
 }
 
 /** The datasets of an environment that zferry received, and that none of the others has. */

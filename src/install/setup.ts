@@ -85,7 +85,7 @@ export async function planSetup(
   const named = configWithin(tree.path, config);
   const file = join(tree.path, named ?? SITE_CONFIG_PATH);
   if (!isOwn) requireNoLink(tree, file);
-  const site = await readSiteConfig(file);
+  const site = await readSiteConfig(file, { system: tree.path });
   for (const path of isOwn ? [] : program) {
     const there = join(tree.path, path);
     if (!existsSync(there)) warn(`there is no ${there}, by which zferry is started at boot`);

@@ -2,10 +2,11 @@ import { realpathSync } from "node:fs";
 import { relative } from "node:path";
 import { requireRoot, type SiteConfig } from "../config.js";
 import { reworded, ZferryError } from "../errors.js";
-import { showPath, type RawPath } from "../raw-path.js";
+import type { RawPath } from "../raw-path.js";
 import { openRepository, splitNul, type Git } from "../system/git.js";
 import { ownMounts } from "../system/mounts.js";
 import { withOwnMounts, type OwnMount } from "../system/private-mounts.js";
+import { mountsToSee, placeOfRoot } from "./shared-mounts.js";
 import { datasetExists, getProperties } from "../system/zfs.js";
 import type { NewEnvironment } from "./state.js";
 
@@ -34,9 +35,10 @@ export async function siteRoot({ root }: SiteConfig): Promise<SiteRoot> {
  * @throws ZferryError `not-configured` where it is another file system
  */
 export function rootDataset(site: SiteConfig): string {
+  const dataset = datasetOfRoot(site);
+  if (dataset !== undefined) return dataset;
   const { path } = requireRoot(site);
-  const { type, source, root } = ownMounts().get(placeOf(site)) ?? {};
-  if (type === "zfs" && root === "/" && source !== undefined && !source.includes("@")) return source;
+  const { type, source } = ownMounts().get(placeOfRoot(site)) ?? {};
   const found = source === undefined ? "no file system is mounted there" : `it is ${source} (${type})`;
   throw new ZferryError("not-configured", `${path} is no ZFS dataset, and cannot be cloned: ${found}`, {
     details: { path },
@@ -44,9 +46,15 @@ export function rootDataset(site: SiteConfig): string {
   });
 }
 
+/** The same; undefined where it is another file system. */
+export function datasetOfRoot(site: SiteConfig): string | undefined {
+  const { type, source, root } = ownMounts().get(placeOfRoot(site)) ?? {};
+  return type === "zfs" && root === "/" && !source?.includes("@") ? source : undefined;
+}
+
 /**
- * Runs `use` on the `/` that an install changes: the site's, or that of the boot environment which is made. Of that nothing is seen
- * that lies on another file system.
+ * Runs `use` on the `/` that an install changes: the site's, or that of the boot environment which is made. Of other file
+ * systems it sees those that all environments share, and that have tracked files: read-only, but for those that the install may change.
  * @throws ZferryError `environment-missing`, `not-configured`, `io-failed`
  */
 export const withRoot = async <T>(
@@ -56,7 +64,11 @@ export const withRoot = async <T>(
 ): Promise<T> =>
   environment === null
     ? use(await siteRoot(site))
-    : withMountedRoot(await rootMount(environment), `${environment.dataset}:`, use);
+    : withMountedRoot(
+        await rootMount(environment),
+        { site, shown: `${environment.dataset}:`, writable: environment.shared },
+        use,
+      );
 
 /**
  * The same for a plan, which changes nothing: as long as there is no clone, with what will be cloned.
@@ -73,7 +85,7 @@ export async function withRootToPlan<T>(
   if (found === environment.origin)
     return withMountedRoot(
       { args: ["--bind", requireRoot(site).path], path: "/" },
-      requireRoot(site).path.replace(/\/+$/, ""),
+      { site, shown: requireRoot(site).path.replace(/\/+$/, ""), writable: environment.shared },
       use,
     );
   throw new ZferryError(
@@ -86,16 +98,24 @@ export async function withRootToPlan<T>(
   );
 }
 
-/** @param shown what stands for the folder in messages: nobody else sees where it is mounted */
+interface MountedRoot {
+  readonly site: SiteConfig;
+  /** What stands for the folder in messages: nobody else sees where it is mounted. */
+  readonly shown: string;
+  /** Mount points in `/` where something may be changed. */
+  readonly writable: readonly string[] | undefined;
+}
+
 const withMountedRoot = <T>(
   mount: OwnMount,
-  shown: string,
+  { site, shown, writable = [] }: MountedRoot,
   use: (root: SiteRoot) => Promise<T>,
 ): Promise<T> =>
-  withOwnMounts([mount], async (rootDir) => {
+  withOwnMounts([mount], async (rootDir, add) => {
     try {
       const git = await openRepository(rootDir);
       requireClonedToo(rootDir, git);
+      for (const each of mountsToSee(site, writable, await trackedPaths(git))) await add(each);
       return await use({ git, rootDir });
     } catch (error) {
       if (!(error instanceof ZferryError)) throw error;
@@ -136,32 +156,3 @@ export async function rootMount({ dataset }: Pick<NewEnvironment, "dataset">): P
 /** The paths that a repository tracks. */
 export const trackedPaths = async (git: Git): Promise<RawPath[]> =>
   splitNul(await git.run(["ls-files", "-z", "--full-name"]));
-
-/**
- * Refuses what a clone of the dataset of `/` would not have: paths of it on other file systems.
- * @throws ZferryError `dataset-unsuitable`
- */
-export function requireOneFileSystem(site: SiteConfig, paths: readonly RawPath[]): void {
-  const root = placeOf(site);
-  const mounted = [...ownMounts().keys()].flatMap((point) => {
-    const path = relative(root, point);
-    return path === "" || path.startsWith("..") ? [] : [path];
-  });
-  const found = paths.filter((path) =>
-    mounted.some((point) => path === point || path.startsWith(`${point}/`)),
-  );
-  if (found.length === 0) return;
-  const shown = [...new Set(found)].map(showPath);
-  throw new ZferryError(
-    "dataset-unsuitable",
-    `the repository of / has files that do not lie on the dataset of /, and are not cloned with it: ${shown.slice(0, 20).join(", ")}`,
-    {
-      details: { paths: shown },
-      hint: `let it not track them, or use mode = "in-place" under [install]`,
-    },
-  );
-}
-
-/** The site's `/` as the kernel names mount points: without links, bytes as characters. */
-const placeOf = (site: SiteConfig): string =>
-  realpathSync(requireRoot(site).path, { encoding: "buffer" }).toString("latin1");

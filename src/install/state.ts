@@ -14,6 +14,7 @@ import {
 } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
 import { checkValue, integer, record, table } from "../schema.js";
+import { pathNameSchema } from "../root/paths.js";
 import { rootPlanSchema, type RootPlan } from "../root/plan.js";
 import { guarded, syncPath, writeFileDurably } from "../system/files.js";
 import { readSmallFile } from "../system/key-files.js";
@@ -75,7 +76,15 @@ const installationSchema = table({
   ...installationFields,
   ...laterFields,
   /** The boot environment that it was installed as; absent for an install in place. `previous`: the dataset that it was cloned from. */
-  environment: v.optional(table({ dataset: datasetName, guid, previous: datasetName })),
+  environment: v.optional(
+    table({
+      dataset: datasetName,
+      guid,
+      previous: datasetName,
+      /** Files that were changed on file systems that all environments share; absent for none. */
+      shared: v.optional(v.array(pathNameSchema)),
+    }),
+  ),
   /** The releases before it, where several bundles made the environment. */
   onTheWay: v.optional(v.array(releaseSchema)),
 });
@@ -217,6 +226,8 @@ const doneLink = table({
   streams: v.array(installedStream),
   /** The site's commit of `/`; null without a root half. */
   commit: v.nullable(v.string()),
+  /** What of its plan of `/` is on file systems that all environments share; absent for nothing. */
+  shared: v.optional(rootPlanSchema),
 });
 export type DoneLink = v.InferOutput<typeof doneLink>;
 
@@ -232,6 +243,8 @@ const environmentSchema = table({
   activate: v.boolean(),
   /** The datasets of the roles as they were configured. */
   configured: record(roleName, datasetName),
+  /** Paths of `/` where file systems are mounted that all environments share, and that it may change; absent for none. */
+  shared: v.optional(v.array(v.string())),
   /** Of several bundles: where the last one leads, and those before the one that is under way; absent of one bundle. */
   chain: v.optional(table({ release: releaseName, identity: sha256Hex, done: v.array(doneLink) })),
 });

@@ -4,10 +4,13 @@ import { ZferryError } from "../errors.js";
 import { asZferryError, formatBytes } from "../report.js";
 import {
   commitRoot,
+  discardFiles,
   discardRoot,
   importObjects,
   prepareRoot,
   requireAsPlanned,
+  requireFilesAsPlanned,
+  revertFiles,
   revertRoot,
 } from "../root/apply.js";
 import type { RootPlan } from "../root/plan.js";
@@ -26,7 +29,8 @@ import {
 import { restoreNext } from "./environments.js";
 import { requireUnused, type Live, type StreamPlan } from "./plan.js";
 import { discardPartial, isReceived, receiveStream, tokenOf, type ReceiveOptions } from "./receive.js";
-import { siteRoot, withRoot } from "./site-root.js";
+import { composeParts, sharedPart, sharedPaths } from "./shared-mounts.js";
+import { siteRoot, withRoot, type SiteRoot } from "./site-root.js";
 import {
   baseOf,
   beganAt,
@@ -104,7 +108,14 @@ const preparing: Step = {
   },
   async undo(journal, { site }) {
     const { root } = journal;
-    if (root !== null && environmentOf(journal) === null) await discardRoot(root, await siteRoot(site));
+    const environment = environmentOf(journal);
+    if (environment === null) {
+      if (root !== null) await discardRoot(root, await siteRoot(site));
+      return;
+    }
+    // All else goes with the clone.
+    const part = sharedPart(root, environment);
+    if (part !== undefined) await withShared(environment, site, async (place) => discardFiles(part, place));
   },
 };
 
@@ -118,13 +129,35 @@ const writing: Step = {
       commitRoot(root, { ...place, scratchDir, progress }),
     );
   },
-  async undo(journal, { site, scratchDir, step, progress }) {
+  async undo(journal, work) {
     const { root } = journal;
-    if (root === null || environmentOf(journal) !== null) return;
+    const environment = environmentOf(journal);
+    if (environment !== null) return revertShared(sharedPart(root, environment), environment, work);
+    if (root === null) return;
+    const { site, scratchDir, step, progress } = work;
     step("bringing back the files of /");
     await revertRoot(root, { ...(await siteRoot(site)), scratchDir, progress });
   },
 };
+
+/** @param part of a plan of `/`, on what all environments share */
+async function revertShared(
+  part: RootPlan | undefined,
+  environment: NewEnvironment,
+  { site, step, progress }: Work,
+): Promise<void> {
+  if (part === undefined) return;
+  step(`bringing back ${part.changes.length} files that all boot environments share`);
+  await withShared(environment, site, (place) => revertFiles(part, { ...place, progress }));
+}
+
+/** Runs `use` on the clone, or, where that is gone already, on the site's own `/`, which has the same shared file systems. */
+const withShared = async (
+  environment: NewEnvironment,
+  site: SiteConfig,
+  use: (place: SiteRoot) => Promise<void>,
+): Promise<void> =>
+  (await datasetExists(environment.dataset)) ? withRoot(environment, site, use) : use(await siteRoot(site));
 
 const nothing = async (): Promise<void> => undefined;
 
@@ -178,6 +211,8 @@ const INSTALL: Steps<InstallJournal> = {
         options.step(`taking ${stream.dataset} back to what it was`);
         await takeBack(await findWayBack(stream));
       }
+      const parts = doneLinks(journal).map(({ shared }) => shared);
+      await revertShared(composeParts(parts), journal.environment, options);
       await removeClone(journal, options);
     }),
   },
@@ -468,7 +503,12 @@ export async function requireUndoable(
     }
   }
   const { root, phase } = journal;
-  if (environment !== null || root === null || phase === "holding") return;
+  if (environment !== null) {
+    const part = isWritten(journal) ? sharedPart(root, environment) : undefined;
+    if (part === undefined) return;
+    return withShared(environment, site, ({ rootDir }) => requireFilesAsPlanned(part, rootDir));
+  }
+  if (root === null || phase === "holding") return;
   // Without its repository what is prepared cannot be taken back, and /usr is not to be the only half that is.
   const place = await siteRoot(site);
   if (isWritten(journal)) await requireAsPlanned(root, place);
@@ -539,7 +579,7 @@ async function record(journal: InstallJournal, work: Work): Promise<void> {
         commit: root?.mergeCommit ?? done.findLast(({ commit }) => commit !== null)?.commit ?? null,
         // There, going back is to boot another one.
         plan: environment === null ? folder.keepPlan(root) : null,
-        ...(environment === null ? {} : { environment: await describeEnvironment(environment) }),
+        ...(environment === null ? {} : { environment: await describeEnvironment(environment, root) }),
         ...(done.length === 0 ? {} : { onTheWay: done.map((link) => link.release) }),
       },
     ],
@@ -547,11 +587,14 @@ async function record(journal: InstallJournal, work: Work): Promise<void> {
   });
 }
 
-const describeEnvironment = async ({ dataset, origin }: NewEnvironment) => ({
-  dataset,
-  guid: (await getProperties(dataset, ["guid"])).guid,
-  previous: origin,
-});
+async function describeEnvironment(environment: NewEnvironment, root: RootPlan | null) {
+  const { dataset, origin } = environment;
+  const parts = [...doneLinks({ environment }).map((link) => link.shared), sharedPart(root, environment)];
+  const shared = sharedPaths(composeParts(parts));
+  const { guid } = await getProperties(dataset, ["guid"]);
+  const described = { dataset, guid, previous: origin };
+  return shared.length === 0 ? described : { ...described, shared };
+}
 
 /**
  * What is left to be done for what is recorded: bases that nothing goes back to any more are let go, and the journal goes. It

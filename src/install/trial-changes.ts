@@ -27,7 +27,9 @@ export async function changesBefore(dataset: string): Promise<ChangesBefore | un
   const [old = "", snapshot] = origin.split("@");
   if (snapshot === undefined || parentOf(old) !== parentOf(dataset)) return undefined;
   const { mountpoint } = await getProperties(old, ["mountpoint"]);
-  const then = await withOwnMounts([{ args: ["-t", "zfs", origin], path: "/" }], readFiles);
+  const then = await withOwnMounts([{ args: ["-t", "zfs", origin], path: "/" }], (folder) =>
+    readFiles(folder),
+  );
   const now = await withOwnMounts([{ args: readOnlyMount(old, mountpoint), path: "/" }], (folder) =>
     readFiles(folder, then.tree),
   );

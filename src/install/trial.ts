@@ -7,7 +7,12 @@ import { failedServices, isUp, readUptime } from "../system/health.js";
 import { describeEnd, run } from "../system/process.js";
 import { dropProperties, setProperties, setProperty } from "../system/zfs.js";
 import { HOOK_MARK } from "./boot-hooks.js";
-import { environmentToLeave, planEnvironmentRollback, rollBackEnvironment } from "./environment-rollback.js";
+import {
+  describeShared,
+  environmentToLeave,
+  planEnvironmentRollback,
+  rollBackEnvironment,
+} from "./environment-rollback.js";
 import {
   activate,
   endTrial,
@@ -213,7 +218,7 @@ async function runCheck(command: readonly string[], site: SiteConfig): Promise<s
 }
 
 /** @returns the name of the environment that boots next */
-async function goBack(tried: Tried, reason: string, { now, step }: TrialOptions): Promise<string> {
+async function goBack(tried: Tried, reason: string, { site, now, step }: TrialOptions): Promise<string> {
   const { environment, previous, survey } = tried;
   if (previous === undefined) throw noWayBack(tried, reason);
   step(`${environment.name} is not confirmed: ${reason}; going back to ${previous.name}`);
@@ -222,7 +227,14 @@ async function goBack(tried: Tried, reason: string, { now, step }: TrialOptions)
   await activate(previous, survey);
   // Last: until then the next boot goes back too.
   await endTrial(environment);
+  await tellShared(site, environment.properties.guid.value, step);
   return previous.name;
+}
+
+/** What going back does not turn back; nothing where the state cannot be read. */
+async function tellShared(site: SiteConfig, guid: string, step: TrialOptions["step"]): Promise<void> {
+  const left = await environmentToLeave(site).catch(() => undefined);
+  if (left?.environment.guid === guid) describeShared(left.environment).forEach((line) => step(line));
 }
 
 /**
@@ -244,5 +256,6 @@ export async function recordFailure({ site, now, signal, step }: TrialOptions): 
   const { isRunning, to } = await planEnvironmentRollback(site);
   if (isRunning || (await readStanding(site)).next !== to) return;
   step(`${tried.name} failed: recording release ${left.release.name} as rolled back`);
+  describeShared(left.environment).forEach((line) => step(line));
   await rollBackEnvironment(site, now, async () => false);
 }

@@ -183,7 +183,7 @@ export async function prepareRoot(
  * @throws ZferryError `io-failed`, `git-failed`
  */
 export async function discardRoot(plan: RootPlan, { git, rootDir }: ApplyOptions): Promise<void> {
-  discardPrepared(plan, git, rootDir);
+  discardFiles(plan, { git, rootDir });
   await deleteRef(git, PENDING);
   syncReferences(git, [PENDING]);
   await restoreReference(plan.replaced, git);
@@ -197,7 +197,11 @@ async function restoreReference(replaced: RootPlan["replaced"], git: Git): Promi
   syncReferences(git, [ref]);
 }
 
-function discardPrepared(plan: RootPlan, git: Git, rootDir: string): void {
+/**
+ * Takes back `prepareRoot` alone. The repository stays as it is.
+ * @throws ZferryError `io-failed`
+ */
+export function discardFiles(plan: RootPlan, { git, rootDir }: ApplyOptions): void {
   const tree = openTree(rootDir);
   try {
     clearPrepared(tree, git, plan);
@@ -409,6 +413,14 @@ export async function requireAsPlanned(
     : undefined;
   await checkHead(plan, git, hint);
   await requireRepositoryChangeable(git, movedRefs(plan.branch));
+  await requireFilesAsPlanned(plan, rootDir, hint);
+}
+
+/**
+ * The same of the files alone.
+ * @throws ZferryError `worktree-dirty`
+ */
+export async function requireFilesAsPlanned(plan: RootPlan, rootDir: string, hint?: string): Promise<void> {
   const work = workOf(plan);
   const tree = openTree(rootDir);
   try {
@@ -435,10 +447,25 @@ export async function revertRoot(
   plan: RootPlan,
   options: ApplyOptions & { scratchDir: string },
 ): Promise<void> {
-  discardPrepared(plan, options.git, options.rootDir);
+  discardFiles(plan, options);
   // The pending commit goes last: until then it keeps what the site had not committed itself.
   await carryOut(reversed(plan), options, plan.drift);
   await restoreReference(plan.replaced, options.git);
+}
+
+/**
+ * Takes back what `prepareRoot` and `commitRoot` did to files, all of it or as far as it came. The repository stays as it is. Run again
+ * after a crash at any point, it ends the same.
+ * @throws ZferryError as `commitRoot`
+ */
+export async function revertFiles(plan: RootPlan, { git, rootDir, progress }: ApplyOptions): Promise<void> {
+  discardFiles(plan, { git, rootDir });
+  const tree = openTree(rootDir);
+  try {
+    await commitFiles(tree, git, reversed(plan), progress);
+  } finally {
+    closeTree(tree);
+  }
 }
 
 /** The plan that leads back. The blobs that it needs are those of the site's own commits, and of what was replaced. */

@@ -61,6 +61,8 @@ export interface DiskOptions {
    */
   readonly back: { readonly untracked: ReadonlySet<RawPath> } | undefined;
   readonly settling: Settler;
+  /** Told the paths that change; throws where some must not. */
+  readonly permit: ((paths: readonly RawPath[]) => void) | undefined;
   readonly space: ((found: readonly RootSpace[]) => void) | undefined;
   readonly progress: ProgressReport | undefined;
   readonly warn: ((what: string) => void) | undefined;
@@ -101,6 +103,7 @@ export async function planDisk(options: DiskOptions): Promise<Disk> {
     if (found === undefined)
       throw new ZferryError("unexpected", "there is no plan of /, and nothing against it");
     const { changes, replaced, directories } = found;
+    options.permit?.([...changes, ...directories].map(({ path }) => path));
     await requireChangeable(tree, { changes, directories });
     const space = await spaceFor(tree, options.scratch, changes, directories);
     options.space?.(space);

@@ -52,6 +52,8 @@ export interface PlanOptions {
   readonly replaceUntracked?: boolean;
   /** Told how far it is. */
   readonly progress?: ProgressReport;
+  /** Told the paths that change; throws where some must not. */
+  readonly permit?: (paths: readonly RawPath[]) => void;
   /** Told what each file system of `/` needs and has. */
   readonly space?: (found: readonly RootSpace[]) => void;
   /** Told what does not stand against the install, and is good to know. */
@@ -187,7 +189,7 @@ export async function mergeInto(
 ): Promise<{ readonly merged: string; readonly disk: Disk }> {
   const followed = await followRenames(scratch, { base, ours: tree, theirs }, changes, isWhole);
   const { rootDir, scratchDir, policies = [], resolutions, replaceUntracked = false } = options;
-  const { space, progress, warn } = options;
+  const { permit, space, progress, warn } = options;
   const settling = settler({ scratch, scratchDir, policies, resolutions });
   try {
     const commit = committer(scratch, options.date);
@@ -209,6 +211,7 @@ export async function mergeInto(
       replaceUntracked,
       back,
       settling,
+      permit,
       space,
       progress,
       warn,

@@ -2,23 +2,26 @@ import { realpathSync } from "node:fs";
 import { throwAll, ZferryError } from "../errors.js";
 import { ancestors, showPath, type RawPath } from "../raw-path.js";
 import { ownMounts, type Mount } from "../system/mounts.js";
-import { deviceOf, folderOf, lockedByFlags, type Tree } from "../system/tree.js";
+import { deviceOf, folderOf, lockedByFlags, type FileAttributes, type Tree } from "../system/tree.js";
+import type { PlannedState } from "./links.js";
+import { isSymlink } from "./metadata.js";
 import { dirty } from "./site.js";
 
 /** What is to change: `before` and `after` are null where there is nothing. */
 export interface Changing {
-  readonly changes: readonly Entry[];
-  readonly directories: readonly Entry[];
+  readonly changes: readonly Entry<PlannedState>[];
+  readonly directories: readonly Entry<FileAttributes>[];
 }
 
-interface Entry {
+interface Entry<State> {
   readonly path: RawPath;
-  readonly before: unknown;
-  readonly after: unknown;
+  readonly before: State | null;
+  readonly after: State | null;
 }
 
 /**
- * What keeps even root from writing, replacing or removing files and folders: mounts, and the flags of chattr(1).
+ * What keeps even root from writing, replacing or removing files and folders: mounts, file systems that cannot keep what they are to
+ * be, and the flags of chattr(1).
  * @throws ZferryError `worktree-dirty`, with everything that was found
  */
 export async function requireChangeable(tree: Tree, changing: Changing): Promise<void> {
@@ -29,6 +32,7 @@ export async function requireChangeable(tree: Tree, changing: Changing): Promise
     [
       refuseMountPoints(changing, (path) => mounts.has(placeOf(path))),
       refuseReadOnly(folders.map(placeOf), mounts),
+      refuseUnkept(changing, (path) => mountOf(placeOf(path), mounts)),
       await refuseFlags(tree, changing, folders, placeOf),
     ].filter((error) => error !== undefined),
   );
@@ -98,15 +102,9 @@ function refuseReadOnly(
   folders: readonly string[],
   mounts: ReadonlyMap<string, Mount>,
 ): ZferryError | undefined {
-  const mountOf = (folder: string): Mount | undefined => {
-    for (let point = folder; ; point = point.slice(0, point.lastIndexOf("/"))) {
-      const mount = mounts.get(point === "" ? "/" : point);
-      if (mount !== undefined || point === "" || point === "/") return mount;
-    }
-  };
   const found = new Map<string, Mount>();
   for (const folder of folders) {
-    const mount = mountOf(folder);
+    const mount = mountOf(folder, mounts);
     if (mount?.readOnly === true) found.set(mount.point, mount);
   }
   if (found.size === 0) return undefined;
@@ -120,6 +118,60 @@ function refuseReadOnly(
       )
       .join("; "),
   );
+}
+
+/** What a place lies on. */
+function mountOf(place: string, mounts: ReadonlyMap<string, Mount>): Mount | undefined {
+  for (let point = place; ; point = point.slice(0, point.lastIndexOf("/"))) {
+    const mount = mounts.get(point === "" ? "/" : point);
+    if (mount !== undefined || point === "" || point === "/") return mount;
+  }
+}
+
+const FAT = ["vfat", "msdos", "exfat"];
+
+/** FAT has no owners, permissions, attributes or links: each file has what the mount gives to all. */
+function refuseUnkept(
+  { changes, directories }: Changing,
+  groundOf: (path: RawPath | "") => Mount | undefined,
+): ZferryError | undefined {
+  const found: string[] = [];
+  const look = (path: RawPath, attributes: FileAttributes, mask: string, what?: string): void => {
+    const mount = groundOf(path);
+    if (mount === undefined || !FAT.includes(mount.type)) return;
+    const fault = what ?? describeUnkept(attributes, mount, mask);
+    if (fault !== undefined) found.push(`${showPath(path)} (${fault})`);
+  };
+  for (const { path, after } of changes) {
+    if (after === null) continue;
+    const link = isSymlink(after.mode) ? "a symbolic link" : after.link && "a hard link";
+    look(path, after.attributes, "fmask", link);
+  }
+  for (const { path, after } of directories) if (after !== null) look(path, after, "dmask");
+  if (found.length === 0) return undefined;
+  return dirty(
+    "a FAT file system has owners and permissions of its mount alone, and no links",
+    found,
+    "mount it as the build host mounts its own (uid, gid, fmask, dmask), or let git not track these files",
+  );
+}
+
+/** What a mount does not give to its files; undefined for nothing. */
+function describeUnkept(
+  { uid, gid, permissions, xattrs }: FileAttributes,
+  { options }: Mount,
+  mask: string,
+): string | undefined {
+  const option = (name: string, radix: number): number =>
+    parseInt(options.find((each) => each.startsWith(`${name}=`))?.slice(name.length + 1) ?? "0", radix);
+  const given = 0o777 & ~option(mask, 8);
+  const [owner, group] = [option("uid", 10), option("gid", 10)];
+  if (uid !== owner || gid !== group) return `owner ${uid}:${gid}, there ${owner}:${group}`;
+  // Without all that allow to write it is read-only.
+  if (permissions !== given && permissions !== (given & ~0o222))
+    return `permissions ${permissions.toString(8)}, there ${given.toString(8)}`;
+  const [xattr] = Object.keys(xattrs);
+  return xattr;
 }
 
 async function refuseFlags(

@@ -194,19 +194,22 @@ export interface OwnMount {
 
 /**
  * Runs `use` on a folder that has file systems, for writing. It has the same path each time.
+ * @param use `add` mounts others in it
  * @throws ZferryError `io-failed` where one cannot be mounted, or unmounted after `use` ended well
  */
 export function withOwnMounts<T>(
   mounts: readonly OwnMount[],
-  use: (folder: string) => T | Promise<T>,
+  use: (folder: string, add: (mount: OwnMount) => Promise<void>) => T | Promise<T>,
 ): Promise<T> {
   if (!isPrivate()) throw new RangeError("what is mounted here would be seen by all");
   const folder = join(RUNTIME_FOLDER, `zferry-${process.pid}`);
   guarded(folder, () => mkdirSync(folder, { recursive: true, mode: 0o700 }));
+  const mount = (base: string, { args, path }: OwnMount): Promise<void> =>
+    execute("mount", [...args, join(base, path)]);
   return withMounted(folder, mounts, {
-    mount: (base, { args, path }) => execute("mount", [...args, join(base, path)]),
+    mount,
     unmount: (base) => execute("umount", ["--recursive", base]),
-    use,
+    use: (base) => use(base, (each) => mount(base, each)),
   });
 }
 

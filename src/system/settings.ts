@@ -1,7 +1,7 @@
 import { isUtf8 } from "node:buffer";
 import { existsSync } from "node:fs";
 import { homedir } from "node:os";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import {
   BUILD_CONFIG_PATH,
   buildSchema,
@@ -9,12 +9,15 @@ import {
   SITE_CONFIG_PATH,
   siteSchema,
   type BuildConfig,
+  type InstallMode,
   type SiteConfig,
+  type SiteFile,
 } from "../config.js";
 import { ZferryError } from "../errors.js";
 import type { KeyChange } from "../trust/keys.js";
 import { publicKeyLine } from "../trust/minisign.js";
 import { readPublicKey, readSmallFile } from "./key-files.js";
+import { ownMounts, type Mount } from "./mounts.js";
 
 async function readConfig(path: string, what: string, hint = ""): Promise<string> {
   let bytes: Buffer;
@@ -36,9 +39,40 @@ async function readConfig(path: string, what: string, hint = ""): Promise<string
   return bytes.toString("utf8");
 }
 
-/** `hint` is added to what is said where there is none. */
-export const readSiteConfig = async (path = SITE_CONFIG_PATH, hint = ""): Promise<SiteConfig> =>
-  parseConfig(siteSchema, await readConfig(path, "site configuration", `${hint}${ofBuildHost()}`), path);
+/**
+ * Reads a site's configuration. The mode of installing is what it says, or else the default of its system.
+ * @param options.hint is added to what is said where there is no such file
+ * @param options.system the folder of its system
+ * @throws ZferryError `not-configured`, `config-malformed`
+ */
+export async function readSiteConfig(
+  path = SITE_CONFIG_PATH,
+  { hint = "", system = "/" }: { readonly hint?: string; readonly system?: string } = {},
+): Promise<SiteConfig> {
+  const text = await readConfig(path, "site configuration", `${hint}${ofBuildHost()}`);
+  return withMode(parseConfig(siteSchema, text, path), ownMounts(), system);
+}
+
+/**
+ * A site's configuration with the mode that it names, or else the default: formats/configuration.md, The mode.
+ * @param mounts those that are seen, by where they are
+ * @param system the folder of the site's system
+ */
+export function withMode(site: SiteFile, mounts: ReadonlyMap<string, Mount>, system = "/"): SiteConfig {
+  const { mode } = site.install;
+  const decided: InstallMode =
+    mode === undefined
+      ? { mode: isCloneable(site, mounts.get(system)) ? "boot-environment" : "in-place", from: "default" }
+      : { mode, from: "configuration" };
+  return { ...site, install: { ...site.install, ...decided } };
+}
+
+/** Whether `/` is the site's own, and a dataset that another one can be made beside. */
+const isCloneable = ({ root }: SiteFile, mount: Mount | undefined): boolean =>
+  root !== undefined && resolve(root.path) === "/" && mount !== undefined && isBelowPool(mount);
+
+const isBelowPool = ({ type, root, source }: Mount): boolean =>
+  type === "zfs" && root === "/" && source.includes("/") && !source.includes("@");
 
 /** Words for a machine that releases are made on: what is a site's has nothing to tell there. */
 const ofBuildHost = (): string =>

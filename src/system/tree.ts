@@ -153,8 +153,14 @@ function openFolder(tree: Tree, path: string): Opened<unknown> {
  */
 function identityOf(fd: number): string {
   const { ino, birthtimeNs } = fs.fstatSync(fd, { bigint: true });
-  return `${ino}:${birthtimeNs}`;
+  return `${hasNumbers(fd) ? ino : 0}:${birthtimeNs}`;
 }
+
+/** FAT numbers its files anew with every mount. */
+const hasNumbers = (fd: number): boolean =>
+  ![MSDOS_SUPER_MAGIC, EXFAT_SUPER_MAGIC].includes(fs.statfsSync(`/proc/self/fd/${fd}`).type);
+const MSDOS_SUPER_MAGIC = 0x4d44;
+const EXFAT_SUPER_MAGIC = 0x2011bab0;
 
 function requireHeld(tree: Tree, path: RawPath, fd: number): void {
   const held = tree.held.get(path);

@@ -317,6 +317,13 @@ export async function poolHealth(pool: string): Promise<string> {
   return result.stdout.toString("utf8").trim();
 }
 
+/** Bytes of destroyed datasets that a pool has yet to free. */
+export async function poolFreeing(pool: string): Promise<number> {
+  const result = await run("zpool", ["list", "-H", "-p", "-o", "freeing", pool]);
+  if (result.status !== 0) throw zfsFailure(`zpool list ${pool}`, result);
+  return Number(result.stdout.toString("utf8")) || 0;
+}
+
 /** All of them in one transaction group, or none. */
 export const takeSnapshots = async (
   snapshots: readonly Pick<Snapshot, "dataset" | "name">[],

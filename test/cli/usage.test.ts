@@ -215,7 +215,7 @@ describe("bundle status", () => {
     const { status, stdout } = await runHere("status", "--config", "site.toml");
     expect([status, stdout.toString()]).toEqual([
       0,
-      "product: gentoo\ninstalled: no release by zferry yet\nunder way: nothing\n",
+      "product: gentoo\nmode: in-place, by default\ninstalled: no release by zferry yet\nunder way: nothing\n",
     ]);
   });
 
@@ -225,14 +225,16 @@ describe("bundle status", () => {
     const [example = ""] = blocksOf(readPage("state.md"), "json state");
     writeFileSync(`${state}/state.json`, example);
     const { stdout } = await runHere("status", "--config", "site.toml");
-    expect(stdout.toString().split("\n").slice(0, 3)).toEqual([
+    expect(stdout.toString().split("\n").slice(0, 4)).toEqual([
       "product: gentoo",
+      "mode: in-place, by default",
       "installed: release R2 (2) at 2025-06-16 15:07:40 UTC, signed by 0E07B77755AB6E15",
       "  usr: rpool/SYSTEM/USR/gentoo@R2 (guid 1234605616436508552), base R1 (guid 99)",
     ]);
     const json = await runHere("status", "--config", "site.toml", "--json");
     expect(JSON.parse(json.stdout.toString())).toMatchObject({
       product: "gentoo",
+      mode: { name: "in-place", from: "default" },
       installed: { release: { name: "R2" } },
       highestSequence: 2,
       underWay: null,

@@ -7,6 +7,7 @@ import { parseConfig, siteSchema, type SiteConfig } from "../../src/config.js";
 import { requireOwnUntouched, requireStateUntracked } from "../../src/install/apart.js";
 import type { RootPlan } from "../../src/root/plan.js";
 import { openRepository } from "../../src/system/git.js";
+import { withMode } from "../../src/system/settings.js";
 import { refusal } from "../bundle/support.js";
 
 let root: string;
@@ -16,10 +17,13 @@ beforeEach(() => {
 afterEach(() => rmSync(root, { recursive: true }));
 
 const site = (state: string, keys = join(root, "etc/zferry/keys")): SiteConfig =>
-  parseConfig(
-    siteSchema,
-    `product = "demo"\nstate = "${state}"\n[trust]\nkeys = "${keys}"\n[streams]\nusr = "p/usr"\n`,
-    "x",
+  withMode(
+    parseConfig(
+      siteSchema,
+      `product = "demo"\nstate = "${state}"\n[trust]\nkeys = "${keys}"\n[streams]\nusr = "p/usr"\n`,
+      "x",
+    ),
+    new Map(),
   );
 
 describe("the state folder", () => {

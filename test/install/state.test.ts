@@ -2,6 +2,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileS
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { parseConfig, siteSchema, type SiteConfig } from "../../src/config.js";
 import { ZferryError } from "../../src/errors.js";
 import {
   installed,
@@ -12,11 +13,14 @@ import {
   undoable,
   type Installation,
   type InstallJournal,
+  type Journal,
   type RollbackJournal,
 } from "../../src/install/state.js";
-import { parseConfig, siteSchema } from "../../src/config.js";
+import { readSite, settleMode } from "../../src/install/mode.js";
 import { requireSameSite } from "../../src/install/pending.js";
 import { readUnderWay as readUnderWayOf } from "../../src/install/under-way.js";
+import { parseMounts, visibleByPoint } from "../../src/system/mounts.js";
+import { withMode } from "../../src/system/settings.js";
 
 // formats/state.md
 
@@ -277,17 +281,18 @@ describe("a journal", () => {
   });
 
   test("goes on only at the site that it was begun at", () => {
-    const site = parseConfig(siteSchema, SITE, "site.toml");
+    const parse = (text: string): SiteConfig =>
+      withMode(parseConfig(siteSchema, text, "site.toml"), new Map());
     const journal = { ...JOURNAL, environment: ENVIRONMENT };
     const fault = (text: string): string => {
       try {
-        requireSameSite(journal, parseConfig(siteSchema, text, "site.toml"));
+        requireSameSite(journal, parse(text));
       } catch (error) {
         return (error as Error).message.replace(/.*has changed: /, "");
       }
       return "none";
     };
-    expect(() => requireSameSite(JOURNAL, site)).toThrow("mode is boot-environment, not in-place");
+    expect(() => requireSameSite(JOURNAL, parse(SITE))).toThrow("mode is boot-environment, not in-place");
     expect(fault(SITE)).toBe("none");
     expect(fault(SITE.replace("boot-environment", "in-place"))).toBe(
       "mode is in-place, not boot-environment",
@@ -297,6 +302,44 @@ describe("a journal", () => {
     expect(fault(`${SITE}[boot-environment]\ncontainer = "rpool/other"\n`)).toBe(
       "container is rpool/other, not rpool/ROOT",
     );
+  });
+
+  test("goes on as it was begun, where no mode is configured", async () => {
+    const config = file("site.toml");
+    const text = SITE.replace('mode = "boot-environment"', "").replace(
+      "product",
+      `state = "${folder}"\nproduct`,
+    );
+    writeFileSync(config, text);
+    // / of the machine that runs this is no dataset of ZFS.
+    expect((await readSite(config)).install).toMatchObject({ mode: "in-place", from: "default" });
+    expect((await readSite(config, true)).install).toMatchObject({ mode: "in-place", from: "live" });
+    const state = openState(folder);
+    await state.writeJournal({ ...JOURNAL, environment: ENVIRONMENT });
+    for (const live of [true, false]) {
+      const { install } = await readSite(config, live);
+      expect(install).toMatchObject({ mode: "boot-environment", from: "under-way" });
+    }
+    await state.writeState(stateOf({ ...INSTALLATION, plan: null }));
+    await state.writeJournal(JOURNAL);
+    expect((await readSite(config)).install.from).toBe("default");
+    writeFileSync(config, text.replace("[install]", '[install]\nmode = "in-place"'));
+    await state.writeJournal({ ...JOURNAL, environment: ENVIRONMENT });
+    expect((await readSite(config)).install).toMatchObject({ mode: "in-place", from: "configuration" });
+  });
+
+  test.each<[string, Journal, string]>([
+    ["an install in place", JOURNAL, "in-place"],
+    ["a rollback", ROLLBACK, "in-place"],
+    ["a boot environment", { ...JOURNAL, environment: ENVIRONMENT }, "boot-environment"],
+  ])("of %s leaves it that, where / has come to be on ZFS or not", (_, journal, mode) => {
+    const text = SITE.replace('mode = "boot-environment"', "");
+    const zfs = parseMounts("22 1 0:27 / / rw - zfs rpool/ROOT/one rw\n");
+    for (const mounts of [zfs, []]) {
+      const site = withMode(parseConfig(siteSchema, text, "x"), visibleByPoint(mounts));
+      const { install } = settleMode(site, journal, false);
+      expect(install).toMatchObject({ mode, from: "under-way" });
+    }
   });
 
   test("of a rollback is read as it was written, and has no phase of an install", async () => {

@@ -18,12 +18,15 @@ dataset = "${BUILD}"
 key = "/etc/zferry/release.key"
 level = 1
 `;
+/** With `mode`, or without it and with --live. */
 const SITE_CONFIG = `product = "gentoo"
 [streams]
 usr = "${USR}"
 [root]
 path = "/"
 `;
+
+const IN_PLACE = '[install]\nmode = "in-place"\n';
 
 /** Of /mnt/build: programs, libraries and zferry as an update leaves them, each a new file that ends otherwise. */
 const REWRITE = `
@@ -105,8 +108,20 @@ describe("a site that runs from the /usr that is replaced", () => {
       bundle snapshot R2; bundle create --base R1 --target R2 -o /root/R2.bundle`);
   });
 
-  it("is refused without --live, which it names with the danger", async () => {
+  it("is no boot environment as long as the state would be cloned with it", async () => {
     const { status, stderr } = await machine.run("bundle install /root/R2.bundle", { check: false });
+    expect(stderr).toContain("each boot environment would have its own");
+    expect(stderr).toContain("bundle setup makes one");
+    expect(status).toBe(17);
+    expect(await lines("bundle status")).toContain("mode: boot-environment, by default");
+  });
+
+  it("is refused in place without --live, which it names with the danger", async () => {
+    await machine.write("/root/in-place.toml", `${SITE_CONFIG}${IN_PLACE}`);
+    const { status, stderr } = await machine.run(
+      "bundle install --config /root/in-place.toml /root/R2.bundle",
+      { check: false },
+    );
     expect(stderr).toContain(`run from ${USR}: systemd (1, `);
     expect(stderr).toMatch(/likely die: .* with --live/);
     expect(status).toBe(17);
@@ -118,7 +133,8 @@ describe("a site that runs from the /usr that is replaced", () => {
       losetup -r /dev/loop0 /usr/bin/git
       mkdir /tmp/above; mount -t overlay -o lowerdir=/usr/share:/etc overlay /tmp/above
       (unshare --mount ${BUSYBOX} sleep 1000 </usr/bin/git >/dev/null 2>&1 & echo $! >/root/container)`);
-    const { stderr } = await machine.run("bundle plan --live /root/R2.bundle");
+    const { stdout, stderr } = await machine.run("bundle plan --live /root/R2.bundle");
+    expect(stdout).toContain("mode: in-place, with --live");
     await machine.run(
       "rm /var/lib/nfs/etab; losetup -d /dev/loop0; umount /tmp/above; kill $(cat /root/container)",
     );
@@ -197,8 +213,11 @@ describe("a site that runs from the /usr that is replaced", () => {
   });
 
   it("finishes at boot what the power cut between the halves, before anything else starts", async () => {
+    await machine.write("/etc/zferry/site.toml", `${SITE_CONFIG}${IN_PLACE}`);
+    await machine.run("bundle setup");
+    // What is under way goes on in place without it.
+    await machine.write("/etc/zferry/site.toml", SITE_CONFIG);
     await machine.run(`
-      bundle setup
       cd /mnt/build; echo 'release 3' >usr/share/release; echo 'release 3' >etc/release; git add --all; git commit -qm 'release 3'
       bundle snapshot R3; bundle create --base R2 --target R3 -o /root/R3.bundle`);
     await machine.run(

@@ -171,6 +171,75 @@ describe("old environments", () => {
     );
   });
 
+  it("go as far as the space needs it, also those that are kept, and none that is protected", async () => {
+    const free = async (): Promise<number> =>
+      Number(await lines(`zpool sync ${POOL}; zfs get -H -p -o value available ${POOL}`));
+    const asking = (keep: number, keepFree: number): Promise<void> =>
+      machine.write(
+        "/etc/zferry/site.toml",
+        CONFIG.replace("keep = 2", `keep = ${keep}\nkeep_free = ${keepFree}`),
+      );
+    const planned = async (): Promise<{ removed: { name: string; for: string }[] }> =>
+      JSON.parse(await lines("bundle environments --prune --plan --json")) as Awaited<
+        ReturnType<typeof planned>
+      >;
+    await reset();
+    const has = await free();
+    await asking(3, has);
+    expect((await planned()).removed.map(({ name }) => name)).toEqual(["R1"]);
+    await lines("bundle environments --prune");
+    const without = await free();
+    expect(without).toBeGreaterThan(has);
+    // More than R1 alone frees, and less than R2 with it.
+    await reset();
+    await asking(3, without + 100_000);
+    const plan = await planned();
+    expect(plan.removed.slice(0, 2).map(({ name, ...each }) => [name, each.for])).toEqual([
+      ["R1", "keep"],
+      ["R2", "keep_free"],
+    ]);
+    expect(await lines("bundle environments --prune --plan")).toContain("; if that is needed for keep_free");
+    expect(await lines(ALL)).toBe(before);
+    expect(await lines("bundle environments --prune")).toContain(
+      `  R2: ${ROOT}/R2, ${USR}/R2; for keep_free`,
+    );
+    expect(await lines(`zfs list -H -o name -r ${ROOT}`)).toBe(
+      [ROOT, `${ROOT}/R3`, `${ROOT}/R4`, `${ROOT}/base`].join("\n"),
+    );
+    expect(await free()).toBeGreaterThan(without + 100_000);
+
+    // What boots next stays, whatever is asked for, and that is told once.
+    await asking(3, 1e15);
+    const told = await stopping.attempt("bundle environments --prune");
+    expect(told.stdout).toContain("removed 1 boot environment");
+    expect(told.stdout).toContain("R4 stays: it boots next");
+    expect(told.stderr.match(/warning: keep_free is /g)).toHaveLength(1);
+    expect(told.stderr).toContain("no other boot environment can be removed");
+    expect(await lines(`zfs list -H -o name -r ${ROOT}`)).toBe(
+      [ROOT, `${ROOT}/R4`, `${ROOT}/base`].join("\n"),
+    );
+    const again = await stopping.attempt("bundle environments --prune --json");
+    expect(JSON.parse(again.stdout)).toMatchObject({ outcome: "present", keepFree: 1e15 });
+    expect((JSON.parse(again.stdout) as { warnings: string[] }).warnings).toHaveLength(1);
+  });
+
+  it("that go for the space go on after a kill before any step", async () => {
+    await machine.write(
+      "/etc/zferry/site.toml",
+      CONFIG.replace("keep = 2", "keep = 4\nkeep_free = 1000000000000000"),
+    );
+    await reset();
+    const steps = await stopping.stepsOf("environments --prune");
+    const end = await lines(ALL);
+    expect(end).not.toContain(`${ROOT}/R3`);
+    for (const [index, step] of shareOf(steps, 2, 8)) {
+      await reset();
+      await lines(`${stopping.killed("environments --prune", index + 1)}; bundle environments --prune`);
+      const where = `killed before ${index + 1}, ${step}`;
+      expect(`${where}\n${await lines(ALL)}`).toBe(`${where}\n${end}`);
+    }
+  });
+
   it("are removed by the repeated command after a kill before any step", async () => {
     await machine.write("/etc/zferry/site.toml", CONFIG.replace("keep = 2", "keep = 3"));
     await reset();

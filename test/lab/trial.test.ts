@@ -25,8 +25,6 @@ const SITE_CONFIG = `product = "gentoo"
 usr = "${USR}/one"
 [root]
 path = "/"
-[install]
-mode = "boot-environment"
 [boot-environment]
 boots = 1
 deadline = 800
@@ -147,6 +145,22 @@ describe("a boot environment on trial", () => {
     expect(await told("bundle setup")).toBe("systemd is set up already; nothing to do");
     await useHook();
     await machine.run(release("R2", "R1", ""), { timeout: 600_000 });
+  });
+
+  it("is what a release becomes by default, where / can be cloned", async () => {
+    const plan = await told("bundle plan /root/R2.bundle");
+    expect(plan).toContain(`mode: boot-environment, by default\n  boots next: ${ROOT}/R2`);
+    expect(await told("bundle status")).toContain("mode: boot-environment, by default");
+    // What runs from /usr stands against an install in place, and not against this one.
+    const { stderr } = await machine.run("bundle plan --live /root/R2.bundle");
+    expect(stderr).toContain(`danger: what runs from ${USR}/one`);
+    await machine.run(
+      `sed 's/^path.*/&\\n[install]\\nmode = "in-place"/' /etc/zferry/site.toml >/root/site.toml`,
+    );
+    const refused = await machine.run("bundle plan --config /root/site.toml /root/R2.bundle", {
+      check: false,
+    });
+    expect(refused.stderr).toContain(`run from ${USR}/one: systemd (1, `);
   });
 
   it("is confirmed by the boot that passes the checks, which tells what was changed before it", async () => {

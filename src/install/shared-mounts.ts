@@ -1,0 +1,200 @@
+import { existsSync, realpathSync } from "node:fs";
+import { join, relative } from "node:path";
+import { requireRoot, type SiteConfig } from "../config.js";
+import { ZferryError } from "../errors.js";
+import { ancestors, rawBytes, rawPath, showPath, type RawPath } from "../raw-path.js";
+import { pathOf, type PathName } from "../root/paths.js";
+import type { RootPlan } from "../root/plan.js";
+import { ownMounts, type Mount } from "../system/mounts.js";
+import type { OwnMount } from "../system/private-mounts.js";
+import type { NewEnvironment } from "./state.js";
+
+// What all environments of a site mount: formats/environments.md, File systems that all share
+
+/** What is mounted in the site's `/`, by paths in that. */
+type OtherMounts = ReadonlyMap<RawPath, Mount>;
+
+/** The site's `/` as the kernel names mount points: without links, bytes as characters. */
+export const placeOfRoot = (site: SiteConfig): string =>
+  realpathSync(requireRoot(site).path, { encoding: "buffer" }).toString("latin1");
+
+function otherMounts(site: SiteConfig): OtherMounts {
+  const root = placeOfRoot(site);
+  const found = (): OtherMounts =>
+    new Map(
+      [...ownMounts()].flatMap(([point, mount]): [RawPath, Mount][] => {
+        const path = relative(root, point);
+        return path === "" || path.startsWith("..") ? [] : [[path as RawPath, mount]];
+      }),
+    );
+  const mounts = found();
+  const waiting = [...mounts.values()].filter(({ type }) => type === "autofs");
+  // They are mounted when somebody looks there.
+  for (const { point } of waiting) existsSync(rawBytes(`${point}/.` as RawPath));
+  return waiting.length === 0 ? mounts : found();
+}
+
+/** The mount point that a path lies on, or below; undefined where that is the root's own. */
+const pointOf = (path: RawPath, mounts: OtherMounts): RawPath | undefined =>
+  [...ancestors(path), path].findLast((each) => mounts.has(each));
+
+const asPath = (point: string): RawPath => rawPath(Buffer.from(point.replace(/^\/+/, "")));
+
+/**
+ * What a clone of the root is to see of the site's other file systems: those that have tracked files, and those that it may change.
+ * @param writable mount points in `/`; the others are read-only
+ * @throws ZferryError `not-configured` where one of these is none; `dataset-unsuitable`
+ */
+export function mountsToSee(
+  site: SiteConfig,
+  writable: readonly string[],
+  tracked: readonly RawPath[],
+): OwnMount[] {
+  const mounts = otherMounts(site);
+  const changeable = new Set(writable.map((point) => requirePoint(point, mounts)));
+  const seen = new Set<RawPath>();
+  for (const path of [...changeable, ...tracked])
+    for (const each of [...ancestors(path), path]) if (mounts.has(each)) seen.add(each);
+  return [...seen]
+    .sort((one, other) => one.length - other.length)
+    .map((point) => {
+      const [path, place] = [asText(point), join(requireRoot(site).path, asText(point))];
+      return { args: changeable.has(point) ? ["--bind", place] : ["-o", "bind,ro", place], path: `/${path}` };
+    });
+}
+
+function requirePoint(point: string, mounts: OtherMounts): RawPath {
+  const path = asPath(point);
+  if (mounts.has(path)) return path;
+  throw new ZferryError(
+    "not-configured",
+    `nothing is mounted on ${point}, which all boot environments share`,
+    {
+      details: { path: point },
+      hint: "mount it; or, if it is a part of /, take it out of shared under [boot-environment]",
+    },
+  );
+}
+
+/** For a program's arguments, which are text. */
+function asText(path: RawPath): string {
+  const text = rawBytes(path).toString("utf8");
+  if (rawPath(Buffer.from(text)) === path) return text;
+  throw new ZferryError("dataset-unsuitable", `the mount point ${showPath(path)} in / is no UTF-8`, {
+    details: { path: showPath(path) },
+    hint: "let git track nothing there",
+  });
+}
+
+/**
+ * Refuses tracked files, and what is to be shared, on the datasets of streams: those of the new environment are others.
+ * @param streams datasets
+ * @param shared mount points in `/`
+ * @throws ZferryError `dataset-unsuitable`
+ */
+export function requireOffStreams(
+  site: SiteConfig,
+  streams: readonly string[],
+  { shared = [] }: Pick<NewEnvironment, "shared">,
+  tracked: readonly RawPath[],
+): void {
+  const mounts = otherMounts(site);
+  const isStream = (point: RawPath | undefined): boolean => {
+    const mount = point === undefined ? undefined : mounts.get(point);
+    return mount?.type === "zfs" && streams.includes(mount.source);
+  };
+  const paths = [...tracked, ...shared.map(asPath)].filter((path) => isStream(pointOf(path, mounts)));
+  const found = [...new Set(paths)].map(showPath);
+  if (found.length === 0) return;
+  throw new ZferryError(
+    "dataset-unsuitable",
+    `what a stream replaces is neither tracked by the repository of / nor shared: ${found.slice(0, 20).join(", ")}`,
+    {
+      details: { paths: found },
+      hint: `let git not track it, and shared under [boot-environment] not name it; or use mode = "in-place" under [install]`,
+    },
+  );
+}
+
+/**
+ * Refuses changes on file systems that all environments share, but for those that an install may change.
+ * @throws ZferryError `dataset-unsuitable`
+ */
+export function requireMayChange(
+  site: SiteConfig,
+  { shared: writable = [] }: Pick<NewEnvironment, "shared">,
+  paths: readonly RawPath[],
+): void {
+  const mounts = otherMounts(site);
+  const allowed = new Set<RawPath | undefined>([undefined, ...writable.map(asPath)]);
+  const found = new Map<RawPath, string[]>();
+  for (const path of new Set(paths)) {
+    const point = pointOf(path, mounts);
+    if (point !== undefined && !allowed.has(point))
+      found.set(point, [...(found.get(point) ?? []), showPath(path)]);
+  }
+  if (found.size === 0) return;
+  const points = [...found.keys()].sort();
+  const told = points.map((point) => {
+    const { source, type } = mounts.get(point) ?? { source: "", type: "" };
+    return `/${showPath(point)}, which is ${source} (${type}): ${(found.get(point) ?? []).slice(0, 20).join(", ")}`;
+  });
+  const named = [...writable, ...points.map((point) => `/${showPath(point)}`)].map((point) =>
+    JSON.stringify(point),
+  );
+  throw new ZferryError(
+    "dataset-unsuitable",
+    `the release changes files on what all boot environments share: on ${told.join("; on ")}`,
+    {
+      details: { paths: [...found.values()].flat(), mounts: points.map((point) => `/${showPath(point)}`) },
+      hint: `to have them changed for the running system, too, and at once: shared = [${named.join(", ")}] under [boot-environment]`,
+    },
+  );
+}
+
+/** What of a plan of `/` lies on shared file systems; undefined for nothing. */
+export function sharedPart(
+  plan: RootPlan | null | undefined,
+  environment: Pick<NewEnvironment, "shared"> | null,
+): RootPlan | undefined {
+  if (plan == null) return undefined;
+  const points = (environment?.shared ?? []).map(asPath);
+  const isShared = ({ path }: { readonly path: RootPlan["changes"][number]["path"] }): boolean => {
+    const raw = pathOf(path);
+    return points.some((point) => raw === point || raw.startsWith(`${point}/`));
+  };
+  const [changes, directories] = [plan.changes.filter(isShared), plan.directories.filter(isShared)];
+  if (changes.length + directories.length === 0) return undefined;
+  const { format, head, branch, mergeCommit, releaseCommit, previousRelease } = plan;
+  return { format, head, branch, mergeCommit, releaseCommit, previousRelease, changes, directories };
+}
+
+/** The paths of such a part. */
+export const sharedPaths = (part: RootPlan | undefined): PathName[] =>
+  [...(part?.changes ?? []), ...(part?.directories ?? [])].map(({ path }) => path);
+
+/** What such parts of plans, one carried out after the other, change together; undefined for nothing. */
+export function composeParts(parts: readonly (RootPlan | undefined)[]): RootPlan | undefined {
+  const all = parts.filter((part) => part !== undefined);
+  const [first, last] = [all[0], all.at(-1)];
+  if (first === undefined || last === undefined) return undefined;
+  const changes = compose(all.flatMap((part) => part.changes));
+  const directories = compose(all.flatMap((part) => part.directories));
+  const { head, previousRelease } = first;
+  return { ...last, head, previousRelease, changes, directories };
+}
+
+type Change<State> = { readonly path: PathName; readonly before: State | null; readonly after: State | null };
+
+/** @param changes the earlier ones first */
+function compose<State>(changes: readonly Change<State>[]): Change<State>[] {
+  const found = new Map<RawPath, Change<State>>();
+  for (const change of changes) {
+    const path = pathOf(change.path);
+    found.set(path, { ...change, before: (found.get(path) ?? change).before });
+  }
+  return [...found]
+    .filter(([, { before, after }]) => before !== null || after !== null)
+    .sort(([one], [other]) => (one < other ? -1 : 1))
+    .map(([, change]) => change);
+}
