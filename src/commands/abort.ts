@@ -1,6 +1,7 @@
 import type { Command } from "commander";
 import { abortInstall } from "../install/install.js";
-import { runMoved } from "../install/live.js";
+import { runMoved, runPrivately } from "../install/live.js";
+import { readUnderWay } from "../install/under-way.js";
 import type { Environment } from "../report.js";
 import { readSiteConfig } from "../system/settings.js";
 import { tellEnd, workOf } from "./install.js";
@@ -17,7 +18,8 @@ export function define(command: Command, environment: () => Environment): void {
     .addHelpText(
       "after",
       "\nExample:\n  bundle abort\n\n" +
-        "What was received is discarded, / becomes what it was. After an interruption the same command goes on.",
+        "What was received is discarded, / becomes what it was, also of a merge by bundle confirm --merge.\n" +
+        "After an interruption the same command goes on.",
     )
     .action((options: AbortOptions) => runAbort(options, environment()));
 }
@@ -25,6 +27,8 @@ export function define(command: Command, environment: () => Environment): void {
 /** Takes back what an install that is not done has changed. */
 export async function runAbort(options: AbortOptions, env: Environment): Promise<void> {
   const site = await readSiteConfig(options.config);
+  // Another environment than the running one may have to be mounted.
+  if ((await readUnderWay(site))?.operation === "merge" && (await runPrivately(site, options))) return;
   if (options.live && (await runMoved(site, env))) return;
   await tellEnd(await abortInstall(workOf(site, env, options)), "aborted", site, env);
 }

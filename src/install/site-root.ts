@@ -29,14 +29,21 @@ export async function siteRoot({ root }: SiteConfig): Promise<SiteRoot> {
   return { git: await openRepository(root.path), rootDir: root.path };
 }
 
+/** The dataset that is mounted on the site's `/`; undefined where it is another file system. */
+export function mountedRoot(site: SiteConfig): string | undefined {
+  const { type, source, root } = ownMounts().get(placeOf(site)) ?? {};
+  return type === "zfs" && root === "/" && source?.includes("@") === false ? source : undefined;
+}
+
 /**
  * The dataset that is mounted on the site's `/`.
  * @throws ZferryError `not-configured` where it is another file system
  */
 export function rootDataset(site: SiteConfig): string {
   const { path } = requireRoot(site);
-  const { type, source, root } = ownMounts().get(placeOf(site)) ?? {};
-  if (type === "zfs" && root === "/" && source !== undefined && !source.includes("@")) return source;
+  const dataset = mountedRoot(site);
+  if (dataset !== undefined) return dataset;
+  const { type, source } = ownMounts().get(placeOf(site)) ?? {};
   const found = source === undefined ? "no file system is mounted there" : `it is ${source} (${type})`;
   throw new ZferryError("not-configured", `${path} is no ZFS dataset, and cannot be cloned: ${found}`, {
     details: { path },
@@ -50,7 +57,7 @@ export function rootDataset(site: SiteConfig): string {
  * @throws ZferryError `environment-missing`, `not-configured`, `io-failed`
  */
 export const withRoot = async <T>(
-  environment: NewEnvironment | null,
+  environment: Pick<NewEnvironment, "dataset"> | null,
   site: SiteConfig,
   use: (root: SiteRoot) => Promise<T>,
 ): Promise<T> =>
@@ -86,22 +93,30 @@ export async function withRootToPlan<T>(
   );
 }
 
-/** @param shown what stands for the folder in messages: nobody else sees where it is mounted */
-const withMountedRoot = <T>(
+/**
+ * @param shown what stands for the folder in messages: nobody else sees where it is mounted
+ * @param name tells it from another one that is mounted meanwhile
+ */
+export const withMountedRoot = <T>(
   mount: OwnMount,
   shown: string,
   use: (root: SiteRoot) => Promise<T>,
+  name?: string,
 ): Promise<T> =>
-  withOwnMounts([mount], async (rootDir) => {
-    try {
-      const git = await openRepository(rootDir);
-      requireClonedToo(rootDir, git);
-      return await use({ git, rootDir });
-    } catch (error) {
-      if (!(error instanceof ZferryError)) throw error;
-      throw reworded(error, (text) => inWords(text, rootDir, shown));
-    }
-  });
+  withOwnMounts(
+    [mount],
+    async (rootDir) => {
+      try {
+        const git = await openRepository(rootDir);
+        requireClonedToo(rootDir, git);
+        return await use({ git, rootDir });
+      } catch (error) {
+        if (!(error instanceof ZferryError)) throw error;
+        throw reworded(error, (text) => inWords(text, rootDir, shown));
+      }
+    },
+    name,
+  );
 
 /** @param folder is in a text as a path, alone or with what is below it */
 export const inWords = (text: string, folder: string, shown: string): string =>
