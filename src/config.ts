@@ -86,6 +86,12 @@ const bootEnvironment = v.pipe(
       v.optional(commands, []),
       v.description("Programs that must end with 0 in a new one before it is confirmed."),
     ),
+    changes: v.pipe(
+      v.optional(v.picklist(["name", "merge"]), "name"),
+      v.description(
+        "What becomes of changes that were made in the one before after a new one was made from it, when that is confirmed.",
+      ),
+    ),
     keep: v.pipe(
       v.optional(integer(1, 1000), 3),
       v.description("How many of the environments that zferry made are not removed by itself."),

@@ -25,6 +25,7 @@ describe("a site's configuration", () => {
       "boot-environment": {
         loader: "bootfs",
         command: [],
+        changes: "name",
         keep: 3,
         accept: [],
         keep_free: 0,

@@ -77,7 +77,11 @@ export function makeReceipt(
     ),
     highestSequence: state?.highestSequence ?? 0,
     installed: installed(state)?.release ?? null,
-    underWay: journal === undefined ? null : { operation: journal.operation, release: journal.release },
+    // A merge is no release's.
+    underWay:
+      journal === undefined || journal.operation === "merge"
+        ? null
+        : { operation: journal.operation, release: journal.release },
     installations: installations.slice(-MAX_INSTALLATIONS).reverse().map(describe),
   };
 }

@@ -19,19 +19,21 @@ export function define(command: Command, environment: () => Environment): void {
     .addHelpText(
       "after",
       "\nExample:\n  bundle abort\n\n" +
-        "What was received is discarded, / becomes what it was. After an interruption the same command goes on.",
+        "What was received is discarded, / becomes what it was, also of a merge by bundle confirm --merge.\n" +
+        "After an interruption the same command goes on.",
     )
     .action((options: AbortOptions) => runAbort(options, environment()));
 }
 
-/** With what all environments share, the one that is given up is mounted once more. */
-const hasShared = (journal: Journal | undefined): boolean =>
-  journal?.operation === "install" && journal.environment?.shared !== undefined;
+/** Whether what is given up may be mounted once more: another environment than the running one, or what all of them share. */
+const isMounted = (journal: Journal | undefined): boolean =>
+  journal?.operation === "merge" ||
+  (journal?.operation === "install" && journal.environment?.shared !== undefined);
 
 /** Takes back what an install that is not done has changed. */
 export async function runAbort(options: AbortOptions, env: Environment): Promise<void> {
   const site = await readSite(options.config, options.live);
-  if (hasShared(await readUnderWay(site)) && (await runPrivately(site))) return;
+  if (isMounted(await readUnderWay(site)) && (await runPrivately(site, options))) return;
   if (options.live && (await runMoved(site, env))) return;
   await tellEnd(await abortInstall(workOf(site, env, options)), "aborted", site, env);
 }

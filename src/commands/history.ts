@@ -1,6 +1,12 @@
 import type { Command } from "commander";
 import { requireProduct } from "../install/policy.js";
-import { openState, resultOf, type Installation, type Journal } from "../install/state.js";
+import {
+  openState,
+  resultOf,
+  type Installation,
+  type InstallJournal,
+  type RollbackJournal,
+} from "../install/state.js";
 import type { TrialStatus } from "../install/trial.js";
 import { describeFailure } from "../install/trial-rules.js";
 import { readUnderWay } from "../install/under-way.js";
@@ -23,7 +29,9 @@ export function define(command: Command, environment: () => Environment): void {
 async function runHistory(options: HistoryOptions, env: Environment): Promise<void> {
   const site = await readSiteConfig(options.config);
   const state = await openState(site.state).readState();
-  const journal = await readUnderWay(site);
+  const underWay = await readUnderWay(site);
+  // A merge is no release's.
+  const journal = underWay?.operation === "merge" ? undefined : underWay;
   if (state !== undefined) requireProduct(state, site.product);
   const trials = await askTrials(state?.installations.at(-1), site);
   const installations = (state?.installations.toReversed() ?? []).map((each) => withTrial(each, trials));
@@ -38,7 +46,13 @@ function withTrial(installation: Installation, trials: readonly TrialStatus[]): 
   return failed === undefined ? installation : { ...installation, failed };
 }
 
-function asJson(product: string, installations: readonly Told[], journal: Journal | undefined): string {
+type ReleaseJournal = InstallJournal | RollbackJournal;
+
+function asJson(
+  product: string,
+  installations: readonly Told[],
+  journal: ReleaseJournal | undefined,
+): string {
   const { operation, release, startedAt, phase, undoing } = journal ?? {};
   return `${JSON.stringify({
     product,
@@ -47,7 +61,7 @@ function asJson(product: string, installations: readonly Told[], journal: Journa
   })}\n`;
 }
 
-function asText(installations: readonly Told[], journal: Journal | undefined): string {
+function asText(installations: readonly Told[], journal: ReleaseJournal | undefined): string {
   const rows = [
     ["RELEASE", "SEQUENCE", "INSTALLED", "TOOK", "SIGNERS", "RESULT"],
     ...(journal === undefined ? [] : [rowUnderWay(journal)]),
@@ -57,7 +71,7 @@ function asText(installations: readonly Told[], journal: Journal | undefined): s
   return formatTable(rows);
 }
 
-function rowUnderWay(journal: Journal): string[] {
+function rowUnderWay(journal: ReleaseJournal): string[] {
   const { operation, release, startedAt, undoing } = journal;
   const signers = operation === "install" ? (journal.origin?.signers ?? []) : [];
   const what = operation === "install" ? "being installed" : "being rolled back";
@@ -80,7 +94,7 @@ function rowOf(installation: Told): string[] {
 }
 
 const row = (
-  { name, sequence }: Journal["release"],
+  { name, sequence }: Installation["release"],
   at: string,
   took: string,
   signers: readonly string[],

@@ -10,7 +10,7 @@ import { readSite } from "../install/mode.js";
 import { pending } from "../install/pending.js";
 import { checkRelease } from "../install/policy.js";
 import type { ChainEnd } from "../install/environment-install.js";
-import { installed, openState, type Journal, type SiteState } from "../install/state.js";
+import { installed, openState, type InstallJournal, type Journal, type SiteState } from "../install/state.js";
 import { keySetOf, readSiteTrust } from "../install/trust.js";
 import { readUnderWay } from "../install/under-way.js";
 import { formatBytes, printable, type Environment } from "../report.js";
@@ -67,6 +67,7 @@ export async function runInstallFolder(
   let chosen: Chosen;
   do {
     const begun = await readUnderWay(site);
+    if (begun !== undefined) requireGoingForward(begun);
     chosen = await chooseFrom(path, site, options, env, begun);
     for (const each of chosen.leftFiles) left.set(each.file, each);
     tellLeft(chosen, env, told);
@@ -189,8 +190,8 @@ async function finishBegun(
   else await finishInstall(workOf(site, env, options));
 }
 
-function requireGoingForward(journal: Journal): void {
-  if (journal.undoing || journal.operation === "rollback") {
+function requireGoingForward(journal: Journal): asserts journal is InstallJournal {
+  if (journal.undoing || journal.operation !== "install") {
     throw pending(journal, "and nothing is installed before that is done");
   }
 }
@@ -204,12 +205,12 @@ async function chooseFrom(
   site: SiteConfig,
   options: CommandOptions,
   env: Environment,
-  begun?: Journal,
+  begun?: InstallJournal,
 ): Promise<Chosen> {
   const { links, left } = await readBundleFolder(path, await readSiteTrust(site), options.search ?? [], env);
   const state = await openState(site.state).readState();
   try {
-    const isIn = begun?.operation === "install" && begun.phase === "linking";
+    const isIn = begun?.phase === "linking";
     const first = isIn ? undefined : links.find(({ id }) => id === begun?.release.identity);
     if (begun !== undefined && first === undefined && !isIn) {
       throw pending(begun, `and its bundle is not in ${path}`);

@@ -13,6 +13,7 @@ import {
   type Plan,
 } from "../install/install.js";
 import { dangerOf, faceDanger, runMoved, runPrivately } from "../install/live.js";
+import { subjectOf } from "../install/pending.js";
 import type { ChainEnd } from "../install/environment-install.js";
 import { readSite } from "../install/mode.js";
 import { sharedPart, sharedPaths } from "../install/shared-mounts.js";
@@ -215,6 +216,10 @@ async function runGoOn(options: CommandOptions, env: Environment): Promise<void>
     const { runRollback } = await import("./rollback.js");
     return runRollback(options, env);
   }
+  if (journal?.operation === "merge" && !journal.undoing) {
+    const { runGoOnMerging } = await import("./confirm.js");
+    return runGoOnMerging(site, env);
+  }
   if (journal?.operation === "install" && journal.environment?.chain && !journal.undoing) {
     const [{ runInstallFolder }, bundle] = [
       await import("./install-folder.js"),
@@ -236,13 +241,16 @@ export async function tellEnd(
   { product }: SiteConfig,
   env: Environment,
 ): Promise<void> {
+  const isMerge = journal?.operation === "merge";
   if (env.json) {
-    const { release = null, streams = [] } = journal ?? {};
+    const { release = null, streams = [] } = isMerge ? {} : (journal ?? {});
     return env.write(
       `${JSON.stringify({ outcome: journal === undefined ? "present" : outcome, product, release, streams })}\n`,
     );
   }
   if (journal === undefined) return env.write("no install is under way; nothing to do\n");
+  if (isMerge)
+    return env.write(`${printable(`gave up ${subjectOf(journal)}; the site is as it was before`)}\n`);
   const { name, sequence } = journal.release;
   const what = `${product} release ${name} (${sequence})`;
   const given = journal.operation === "rollback" ? `the rollback of ${what}` : what;
@@ -297,7 +305,8 @@ async function locateBundle(
     const question = `${what} is being installed: insert the medium with ${origin.file}, then press Enter`;
     if (await env.askToGoOn(question)) {
       // Somebody else may have finished it or given it up meanwhile.
-      if ((await readUnderWay(site))?.release.identity === release.identity) continue;
+      const found = await readUnderWay(site);
+      if (found?.operation === "install" && found.release.identity === release.identity) continue;
       throw new ZferryError("install-pending", `${what} is not under way any more`, {
         details: { pending: release.name },
         hint: "bundle status tells what is",

@@ -10,12 +10,15 @@ import {
   openState,
   undoable,
   type Installation,
+  type InstalledStream,
   type Journal,
+  type MergeJournal,
   type NewEnvironment,
   type Phase,
   type RollbackJournal,
   type SiteState,
 } from "../install/state.js";
+import { subjectOf } from "../install/pending.js";
 import { progressOf, type StreamProgress } from "../install/steps.js";
 import type { TrialStatus } from "../install/trial.js";
 import { describeFailure } from "../install/trial-rules.js";
@@ -44,7 +47,7 @@ export async function runStatus(options: StatusOptions, env: Environment): Promi
   const underWay = journal && {
     journal,
     needed: await isNeeded(journal, site),
-    streams: await Promise.all(journal.streams.map(askProgress)),
+    streams: journal.operation === "merge" ? [] : await Promise.all(journal.streams.map(askProgress)),
   };
   const environment = await askEnvironment(installed(state), site);
   const trials = await askTrials(installed(state), site);
@@ -125,7 +128,7 @@ async function isNeeded(journal: Journal, site: SiteConfig): Promise<boolean> {
   }
 }
 
-async function askProgress(stream: Journal["streams"][number]): Promise<Progress> {
+async function askProgress(stream: InstalledStream): Promise<Progress> {
   try {
     return await progressOf(stream);
   } catch (error) {
@@ -148,10 +151,13 @@ function asJson({ product, mode, state, underWay, environment, trials }: Status)
 }
 
 const describeUnderWay = ({ journal, needed, streams }: UnderWay): object => {
-  const { operation, release, startedAt, phase, undoing } = journal;
+  const { operation, startedAt, phase, undoing } = journal;
   const { origin = null, environment = null } = operation === "install" ? journal : {};
   const file = origin?.file ?? null;
-  return { operation, release, startedAt, phase, undoing, file, needed, environment, streams };
+  const isMerge = operation === "merge";
+  const release = isMerge ? null : journal.release;
+  const merge = isMerge ? { into: journal.into, from: journal.from } : {};
+  return { operation, release, startedAt, phase, undoing, file, needed, environment, streams, ...merge };
 };
 
 function asText({ product, mode, state, underWay, environment, trials }: Status): string {
@@ -213,6 +219,7 @@ const DOING: Record<Phase, string> = {
 
 function describeWay({ journal, needed, streams }: UnderWay): string[] {
   if (journal.operation === "rollback") return describeRollback(journal);
+  if (journal.operation === "merge") return describeMerge(journal);
   const { release, startedAt, phase, undoing, origin, environment } = journal;
   const what = `release ${release.name} (${release.sequence}), begun at ${formatTime(startedAt)}`;
   const where = environment?.chain === undefined ? origin?.file : origin && dirname(origin.file);
@@ -241,6 +248,17 @@ function describeRollback({ release, startedAt, phase, undoing }: RollbackJourna
     undoing
       ? "  goes on with: bundle abort"
       : `  goes on with: bundle rollback${phase === "preparing" ? "; gives it up: bundle abort" : ""}`,
+  ];
+}
+
+function describeMerge(journal: MergeJournal): string[] {
+  const { startedAt, phase, undoing } = journal;
+  const doing = phase === "recording" ? "recording it" : DOING[phase];
+  return [
+    `under way: ${subjectOf(journal)}, begun at ${formatTime(startedAt)}, ${undoing ? `being given up (${phase})` : doing}`,
+    undoing
+      ? "  goes on with: bundle abort"
+      : "  goes on with: bundle confirm --merge; gives it up: bundle abort",
   ];
 }
 

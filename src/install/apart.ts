@@ -89,6 +89,13 @@ export async function requireStateUntracked({ state }: SiteConfig, rootDir: stri
   );
 }
 
+/** Which paths of `/` are the site's own state or keys, or lead to them, where they are files. */
+export function ownPaths({ state, trust }: SiteConfig, rootDir: string): (path: string) => boolean {
+  const root = resolved(rootDir);
+  const own = [resolved(state), resolved(trust.keys)].map((path) => relative(root, path));
+  return (path) => own.some((folder) => isWithin(folder, path) || isWithin(path, folder));
+}
+
 /** @throws ZferryError `not-permitted` when a release changes the site's own state, keys or what leads to them */
 export function requireOwnUntouched(
   { state, trust }: SiteConfig,

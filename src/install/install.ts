@@ -28,6 +28,7 @@ import {
   streamsDone,
   type ChainEnd,
 } from "./environment-install.js";
+import { forgetMerge } from "./merge-mark.js";
 import { isAsPlanned, pending, placeOf, requireSameSite, withLock, withState } from "./pending.js";
 import {
   estimateTime,
@@ -172,7 +173,7 @@ export async function installBundle(bundle: VerifiedBundle, options: InstallOpti
 export const finishInstall = (options: GoOnOptions): Promise<Journal | undefined> =>
   withUnderWay(options, async (journal, work) => {
     if (journal.undoing) await giveUp(journal, work, options);
-    else if (journal.operation === "rollback") throw pending(journal, "which no install goes on with");
+    else if (journal.operation !== "install") throw pending(journal, "which no install goes on with");
     else if (await needsBundle(journal, options.site)) throw pending(journal, "and its bundle is needed");
     else await carryOut(journal, null, work);
   });
@@ -194,7 +195,7 @@ async function phaseToGoOnFrom(
 
 /** Whether only its bundle leads an install on: to receive what is missing, or to plan `/` again, which has changed. */
 export async function needsBundle(journal: Journal, site: SiteConfig): Promise<boolean> {
-  if (journal.undoing || journal.operation === "rollback") return false;
+  if (journal.undoing || journal.operation !== "install") return false;
   const { origin, phase, streams, root, environment } = journal;
   if (isOnTheWay(journal)) return true;
   if (origin === null || phase === "holding" || phase === "preparing") return true;
@@ -218,6 +219,7 @@ export const abortInstall = (options: GoOnOptions): Promise<Journal | undefined>
 async function giveUp(journal: Journal, work: Work, { site, live }: GoOnOptions): Promise<void> {
   await requireUndoable(journal, site, live);
   await undo(journal, work);
+  if (journal.operation === "merge") await forgetMerge(journal.into);
 }
 
 /** Runs `use` on what is under way, and gives its journal; without a bundle there is nothing to receive. */
@@ -271,15 +273,15 @@ function requireNoOther(
   journal: Journal | undefined,
 ): asserts journal is InstallJournal | undefined {
   const { release } = bundle.manifest;
-  if (journal?.operation === "rollback")
-    throw pending(journal, "and nothing is installed before that is done");
-  if (journal !== undefined && journal.release.identity !== bundle.identity) {
+  if (journal === undefined) return;
+  if (journal.operation !== "install") throw pending(journal, "and nothing is installed before that is done");
+  if (journal.release.identity !== bundle.identity) {
     throw pending(
       journal,
       `${bundle.name} is another bundle: ${bundle.manifest.product} release ${release.name} (${release.sequence})`,
     );
   }
-  if (journal?.undoing) throw pending(journal, "and cannot be installed before that is done");
+  if (journal.undoing) throw pending(journal, "and cannot be installed before that is done");
 }
 
 /** Where a bundle stands. */

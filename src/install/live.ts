@@ -98,7 +98,8 @@ async function presentSnapshots(
   site: SiteConfig,
   goingBack: readonly InstalledStream[],
 ): Promise<Map<string, string>> {
-  const streams = (await readUnderWay(site))?.streams ?? goingBack;
+  const journal = await readUnderWay(site);
+  const streams = journal === undefined || journal.operation === "merge" ? goingBack : journal.streams;
   const present = new Map<string, string>();
   for (const dataset of Object.values(site.streams)) {
     if ((await visibleMounts("self", [dataset])).length === 0) continue;

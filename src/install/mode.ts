@@ -28,4 +28,6 @@ export function settleMode(site: SiteConfig, journal: Journal | undefined, live:
 
 /** A rollback that is journalled is in place: of an environment nothing is under way. */
 export const modeOf = (journal: Journal): SiteConfig["install"]["mode"] =>
-  journal.operation === "install" && journal.environment !== null ? "boot-environment" : "in-place";
+  journal.operation === "merge" || (journal.operation === "install" && journal.environment !== null)
+    ? "boot-environment"
+    : "in-place";

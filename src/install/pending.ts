@@ -1,6 +1,6 @@
 import { mkdirSync } from "node:fs";
 import { rm } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { requireAsPlanned } from "../root/apply.js";
@@ -70,12 +70,10 @@ export const otherDatasets = (
  * @throws ZferryError `install-pending` when the configuration names another place since
  */
 export function requireSameSite(journal: Journal, site: SiteConfig): void {
-  const { release, streams, site: begun } = journal;
-  const environment = journal.operation === "install" ? journal.environment : null;
-  const differences =
-    environment === null ? otherDatasets(streams, site) : otherEnvironment(environment, site);
+  const { site: begun } = journal;
+  const differences = otherPlaces(journal, site);
   const mode = modeOf(journal);
-  if (journal.operation === "install" && site.install.mode !== mode)
+  if (journal.operation !== "rollback" && site.install.mode !== mode)
     differences.push(`mode is ${site.install.mode}, not ${mode}`);
   if (begun !== null) {
     if (site.product !== begun.product) differences.push(`product is ${site.product}, not ${begun.product}`);
@@ -85,12 +83,28 @@ export function requireSameSite(journal: Journal, site: SiteConfig): void {
   if (differences.length === 0) return;
   throw new ZferryError(
     "install-pending",
-    `release ${release.name} (${release.sequence}) is under way, and the site's configuration has changed: ${differences.join("; ")}`,
+    `${subjectOf(journal)} is under way, and the site's configuration has changed: ${differences.join("; ")}`,
     {
-      details: { pending: release.name, differences },
+      details: { pending: nameOf(journal), differences },
       hint: "bring the configuration back until that is finished or given up",
     },
   );
+}
+
+/** What is under way, in words. */
+export const subjectOf = (journal: Journal): string =>
+  journal.operation === "merge"
+    ? `a merge of changes of ${basename(journal.from)} into ${basename(journal.into)}`
+    : `release ${journal.release.name} (${journal.release.sequence})`;
+
+const nameOf = (journal: Journal): string =>
+  journal.operation === "merge" ? basename(journal.into) : journal.release.name;
+
+/** Datasets that the configuration names otherwise, in words. */
+function otherPlaces(journal: Journal, site: SiteConfig): string[] {
+  if (journal.operation === "merge") return [];
+  const environment = journal.operation === "install" ? journal.environment : null;
+  return environment === null ? otherDatasets(journal.streams, site) : otherEnvironment(environment, site);
 }
 
 /** The same of a boot environment. */
@@ -105,18 +119,24 @@ function otherEnvironment({ dataset, configured }: NewEnvironment, site: SiteCon
 
 /** That another command must come first. */
 export function pending(journal: Journal, why: string): ZferryError {
-  const { release, undoing, operation } = journal;
-  const install = operation === "install";
-  const what = install
-    ? `release ${release.name} (${release.sequence}) is being ${undoing ? "given up" : "installed"}`
-    : `release ${release.name} (${release.sequence}) is being rolled back${undoing ? ", which is being given up" : ""}`;
-  const wayOn = install ? wayOnOf(journal) : ": bundle rollback";
-  const wayBack = install || journal.phase === "preparing" ? "; or give it up: bundle abort" : "";
-  return new ZferryError("install-pending", `${what}, ${why}`, {
-    details: { pending: release.name },
-    hint: undoing ? "finish that first: bundle abort" : `finish it first${wayOn}${wayBack}`,
+  const { undoing, operation } = journal;
+  const givenUp = undoing ? ", which is being given up" : "";
+  const what = {
+    install: `${subjectOf(journal)} is being ${undoing ? "given up" : "installed"}`,
+    rollback: `${subjectOf(journal)} is being rolled back${givenUp}`,
+    merge: `${subjectOf(journal)} is under way${givenUp}`,
+  };
+  const wayOn = operation === "install" ? wayOnOf(journal) : `: ${GOES_ON[operation]}`;
+  const wayBack = operation !== "rollback" || journal.phase === "preparing";
+  return new ZferryError("install-pending", `${what[operation]}, ${why}`, {
+    details: { pending: nameOf(journal) },
+    hint: undoing
+      ? "finish that first: bundle abort"
+      : `finish it first${wayOn}${wayBack ? "; or give it up: bundle abort" : ""}`,
   });
 }
+
+const GOES_ON = { rollback: "bundle rollback", merge: "bundle confirm --merge" } as const;
 
 function wayOnOf({ release, environment }: InstallJournal): string {
   const chain = environment?.chain;

@@ -173,7 +173,7 @@ async function readSite(
   const state = await folder.readState();
   const found = await folder.readJournal();
   const journal = found === undefined || isRecorded(state, found) ? undefined : found;
-  if (journal !== undefined && (journal.operation === "install" || journal.undoing))
+  if (journal !== undefined && (journal.operation !== "rollback" || journal.undoing))
     throw pending(journal, "and nothing is rolled back before that is done");
   if (journal !== undefined) requireSameSite(journal, site);
   const installation = requireInstallation(state);
@@ -341,7 +341,9 @@ export const confirmInstall = (
 ): Promise<{ readonly installation: Installation; readonly isNew: boolean } | undefined> =>
   withState(site, async (folder) => {
     const [state, journal] = [await folder.readState(), await folder.readJournal()];
-    if (journal !== undefined) throw pending(journal, "and nothing is confirmed before that is done");
+    // A merge may have been cut off by what ended the confirmation that it came with.
+    if (journal !== undefined && journal.operation !== "merge")
+      throw pending(journal, "and nothing is confirmed before that is done");
     const last = state?.installations.at(-1);
     if (state === undefined || last === undefined || last.rolledBack !== undefined) return undefined;
     requireProduct(state, site.product);

@@ -58,7 +58,7 @@ export function datasetOfRoot(site: SiteConfig): string | undefined {
  * @throws ZferryError `environment-missing`, `not-configured`, `io-failed`
  */
 export const withRoot = async <T>(
-  environment: NewEnvironment | null,
+  environment: Pick<NewEnvironment, "dataset" | "shared"> | null,
   site: SiteConfig,
   use: (root: SiteRoot) => Promise<T>,
 ): Promise<T> =>
@@ -103,25 +103,31 @@ interface MountedRoot {
   /** What stands for the folder in messages: nobody else sees where it is mounted. */
   readonly shown: string;
   /** Mount points in `/` where something may be changed. */
-  readonly writable: readonly string[] | undefined;
+  readonly writable?: readonly string[] | undefined;
+  /** Tells the folder from another one that is mounted meanwhile. */
+  readonly name?: string;
 }
 
-const withMountedRoot = <T>(
+export const withMountedRoot = <T>(
   mount: OwnMount,
-  { site, shown, writable = [] }: MountedRoot,
+  { site, shown, writable = [], name }: MountedRoot,
   use: (root: SiteRoot) => Promise<T>,
 ): Promise<T> =>
-  withOwnMounts([mount], async (rootDir, add) => {
-    try {
-      const git = await openRepository(rootDir);
-      requireClonedToo(rootDir, git);
-      for (const each of mountsToSee(site, writable, await trackedPaths(git))) await add(each);
-      return await use({ git, rootDir });
-    } catch (error) {
-      if (!(error instanceof ZferryError)) throw error;
-      throw reworded(error, (text) => inWords(text, rootDir, shown));
-    }
-  });
+  withOwnMounts(
+    [mount],
+    async (rootDir, add) => {
+      try {
+        const git = await openRepository(rootDir);
+        requireClonedToo(rootDir, git);
+        for (const each of mountsToSee(site, writable, await trackedPaths(git))) await add(each);
+        return await use({ git, rootDir });
+      } catch (error) {
+        if (!(error instanceof ZferryError)) throw error;
+        throw reworded(error, (text) => inWords(text, rootDir, shown));
+      }
+    },
+    name,
+  );
 
 /** @param folder is in a text as a path, alone or with what is below it */
 export const inWords = (text: string, folder: string, shown: string): string =>

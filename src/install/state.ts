@@ -26,6 +26,8 @@ import { acquireLock } from "../system/lock.js";
 const STATE_VERSION = 3;
 /** As above; version 1 is of zferry before an install could be given up, or finished without its bundle. */
 const JOURNAL_VERSION = 4;
+/** Of a merge: zferry before there were any refuses it, and goes on with all else. */
+const MERGE_VERSION = 5;
 /** Seconds since 1970, up to what can be shown as a date: the year 9999. */
 export const seconds = integer(0, 253_402_300_799);
 
@@ -184,6 +186,7 @@ export const PHASES = {
     "recording",
   ],
   rollback: ["preparing", "rolling-back", "writing", "recording"],
+  merge: ["preparing", "writing", "recording"],
 } as const;
 export type Phase<Kind extends keyof typeof PHASES = keyof typeof PHASES> = (typeof PHASES)[Kind][number];
 
@@ -296,6 +299,22 @@ const installSchemaBefore = table({
 });
 const installSchemaSecond = table({ version: v.literal(2), ...installFieldsBefore });
 
+/** Of what was changed in the environment before, into the one that was made of it. */
+const mergeSchema = table({
+  version: v.literal(MERGE_VERSION),
+  operation: v.literal("merge"),
+  startedAt: seconds,
+  phase: v.picklist(PHASES.merge),
+  undoing: v.boolean(),
+  site: siteSchema,
+  /** Root datasets. */
+  into: datasetName,
+  from: datasetName,
+  /** What tells the difference that is merged from any other. */
+  difference: sha256Hex,
+  plan: sha256Hex,
+});
+
 const journalSchemaFirst = table({
   version: v.literal(1),
   ...journalFields,
@@ -312,7 +331,9 @@ interface WithRoot {
 export type InstallJournal = Omit<v.InferOutput<typeof installSchema>, "version" | "plan"> & WithRoot;
 /** A rollback that is under way; `release` and `streams` are those of the installation that is rolled back. */
 export type RollbackJournal = Omit<v.InferOutput<typeof rollbackSchema>, "version" | "plan"> & WithRoot;
-export type Journal = InstallJournal | RollbackJournal;
+/** A merge of what was changed in the environment before, that is under way. */
+export type MergeJournal = Omit<v.InferOutput<typeof mergeSchema>, "version" | "plan"> & WithRoot;
+export type Journal = InstallJournal | RollbackJournal | MergeJournal;
 
 /** Whether bundles come after the one that is under way, into the same environment. */
 export const isOnTheWay = ({
@@ -343,6 +364,7 @@ const MAX_STATE_BYTES = 1 << 30;
 
 /** Whether what is under way was recorded already: then only its traces are left to be removed. */
 export function isRecorded(state: SiteState | undefined, journal: Journal): boolean {
+  if (journal.operation === "merge") return false;
   const last = state?.installations.at(-1);
   if (last?.release.identity !== journal.release.identity) return false;
   if (journal.operation === "rollback") return last.rolledBack?.startedAt === journal.startedAt;
@@ -351,8 +373,8 @@ export function isRecorded(state: SiteState | undefined, journal: Journal): bool
 }
 
 /** When the first of its bundles was begun. */
-export const beganAt = (journal: Journal): number =>
-  (journal.operation === "install" ? doneLinks(journal)[0]?.startedAt : undefined) ?? journal.startedAt;
+export const beganAt = (journal: InstallJournal): number =>
+  doneLinks(journal)[0]?.startedAt ?? journal.startedAt;
 
 /** A site's state folder, which one process at a time may change. */
 export interface StateFolder {
@@ -391,7 +413,10 @@ export function openState(path: string): StateFolder {
     },
     writeState: async (state) => writeFileDurably(statePath, `${JSON.stringify(state, null, 2)}\n`, 0o600),
     async readJournal() {
-      const value = await readVersioned(journalPath, [1, 2, JOURNAL_VERSION - 1, JOURNAL_VERSION]);
+      const value = await readVersioned(journalPath, [
+        ...[1, 2, JOURNAL_VERSION - 1, JOURNAL_VERSION],
+        MERGE_VERSION,
+      ]);
       if (value === undefined) return undefined;
       if (value.version === 1) return fromFirst(checked(journalPath, journalSchemaFirst, value));
       const { plan, ...journal } = checkedJournal(journalPath, value);
@@ -407,11 +432,8 @@ export function openState(path: string): StateFolder {
     },
     async writeJournal({ root, ...journal }) {
       const plan = folder.keepPlan(root);
-      writeFileDurably(
-        journalPath,
-        `${JSON.stringify({ ...journal, version: JOURNAL_VERSION, plan })}\n`,
-        0o600,
-      );
+      const version = journal.operation === "merge" ? MERGE_VERSION : JOURNAL_VERSION;
+      writeFileDurably(journalPath, `${JSON.stringify({ ...journal, version, plan })}\n`, 0o600);
       await removePlans(plan);
     },
     async removeJournal() {
@@ -450,6 +472,7 @@ const sha256 = (bytes: string | Uint8Array): string => createHash("sha256").upda
 
 /** An older version's journal is of an install in place, or of a rollback. */
 function checkedJournal(path: string, value: { readonly version?: unknown }) {
+  if (value.version === MERGE_VERSION) return checked(path, mergeSchema, value);
   const isNow = value.version === JOURNAL_VERSION;
   if ("operation" in value && value.operation === "rollback")
     return checked(path, isNow ? rollbackSchema : rollbackSchemaBefore, value);

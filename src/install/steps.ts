@@ -29,8 +29,9 @@ import {
 import { restoreNext } from "./environments.js";
 import { requireUnused, type Live, type StreamPlan } from "./plan.js";
 import { discardPartial, isReceived, receiveStream, tokenOf, type ReceiveOptions } from "./receive.js";
+import { forgetMerge, rememberMerge } from "./merge-mark.js";
 import { composeParts, sharedPart, sharedPaths } from "./shared-mounts.js";
-import { siteRoot, withRoot, type SiteRoot } from "./site-root.js";
+import { datasetOfRoot, siteRoot, withRoot, type SiteRoot } from "./site-root.js";
 import {
   baseOf,
   beganAt,
@@ -46,6 +47,7 @@ import {
   type InstallJournal,
   type Journal,
   type Loss,
+  type MergeJournal,
   type NewEnvironment,
   type RollbackJournal,
   type SiteState,
@@ -86,10 +88,18 @@ type Steps<Kind extends Journal> = Readonly<Record<Kind["phase"], Step<Kind>>>;
 const environmentOf = (journal: Journal): NewEnvironment | null =>
   journal.operation === "install" ? journal.environment : null;
 
+/** Runs `use` on the `/` that is changed. */
+function inRoot(journal: Journal, site: SiteConfig, use: (place: SiteRoot) => Promise<void>): Promise<void> {
+  if (journal.operation !== "merge") return withRoot(environmentOf(journal), site, use);
+  // Another environment may have been booted since.
+  const { into } = journal;
+  return withRoot(datasetOfRoot(site) === into ? null : { dataset: into }, site, use);
+}
+
 const checkPlanned = async (journal: Journal, { site }: Pick<Work, "site">): Promise<void> => {
   const { root } = journal;
   if (root === null) return;
-  await withRoot(environmentOf(journal), site, (place) => requireAsPlanned(root, place, !isWritten(journal)));
+  await inRoot(journal, site, (place) => requireAsPlanned(root, place, !isWritten(journal)));
 };
 
 const preparing: Step = {
@@ -101,7 +111,7 @@ const preparing: Step = {
     const { root } = journal;
     if (root === null) return;
     step(`preparing ${root.changes.length} changed files of /`);
-    await withRoot(environmentOf(journal), site, async (place) => {
+    await inRoot(journal, site, async (place) => {
       await importObjects(root, { ...place, scratchDir });
       await prepareRoot(root, { ...place, progress, signal });
     });
@@ -110,7 +120,7 @@ const preparing: Step = {
     const { root } = journal;
     const environment = environmentOf(journal);
     if (environment === null) {
-      if (root !== null) await discardRoot(root, await siteRoot(site));
+      if (root !== null) await inRoot(journal, site, (place) => discardRoot(root, place));
       return;
     }
     // All else goes with the clone.
@@ -125,9 +135,7 @@ const writing: Step = {
     const { root } = journal;
     if (root === null) return;
     step("writing the changed files of /");
-    await withRoot(environmentOf(journal), site, (place) =>
-      commitRoot(root, { ...place, scratchDir, progress }),
-    );
+    await inRoot(journal, site, (place) => commitRoot(root, { ...place, scratchDir, progress }));
   },
   async undo(journal, work) {
     const { root } = journal;
@@ -136,7 +144,7 @@ const writing: Step = {
     if (root === null) return;
     const { site, scratchDir, step, progress } = work;
     step("bringing back the files of /");
-    await revertRoot(root, { ...(await siteRoot(site)), scratchDir, progress });
+    await inRoot(journal, site, (place) => revertRoot(root, { ...place, scratchDir, progress }));
   },
 };
 
@@ -300,6 +308,15 @@ const ROLLBACK: Steps<RollbackJournal> = {
   },
 };
 
+const MERGE: Steps<MergeJournal> = {
+  preparing,
+  writing,
+  recording: {
+    do: ({ into, difference }) => rememberMerge(into, difference),
+    undo: ({ into, difference }) => forgetMerge(into, difference),
+  },
+};
+
 /**
  * Whether somebody agreed to lose this.
  * @throws ZferryError `loss-not-agreed`
@@ -329,7 +346,11 @@ export function requireAgreed(loss: Loss, agreed: readonly Loss[]): void {
 export async function carryOut(journal: Journal, outdated: RootPlan | null, work: Work): Promise<void> {
   if (outdated !== null) await discardOutdated(outdated, environmentOf(journal), work);
   if (journal.operation === "install") await advance(journal, INSTALL, phasesOf(journal), work);
-  else await advance(journal, ROLLBACK, PHASES.rollback, work);
+  else if (journal.operation === "rollback") await advance(journal, ROLLBACK, PHASES.rollback, work);
+  else {
+    await advance(journal, MERGE, PHASES.merge, work);
+    await work.folder.removeJournal();
+  }
   await finishRecorded(work.folder);
 }
 
@@ -369,7 +390,9 @@ async function advance<Kind extends Journal>(
  */
 export async function undo(journal: Journal, work: Work): Promise<void> {
   if (journal.operation === "install") await retreat(journal, INSTALL, phasesOf(journal), work);
-  else await retreat(journal, ROLLBACK, PHASES.rollback, work);
+  else if (journal.operation === "rollback") await retreat(journal, ROLLBACK, PHASES.rollback, work);
+  // What somebody destroyed needs nothing to be taken back.
+  else if (await datasetExists(journal.into)) await retreat(journal, MERGE, PHASES.merge, work);
   await work.folder.removeJournal();
 }
 
@@ -407,6 +430,7 @@ async function afterFailure(cause: unknown, journal: Journal, work: Work): Promi
 const WORDS = {
   install: { stays: "what is received stays", none: "nothing was received" },
   rollback: { stays: "what is rolled back stays so", none: "nothing was rolled back" },
+  merge: { stays: "what is merged stays so", none: "nothing was merged" },
 } as const;
 
 const isBegun = async ({ folder }: Work): Promise<boolean> => (await folder.readJournal()) !== undefined;
@@ -414,6 +438,8 @@ const isBegun = async ({ folder }: Work): Promise<boolean> => (await folder.read
 /** The error, with what became of the site and how to go on. */
 function withWays(error: ZferryError, kept: string, journal: Journal): ZferryError {
   if (journal.operation === "rollback") return withHint(error, `${kept}; to go on: bundle rollback`);
+  if (journal.operation === "merge")
+    return withHint(error, `${kept}; to go on: bundle confirm --merge; to give it up: bundle abort`);
   const copy = "member" in error.details ? ", or from another copy: bundle install FILE" : "";
   return withHint(error, `${kept}; to go on: bundle install${copy}; to give it up: bundle abort`);
 }
@@ -427,8 +453,13 @@ function withHint(error: ZferryError, more: string): ZferryError {
   });
 }
 
-const describeDone = (journal: Journal): Promise<string | undefined> =>
-  journal.operation === "install" ? describeReceived(journal) : describeRolledBack(journal);
+const PARTLY = "/ may be written in part";
+
+async function describeDone(journal: Journal): Promise<string | undefined> {
+  if (journal.operation === "install") return describeReceived(journal);
+  if (journal.operation === "rollback") return describeRolledBack(journal);
+  return isWritten(journal) ? PARTLY : undefined;
+}
 
 /** "usr is received", "43 MiB of usr are received"; undefined when nothing is. */
 async function describeReceived(journal: InstallJournal): Promise<string | undefined> {
@@ -442,7 +473,7 @@ async function describeReceived(journal: InstallJournal): Promise<string | undef
   for (const { release } of doneLinks(journal)) found.unshift(`release ${release.name} is in it`);
   if (environmentOf(journal) !== null) return found.length === 0 ? undefined : found.join(", ");
   // A bundle may have no stream that was left to be received.
-  if (found.length === 0 && isWritten(journal)) return "/ may be written in part";
+  if (found.length === 0 && isWritten(journal)) return PARTLY;
   return found.length === 0 ? undefined : found.join(", ");
 }
 
@@ -452,12 +483,12 @@ async function describeRolledBack(journal: RollbackJournal): Promise<string | un
   for (const stream of ownStreams(journal)) {
     if (!(await isReceived(stream))) found.push(`${stream.role} is rolled back`);
   }
-  if (found.length === 0 && isWritten(journal)) return "/ may be written in part";
+  if (found.length === 0 && isWritten(journal)) return PARTLY;
   return found.length === 0 ? undefined : found.join(", ");
 }
 
 /** Those that were not there before it began. */
-const ownStreams = ({ streams, present }: Journal): InstalledStream[] =>
+const ownStreams = ({ streams, present }: InstallJournal | RollbackJournal): InstalledStream[] =>
   streams.filter(({ role }) => !present.includes(role));
 
 /** How far the receive of a stream has come. */
@@ -490,6 +521,10 @@ export async function requireUndoable(
   live: Live | undefined,
 ): Promise<void> {
   if (journal.operation === "rollback") return requireNotRolledBack(journal);
+  if (journal.operation === "merge") {
+    if (isWritten(journal) && (await datasetExists(journal.into))) await checkPlanned(journal, { site });
+    return;
+  }
   const { environment } = journal;
   if (environment !== null) requireNotRunning(environment);
   for (const stream of ownStreams(journal)) {
@@ -603,7 +638,7 @@ async function describeEnvironment(environment: NewEnvironment, root: RootPlan |
  */
 export async function finishRecorded(folder: StateFolder): Promise<Journal | undefined> {
   const [state, journal] = [await folder.readState(), await folder.readJournal()];
-  if (journal === undefined || !isRecorded(state, journal)) return undefined;
+  if (journal === undefined || journal.operation === "merge" || !isRecorded(state, journal)) return undefined;
   if (journal.operation === "rollback") await releaseBases(journal.streams);
   else {
     const before = state && { ...state, installations: state.installations.slice(0, -1) };

@@ -16,6 +16,30 @@ export interface ChangesBefore {
   readonly paths: readonly string[];
 }
 
+/** What an environment was cloned from. */
+export interface EnvironmentBefore {
+  readonly dataset: string;
+  readonly name: string;
+  /** The snapshot, in full. */
+  readonly origin: string;
+  readonly mountpoint: string;
+}
+
+/** @returns undefined for one that was not cloned from another of its container */
+export async function environmentBefore(dataset: string): Promise<EnvironmentBefore | undefined> {
+  const { origin } = await getProperties(dataset, ["origin"]);
+  const [old = "", snapshot] = origin.split("@");
+  if (snapshot === undefined || parentOf(old) !== parentOf(dataset)) return undefined;
+  const { mountpoint } = await getProperties(old, ["mountpoint"]);
+  return { dataset: old, name: basename(old), origin, mountpoint };
+}
+
+/** How it is mounted as it was then, and as it is now. */
+export const mountsOf = ({ dataset, origin, mountpoint }: EnvironmentBefore) => ({
+  then: { args: ["-t", "zfs", origin], path: "/" },
+  now: { args: readOnlyMount(dataset, mountpoint), path: "/" },
+});
+
 /**
  * Compares the environment that one was cloned from with the snapshot of that time: what its repository tracks, and what is neither
  * tracked nor ignored. To be called where nobody else sees what is mounted.
@@ -23,18 +47,13 @@ export interface ChangesBefore {
  * @throws ZferryError `io-failed`, `git-failed`, `not-configured`
  */
 export async function changesBefore(dataset: string): Promise<ChangesBefore | undefined> {
-  const { origin } = await getProperties(dataset, ["origin"]);
-  const [old = "", snapshot] = origin.split("@");
-  if (snapshot === undefined || parentOf(old) !== parentOf(dataset)) return undefined;
-  const { mountpoint } = await getProperties(old, ["mountpoint"]);
-  const then = await withOwnMounts([{ args: ["-t", "zfs", origin], path: "/" }], (folder) =>
-    readFiles(folder),
-  );
-  const now = await withOwnMounts([{ args: readOnlyMount(old, mountpoint), path: "/" }], (folder) =>
-    readFiles(folder, then.tree),
-  );
+  const before = await environmentBefore(dataset);
+  if (before === undefined) return undefined;
+  const mounts = mountsOf(before);
+  const then = await withOwnMounts([mounts.then], (folder) => readFiles(folder));
+  const now = await withOwnMounts([mounts.now], (folder) => readFiles(folder, then.tree));
   const paths = new Set([...now.committed, ...differing(then.states, now.states)]);
-  return { environment: basename(old), paths: [...paths].map(showPath).sort() };
+  return { environment: before.name, paths: [...paths].map(showPath).sort() };
 }
 
 interface Files {

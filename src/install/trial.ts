@@ -25,6 +25,7 @@ import {
   type Candidate,
   type Survey,
 } from "./environments.js";
+import { wantMerge } from "./merge-mark.js";
 import { requireNothingPending } from "./pending.js";
 import { judgeBoot, writeFailure, type Trial, type TrialFailure } from "./trial-rules.js";
 import { readUnderWay } from "./under-way.js";
@@ -101,15 +102,19 @@ export const runningTrial = async (site: SiteConfig): Promise<TrialStatus | unde
 
 /**
  * Keeps the running environment, if it is on trial.
+ * @param isMergeWanted whether what was changed in the environment before is to be merged then, which is kept in mind
  * @throws ZferryError `install-pending`
  */
-export async function confirmTrial(site: SiteConfig): Promise<void> {
+export async function confirmTrial(site: SiteConfig, isMergeWanted: boolean): Promise<void> {
   const tried = await readTried(site);
   if (tried === undefined) return;
-  requireNothingPending(await readUnderWay(site), "and nothing is confirmed before that is done");
+  const journal = await readUnderWay(site);
+  if (journal?.operation !== "merge")
+    requireNothingPending(journal, "and nothing is confirmed before that is done");
   const { dataset } = tried.environment;
   await setProperty(dataset, "zferry:confirmed", "yes");
   await dropProperties(dataset, ["zferry:failed"]);
+  if (isMergeWanted) await wantMerge(dataset);
   await endTrial(tried.environment);
 }
 
@@ -193,7 +198,8 @@ async function findFault({ environment }: Tried, options: TrialOptions): Promise
   try {
     if (!(await isUp())) return "the system is still starting";
     const journal = await readUnderWay(site);
-    if (journal !== undefined) return `release ${journal.release.name} is under way`;
+    if (journal !== undefined && journal.operation !== "merge")
+      return `release ${journal.release.name} is under way`;
     const known = ownValue(environment.properties["zferry:failing"]).split(" ");
     const failed = (await failedServices()).filter((name) => !known.includes(name));
     if (failed.length > 0) return `failed: ${failed.join(", ")}`;

@@ -112,7 +112,8 @@ export async function makeRootPart(options: {
   const borrower = createBorrower(join(scratchDir, "root.git"), git);
   const before = base === undefined ? new Map<RawPath, TreeFile>() : await listTree(borrower, base.tree);
   const after = await listTree(borrower, target.tree);
-  const changes = compareTrees(before, after);
+  const { files: changes, refused } = compareTrees(before, after);
+  for (const { path, refusal } of refused) throw cannotChange(path, refusal);
   refuseSecrets(await findSecrets(borrower, before, after, options.secrets));
   const metadata = await recordMetadata(
     changes,
@@ -170,15 +171,31 @@ export const packedIds = ({ changes }: Pick<RootMetadata, "changes">): string[] 
 export const isSameInGit = (before: RecordedFile | null, after: RecordedFile | null): boolean =>
   before?.mode === after?.mode && before?.blob === after?.blob;
 
+const cannotChange = (path: RawPath, refusal: string): ZferryError =>
+  new ZferryError("git-failed", `a release cannot change ${showPath(path)}: it ${refusal}`, {
+    details: { path: showPath(path) },
+    hint: "take it out of git's index (git rm --cached), or list it in .gitignore",
+  });
+
 interface FileAcross {
   readonly path: RawPath;
   readonly before: TreeFile | null;
   readonly after: TreeFile | null;
 }
 
+/** A path that differs, and that no release can change: why, as words to follow it. */
+interface RefusedPath {
+  readonly path: RawPath;
+  readonly refusal: string;
+}
+
 /** Every file of either tree: one that git sees no change in may have another owner. */
-function compareTrees(before: Map<RawPath, TreeFile>, after: Map<RawPath, TreeFile>): FileAcross[] {
+export function compareTrees(
+  before: ReadonlyMap<RawPath, TreeFile>,
+  after: ReadonlyMap<RawPath, TreeFile>,
+): { readonly files: readonly FileAcross[]; readonly refused: readonly RefusedPath[] } {
   const files: FileAcross[] = [];
+  const refused: RefusedPath[] = [];
   for (const path of [...new Set([...before.keys(), ...after.keys()])].sort()) {
     const file = { path, before: before.get(path) ?? null, after: after.get(path) ?? null };
     const changed = file.before?.mode !== file.after?.mode || file.before?.id !== file.after?.id;
@@ -187,14 +204,9 @@ function compareTrees(before: Map<RawPath, TreeFile>, after: Map<RawPath, TreeFi
       ? `has git mode ${unknown.mode}${unknown.mode === "160000" ? ", a submodule" : ""}`
       : fileRefusal(path);
     if (refusal === undefined) files.push(file);
-    else if (changed) {
-      throw new ZferryError("git-failed", `a release cannot change ${showPath(path)}: it ${refusal}`, {
-        details: { path: showPath(path) },
-        hint: "take it out of git's index (git rm --cached), or list it in .gitignore",
-      });
-    }
+    else if (changed) refused.push({ path, refusal });
   }
-  return files;
+  return { files, refused };
 }
 
 /** A file tree at one release, with the names of its users and groups. */
@@ -216,7 +228,8 @@ function openSnapshot(path: string): Snapshot {
   }
 }
 
-async function recordMetadata(
+/** What differs between two file trees of these files, with what git does not keep. */
+export async function recordMetadata(
   files: readonly FileAcross[],
   beforeDir: string | null,
   afterDir: string,

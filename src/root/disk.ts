@@ -60,6 +60,8 @@ export interface DiskOptions {
    * install made them.
    */
   readonly back: { readonly untracked: ReadonlySet<RawPath> } | undefined;
+  /** Whether it comes from a build host, and not from this machine. */
+  readonly isOfRelease: boolean;
   readonly settling: Settler;
   /** Told the paths that change; throws where some must not. */
   readonly permit: ((paths: readonly RawPath[]) => void) | undefined;
@@ -87,7 +89,7 @@ export async function planDisk(options: DiskOptions): Promise<Disk> {
       options.back !== undefined,
     );
     const { directories: recorded, warn } = options;
-    if (warn !== undefined) attributes.compareNumbers(recordedAfter(options), warn);
+    if (warn !== undefined && options.isOfRelease) attributes.compareNumbers(recordedAfter(options), warn);
     const removed = recorded.filter(({ after }) => after === null);
     const gone = new Set(removed.map(({ path }) => pathOf(path)));
     const inTheWay = new Obstacles();
@@ -131,9 +133,13 @@ async function planFiles(
     conflicts,
     replaceUntracked,
     back,
+    isOfRelease,
     progress,
     warn,
-  }: Pick<DiskOptions, "changes" | "conflicts" | "replaceUntracked" | "back" | "progress" | "warn">,
+  }: Pick<
+    DiskOptions,
+    "changes" | "conflicts" | "replaceUntracked" | "back" | "isOfRelease" | "progress" | "warn"
+  >,
   removedFolders: ReadonlySet<RawPath>,
   head: ReadonlyMap<RawPath, TreeFile>,
   merged: ReadonlyMap<RawPath, TreeFile>,
@@ -206,11 +212,7 @@ async function planFiles(
     planned.push({ path, before: current, after: state });
   }
   if (inTheWay.length > 0) {
-    throw dirty(
-      "something lies where the release puts a file",
-      inTheWay,
-      adviceFor(isSavable, back !== undefined),
-    );
+    throw dirty("something lies where the release puts a file", inTheWay, adviceFor(isSavable, isOfRelease));
   }
   const covered = new Set([...untracked, ...present.keys(), ...planned.map(({ path }) => path)]);
   if (conflicts.size === 0) requireAllPlanned(head, merged, covered);
@@ -220,9 +222,9 @@ async function planFiles(
 const gitPart = ({ mode, blob }: GitFile): GitFile => ({ mode, blob });
 
 /** @param isSavable whether something in the way is what git can keep */
-function adviceFor(isSavable: boolean, isRollback: boolean): string {
+function adviceFor(isSavable: boolean, isOfRelease: boolean): string {
   if (!isSavable) return "move it away, or remove it";
-  if (isRollback) return "move it away, or commit it";
+  if (!isOfRelease) return "move it away, or commit it";
   return "move it away, or commit it; --replace-untracked saves files and links in git, and replaces them";
 }
 

@@ -104,7 +104,10 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
   const commit = committer(scratch, options.date);
   if (pristine === null) await warnOfRenames(scratch, site, changes, options.warn);
   const { directories } = metadata;
-  const difference = { base, theirs, changes, directories, isWhole: pristine !== null, back: undefined };
+  const difference = {
+    ...{ base, theirs, changes, directories },
+    ...{ isWhole: pristine !== null, isOfRelease: true, back: undefined },
+  };
   const { merged, disk } = await mergeInto(scratch, site.tree, difference, options);
   await requireObjects(scratch, site, disk, uncommitted, options);
   const replaced =
@@ -168,7 +171,7 @@ export async function requireObjects(
 }
 
 /** What comes into a site's `/`: the difference of two trees, and what git does not keep of it. */
-interface Difference extends Pick<DiskOptions, "directories" | "back"> {
+interface Difference extends Pick<DiskOptions, "directories" | "back" | "isOfRelease"> {
   readonly base: string;
   readonly theirs: string;
   readonly changes: readonly Change[];
@@ -184,8 +187,8 @@ interface Difference extends Pick<DiskOptions, "directories" | "back"> {
 export async function mergeInto(
   scratch: Git,
   tree: string,
-  { base, theirs, changes, isWhole, directories, back }: Difference,
-  options: Omit<PlanOptions, "git" | "summary" | "patch" | "objects" | "metadata">,
+  { base, theirs, changes, isWhole, isOfRelease, directories, back }: Difference,
+  options: Omit<PlanOptions, "git" | "summary" | "patch" | "objects" | "metadata" | "release">,
 ): Promise<{ readonly merged: string; readonly disk: Disk }> {
   const followed = await followRenames(scratch, { base, ours: tree, theirs }, changes, isWhole);
   const { rootDir, scratchDir, policies = [], resolutions, replaceUntracked = false } = options;
@@ -210,6 +213,7 @@ export async function mergeInto(
       conflicts,
       replaceUntracked,
       back,
+      isOfRelease,
       settling,
       permit,
       space,

@@ -57,6 +57,7 @@ export async function planRootRollback(options: RollbackOptions): Promise<RootPl
       after: before && recorded(before),
     })),
     isWhole: true,
+    isOfRelease: false,
     back: { untracked: returning.untracked },
   };
   const { merged, disk } = await mergeInto(

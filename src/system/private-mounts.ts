@@ -195,14 +195,16 @@ export interface OwnMount {
 /**
  * Runs `use` on a folder that has file systems, for writing. It has the same path each time.
  * @param use `add` mounts others in it
+ * @param name tells the folder from another one that is there meanwhile
  * @throws ZferryError `io-failed` where one cannot be mounted, or unmounted after `use` ended well
  */
 export function withOwnMounts<T>(
   mounts: readonly OwnMount[],
   use: (folder: string, add: (mount: OwnMount) => Promise<void>) => T | Promise<T>,
+  name = "",
 ): Promise<T> {
   if (!isPrivate()) throw new RangeError("what is mounted here would be seen by all");
-  const folder = join(RUNTIME_FOLDER, `zferry-${process.pid}`);
+  const folder = join(RUNTIME_FOLDER, `zferry-${process.pid}${name}`);
   guarded(folder, () => mkdirSync(folder, { recursive: true, mode: 0o700 }));
   const mount = (base: string, { args, path }: OwnMount): Promise<void> =>
     execute("mount", [...args, join(base, path)]);

@@ -83,3 +83,74 @@ describe("while an install is under way", () => {
     expect(errorOf(await runHere("environments", "--json")).code).toBe("not-configured");
   });
 });
+
+describe("while changes of another environment are merged", () => {
+  const begin = async (undoing = false): Promise<void> => {
+    const state = configure('[root]\n[install]\nmode = "boot-environment"\n');
+    mkdirSync(state);
+    const ID = "a".repeat(40);
+    await openState(state).writeJournal({
+      operation: "merge",
+      startedAt: 1_800_000_000,
+      phase: "preparing",
+      undoing,
+      site: { product: "gentoo", root: "/" },
+      into: "p/ROOT/two",
+      from: "p/ROOT/one",
+      difference: "c".repeat(64),
+      root: {
+        format: 1,
+        head: ID,
+        branch: null,
+        mergeCommit: ID,
+        releaseCommit: null,
+        previousRelease: null,
+        changes: [],
+        directories: [],
+      },
+    });
+  };
+
+  test("status says so, and no history has it", async () => {
+    await begin();
+    const status = (await runHere("status")).stdout.toString();
+    expect(status).toMatch(
+      /^under way: a merge of changes of one into two, begun at 2027-01-15 .*, preparing the files of \/$/m,
+    );
+    expect(status).toMatch(/^ {2}goes on with: bundle confirm --merge; gives it up: bundle abort$/m);
+    const told = JSON.parse((await runHere("status", "--json")).stdout.toString()) as object;
+    expect(told).toMatchObject({
+      underWay: { operation: "merge", release: null, into: "p/ROOT/two", from: "p/ROOT/one", streams: [] },
+    });
+    expect((await runHere("history")).stdout.toString()).toBe("no release was installed by zferry yet\n");
+    const history = JSON.parse((await runHere("history", "--json")).stdout.toString()) as object;
+    expect(history).toMatchObject({ underWay: null });
+  });
+
+  test("status says that it is being given up", async () => {
+    await begin(true);
+    expect((await runHere("status")).stdout.toString()).toContain(
+      "being given up (preparing)\n  goes on with: bundle abort\n",
+    );
+  });
+
+  test("nothing is activated", async () => {
+    await begin();
+    expect(told(await runHere("activate", "one"))).toEqual({
+      status: 17,
+      message:
+        "a merge of changes of one into two is under way, and what boots next stays until that is done",
+      hint: "finish it first: bundle confirm --merge; or give it up: bundle abort",
+    });
+  });
+});
+
+test("confirm has --merge for boot environments, and --commit-drift for --merge", async () => {
+  configure();
+  expect(told(await runHere("confirm", "--merge"))).toMatchObject({
+    status: 2,
+    message: '--merge is of no use with mode = "in-place": there is no environment before',
+  });
+  expect(told(await runHere("confirm", "--commit-drift"))).toMatchObject({ status: 2 });
+  expect(readdirSync(folder.path)).toEqual(["site.toml"]);
+});

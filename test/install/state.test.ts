@@ -14,10 +14,13 @@ import {
   type Installation,
   type InstallJournal,
   type Journal,
+  type MergeJournal,
   type RollbackJournal,
 } from "../../src/install/state.js";
 import { readSite, settleMode } from "../../src/install/mode.js";
-import { requireSameSite } from "../../src/install/pending.js";
+import { parseConfig, siteSchema } from "../../src/config.js";
+import { makeReceipt } from "../../src/carry/receipt.js";
+import { pending, requireSameSite } from "../../src/install/pending.js";
 import { readUnderWay as readUnderWayOf } from "../../src/install/under-way.js";
 import { parseMounts, visibleByPoint } from "../../src/system/mounts.js";
 import { withMode } from "../../src/system/settings.js";
@@ -86,6 +89,18 @@ const ROLLBACK: RollbackJournal = {
   phase: "rolling-back",
   site: { product: "gentoo", root: "/" },
   lost: [{ dataset: "rpool/usr", snapshots: [{ snapshot: "daily 1", guid: "77" }], written: 4096 }],
+};
+
+const MERGE: MergeJournal = {
+  operation: "merge",
+  startedAt: 1_800_000_900,
+  phase: "writing",
+  undoing: false,
+  site: { product: "gentoo", root: "/" },
+  into: "rpool/ROOT/R5",
+  from: "rpool/ROOT/R4",
+  difference: "c".repeat(64),
+  root,
 };
 
 const INSTALLATION: Installation = {
@@ -175,10 +190,10 @@ describe("a journal", () => {
   });
 
   test("of another version is refused, naming both", async () => {
-    writeFileSync(file("journal.json"), JSON.stringify({ version: 5 }));
+    writeFileSync(file("journal.json"), JSON.stringify({ version: 6 }));
     expect(await faultOf()).toMatchObject({
       code: "format-unsupported",
-      message: `${file("journal.json")} has version 5, this zferry reads versions 1, 2, 3 and 4`,
+      message: `${file("journal.json")} has version 6, this zferry reads versions 1, 2, 3, 4 and 5`,
       hint: "use the zferry that wrote it",
     });
   });
@@ -352,6 +367,45 @@ describe("a journal", () => {
       code: "journal-malformed",
       message: expect.stringContaining("phase: is not ") as string,
     });
+  });
+
+  test("of a merge has a version of its own, and no release", async () => {
+    const state = openState(folder);
+    await state.writeJournal(MERGE);
+    expect(await readUnderWay()).toEqual({ ...MERGE, version: 5 });
+    const text = readFileSync(file("journal.json"), "utf8");
+    expect((JSON.parse(text) as { version: number }).version).toBe(5);
+    for (const [from, to] of [
+      ['"writing"', '"receiving"'],
+      ['"into":"rpool/ROOT/R5"', '"into":"-o x"'],
+      [`"${"c".repeat(64)}"`, '"wanted"'],
+      [/"plan":"[0-9a-f]*"/, '"plan":null'],
+    ] as const) {
+      writeFileSync(file("journal.json"), text.replace(from, to));
+      expect(await faultOf()).toMatchObject({ code: "journal-malformed" });
+    }
+    await state.writeJournal({ ...ROLLBACK, phase: "preparing" });
+    expect((JSON.parse(readFileSync(file("journal.json"), "utf8")) as { version: number }).version).toBe(4);
+  });
+
+  test("of a merge is named in what has to wait for it, and needs the mode that it was begun with", () => {
+    expect(pending(MERGE, "and it waits")).toMatchObject({
+      code: "install-pending",
+      message: "a merge of changes of R4 into R5 is under way, and it waits",
+      hint: "finish it first: bundle confirm --merge; or give it up: bundle abort",
+    });
+    expect(pending({ ...MERGE, undoing: true }, "and it waits")).toMatchObject({
+      message: "a merge of changes of R4 into R5 is under way, which is being given up, and it waits",
+      hint: "finish that first: bundle abort",
+    });
+    const site = (text: string) => parseConfig(siteSchema, text, "site.toml");
+    expect(() => requireSameSite(MERGE, site(SITE.replace("usr/one", "usr/two")))).not.toThrow();
+    expect(() => requireSameSite(MERGE, site(SITE.replace("boot-environment", "in-place")))).toThrow(
+      "mode is in-place, not boot-environment",
+    );
+    expect(
+      makeReceipt(undefined, MERGE, { site: "a", product: "demo", made: 1, zferry: "0.1.0" }).underWay,
+    ).toBeNull();
   });
 
   test("of an install that is recorded is of nothing under way", async () => {
