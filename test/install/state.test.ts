@@ -18,7 +18,6 @@ import {
   type RollbackJournal,
 } from "../../src/install/state.js";
 import { readSite, settleMode } from "../../src/install/mode.js";
-import { parseConfig, siteSchema } from "../../src/config.js";
 import { makeReceipt } from "../../src/carry/receipt.js";
 import { pending, requireSameSite } from "../../src/install/pending.js";
 import { readUnderWay as readUnderWayOf } from "../../src/install/under-way.js";
@@ -398,7 +397,7 @@ describe("a journal", () => {
       message: "a merge of changes of R4 into R5 is under way, which is being given up, and it waits",
       hint: "finish that first: bundle abort",
     });
-    const site = (text: string) => parseConfig(siteSchema, text, "site.toml");
+    const site = (text: string) => withMode(parseConfig(siteSchema, text, "site.toml"), new Map());
     expect(() => requireSameSite(MERGE, site(SITE.replace("usr/one", "usr/two")))).not.toThrow();
     expect(() => requireSameSite(MERGE, site(SITE.replace("boot-environment", "in-place")))).toThrow(
       "mode is in-place, not boot-environment",
