@@ -136,7 +136,7 @@ function refuseUnkept(
   groundOf: (path: RawPath | "") => Mount | undefined,
 ): ZferryError | undefined {
   const found: string[] = [];
-  const look = (path: RawPath, attributes: FileAttributes, mask: string, what?: string): void => {
+  const look = (path: RawPath, attributes: FileAttributes, mask: "fmask" | "dmask", what?: string): void => {
     const mount = groundOf(path);
     if (mount === undefined || !FAT.includes(mount.type)) return;
     const fault = what ?? describeUnkept(attributes, mount, mask);
@@ -156,11 +156,14 @@ function refuseUnkept(
   );
 }
 
-/** What a mount does not give to its files; undefined for nothing. */
-function describeUnkept(
+/**
+ * What a mount of FAT does not give to its files; undefined for nothing.
+ * @param mask of the permissions: of files or of folders
+ */
+export function describeUnkept(
   { uid, gid, permissions, xattrs }: FileAttributes,
-  { options }: Mount,
-  mask: string,
+  { options }: Pick<Mount, "options">,
+  mask: "fmask" | "dmask",
 ): string | undefined {
   const option = (name: string, radix: number): number =>
     parseInt(options.find((each) => each.startsWith(`${name}=`))?.slice(name.length + 1) ?? "0", radix);

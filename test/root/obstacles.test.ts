@@ -1,4 +1,5 @@
 import { afterEach, describe, expect, it } from "vitest";
+import { describeUnkept } from "../../src/root/obstacles.js";
 import { everything } from "./everything.js";
 import { file, keepsFlags, sh, type Site } from "./hosts.js";
 
@@ -61,3 +62,27 @@ describe.skipIf(!hasFlags)("what chattr locks is told by the plan", () => {
     });
   });
 });
+
+const FAT = "rw,uid=5,gid=6,fmask=0022,dmask=0077,codepage=437,errors=remount-ro";
+
+it.each<[string | undefined, string, "fmask" | "dmask", number, number, number, string[]]>([
+  [undefined, FAT, "fmask", 5, 6, 0o755, []],
+  // DOS's own flag for what is read-only.
+  [undefined, FAT, "fmask", 5, 6, 0o555, []],
+  [undefined, FAT, "dmask", 5, 6, 0o700, []],
+  [undefined, "rw,fmask=0133,dmask=0022", "fmask", 0, 0, 0o644, []],
+  ["owner 0:0, there 5:6", FAT, "fmask", 0, 0, 0o755, []],
+  ["owner 5:0, there 5:6", FAT, "fmask", 5, 0, 0o755, []],
+  ["permissions 644, there 755", FAT, "fmask", 5, 6, 0o644, []],
+  ["permissions 4755, there 755", FAT, "fmask", 5, 6, 0o4755, []],
+  ["permissions 755, there 700", FAT, "dmask", 5, 6, 0o755, []],
+  ["security.capability", FAT, "fmask", 5, 6, 0o755, ["security.capability"]],
+])(
+  "says %s of a file that FAT with %s is to keep",
+  (expected, options, mask, uid, gid, permissions, names) => {
+    const xattrs = Object.fromEntries(names.map((name) => [name, "AA=="]));
+    expect(describeUnkept({ uid, gid, permissions, xattrs }, { options: options.split(",") }, mask)).toBe(
+      expected,
+    );
+  },
+);
