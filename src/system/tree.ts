@@ -153,12 +153,12 @@ function openFolder(tree: Tree, path: string): Opened<unknown> {
  */
 function identityOf(fd: number): string {
   const { ino, birthtimeNs } = fs.fstatSync(fd, { bigint: true });
-  return `${hasNumbers(fd) ? ino : 0}:${birthtimeNs}`;
+  // FAT numbers its files anew with every mount.
+  return `${isOnFat(fd) ? 0 : ino}:${birthtimeNs}`;
 }
 
-/** FAT numbers its files anew with every mount. */
-const hasNumbers = (fd: number): boolean =>
-  ![MSDOS_SUPER_MAGIC, EXFAT_SUPER_MAGIC].includes(fs.statfsSync(`/proc/self/fd/${fd}`).type);
+const isOnFat = (fd: number): boolean =>
+  [MSDOS_SUPER_MAGIC, EXFAT_SUPER_MAGIC].includes(fs.statfsSync(`/proc/self/fd/${fd}`).type);
 const MSDOS_SUPER_MAGIC = 0x4d44;
 const EXFAT_SUPER_MAGIC = 0x2011bab0;
 
@@ -459,7 +459,8 @@ export function makeFolder(tree: Tree, path: RawPath): string {
     const fd = fs.openSync(place, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
     try {
       const { uid, mode } = fs.fstatSync(fd);
-      const isNew = uid === process.geteuid?.() && (mode & 0o777) === 0o700;
+      // On FAT both are those of the mount.
+      const isNew = isOnFat(fd) || (uid === process.geteuid?.() && (mode & 0o777) === 0o700);
       if (!isNew || fs.readdirSync(`/proc/self/fd/${fd}`).length > 0) throw replacedFolder(tree, path);
       const identity = identityOf(fd);
       tree.held.set(path, identity);
