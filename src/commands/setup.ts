@@ -176,18 +176,16 @@ const filesAsJson = (
   `${JSON.stringify({
     init,
     ...told(besides),
-    files: files.flatMap(({ path, mode, text, link }) => [
+    files: files.flatMap(({ path, mode, text, links = [] }) => [
       { path: join(root, path), outcome: "printed", mode: mode.toString(8), text },
-      ...(link === undefined
-        ? []
-        : [{ path: join(root, link.path), outcome: "printed", target: link.target }]),
+      ...links.map((link) => ({ path: join(root, link.path), outcome: "printed", target: link.target })),
     ]),
   })}\n`;
 
 function filesAsText(root: string, files: readonly PlacedFile[], move: StateMove | undefined): string {
-  const texts = files.map(({ path, text, link }) => {
-    const enabled = link && `\n# ${printable(join(root, link.path))} -> ${link.target}\n`;
-    return `# ${printable(join(root, path))}\n${text}${enabled ?? ""}`;
+  const texts = files.map(({ path, text, links = [] }) => {
+    const enabled = links.map((link) => `\n# ${printable(join(root, link.path))} -> ${link.target}\n`);
+    return `# ${printable(join(root, path))}\n${text}${enabled.join("")}`;
   });
   return [...texts, ...(move === undefined ? [] : [`# ${printable(describeMove(move))}\n`])].join("\n");
 }

@@ -50,8 +50,11 @@ export function hookFiles(kind: Initramfs, options: HookOptions): PlacedFile[] {
 
 /** dracut's own hooks lie in /usr: this has it take ours from /etc. Its configuration is a text for bash. */
 const dracutConfiguration = (): string => `${MARKER}
-include_src+=(${HOOK_PLACES.dracut[0]?.path ?? ""})
-include_target+=(/lib/dracut/hooks/pre-mount/80-zferry.sh)
+for folder in /lib /usr/lib; do
+	include_src+=(${HOOK_PLACES.dracut[0]?.path ?? ""})
+	include_target+=($folder/dracut/hooks/pre-mount/80-zferry.sh)
+done
+install_optional_items+=" date sync "
 `;
 
 /** initramfs-tools runs it before it imports the pool, dracut before or after. dracut runs it in its own shell: nothing may leave that. */
@@ -67,9 +70,9 @@ mark=${HOOK_MARK}
 tab=$(printf '\t')
 
 say() {
-	echo "zferry: $*"
-	echo "zferry: $*" >/dev/kmsg
-} 2>/dev/null
+	echo "zferry: $*" >&2
+	echo "zferry: $*" 2>/dev/null >/dev/kmsg
+}
 
 limited() {
 	if command -v timeout >/dev/null 2>&1; then timeout 60 "$@"; else "$@"; fi

@@ -19,31 +19,33 @@ export interface BootCommand {
   readonly root: string | undefined;
 }
 
-/** A file of a system, and the link that has it start at boot, if it needs one. Paths are absolute. */
+/** A file of a system, and the links that have it start at boot, if it needs any. Paths are absolute. */
 export interface PlacedFile {
   readonly path: string;
   readonly text: string;
   readonly mode: number;
-  readonly link?: { readonly path: string; readonly target: string };
+  readonly links?: readonly { readonly path: string; readonly target: string }[];
 }
 
 /** A file that an init system reads. */
 export type BootUnit = Required<PlacedFile>;
 
 /** Where they are, whatever is in them. */
-export const PLACES: Record<InitSystem, Pick<BootUnit, "path" | "mode" | "link">> = {
+export const PLACES: Record<InitSystem, Pick<BootUnit, "path" | "mode" | "links">> = {
   systemd: {
     path: "/etc/systemd/system/zferry-resume.service",
     mode: 0o644,
-    link: {
-      path: "/etc/systemd/system/multi-user.target.wants/zferry-resume.service",
-      target: "../zferry-resume.service",
-    },
+    links: [
+      {
+        path: "/etc/systemd/system/multi-user.target.wants/zferry-resume.service",
+        target: "../zferry-resume.service",
+      },
+    ],
   },
   openrc: {
     path: "/etc/init.d/zferry-resume",
     mode: 0o755,
-    link: { path: "/etc/runlevels/default/zferry-resume", target: "/etc/init.d/zferry-resume" },
+    links: [{ path: "/etc/runlevels/default/zferry-resume", target: "/etc/init.d/zferry-resume" }],
   },
 };
 

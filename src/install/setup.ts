@@ -121,25 +121,22 @@ export function placeFiles(tree: Tree, files: readonly PlacedFile[]): SetupStep[
   const unwanted = trialPlaces(INIT_SYSTEMS).filter(({ path }) => !files.some((each) => each.path === path));
   const left = findRemovable(tree, unwanted).filter(({ isThere }) => isThere);
   return [
-    ...found.flatMap(({ path, text, mode, link, isPlaced, isLinked }) => [
+    ...found.flatMap(({ path, text, mode, links, isPlaced }) => [
       placing(tree, path, isPlaced, (place) => writeFileDurably(place, text, mode, join(tree.path, path))),
-      // The link last: it never leads to nothing.
-      ...(link === undefined
-        ? []
-        : [placing(tree, link.path, isLinked, (place) => symlinkSync(link.target, place))]),
+      // The links last: they never lead to nothing.
+      ...links.map((link) =>
+        placing(tree, link.path, link.isLinked, (place) => symlinkSync(link.target, place)),
+      ),
     ]),
     ...left.map((each) => removing(tree, each)),
   ];
 }
 
-function stateOf(
-  tree: Tree,
-  { path, text, mode, link }: PlacedFile,
-): { readonly isPlaced: boolean; readonly isLinked: boolean } {
+function stateOf(tree: Tree, { path, text, mode, links = [] }: PlacedFile) {
   const current = readOwn(tree, path);
   return {
     isPlaced: current === text && inPlace(tree, inTree(path), (place) => isOwnFile(lstatSync(place), mode)),
-    isLinked: link !== undefined && readOwnLink(tree, path, link.path),
+    links: links.map((link) => ({ ...link, isLinked: readOwnLink(tree, path, link.path) })),
   };
 }
 
@@ -162,8 +159,8 @@ interface Removable {
 }
 
 const findRemovable = (tree: Tree, files: readonly Omit<PlacedFile, "text" | "mode">[]): Removable[] =>
-  files.flatMap(({ path, link }) => [
-    ...(link === undefined ? [] : [{ path: link.path, isThere: readOwnLink(tree, path, link.path) }]),
+  files.flatMap(({ path, links = [] }) => [
+    ...links.map((link) => ({ path: link.path, isThere: readOwnLink(tree, path, link.path) })),
     { path, isThere: readOwn(tree, path) !== undefined },
   ]);
 

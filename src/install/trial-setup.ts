@@ -53,7 +53,7 @@ export function planTrialSetup(
   const advice = [
     ...(kinds.length === 0 ? [NO_INITRAMFS] : kinds.map(makeAdvice)),
     ...(loader === "bootfs" ? [] : [`the hook counts boots, and cannot switch what loader ${loader} boots`]),
-    ...(tree.path === "/" ? panicAdvice(container) : []),
+    ...(tree.path === "/" ? commandLineAdvice(kinds, container, readCommandLine()) : []),
   ];
   return { files: [unit, ...found], advice };
 }
@@ -76,15 +76,35 @@ function containerOf(tree: Tree, site: SiteConfig): string | undefined {
   return above === "" ? undefined : above;
 }
 
-/** A kernel that panics stays so, unless it is told to reboot. */
-function panicAdvice(container: string): string[] {
-  const words = guarded("/proc/cmdline", () => readFileSync("/proc/cmdline", "utf8"))
-    .trim()
-    .split(/\s+/);
-  if (words.some((word) => /^panic=-?[1-9][0-9]*$/.test(word))) return [];
+const readCommandLine = (): string => guarded("/proc/cmdline", () => readFileSync("/proc/cmdline", "utf8"));
+
+/** What has a kernel that panics reboot, and what has an initramfs of dracut do so which cannot mount `/`, instead of giving a shell. */
+const WANTED_WORDS: readonly { readonly word: string; readonly accepted: RegExp; readonly of?: Initramfs }[] =
+  [
+    { word: "panic=30", accepted: /^panic=-?[1-9][0-9]*$/ },
+    { word: "rd.shell=0", accepted: /^rd\.shell=(?:0|no|off)$/, of: "dracut" },
+    { word: "rd.emergency=reboot", accepted: /^rd\.emergency=reboot$/, of: "dracut" },
+  ];
+
+/**
+ * What a kernel's command line lacks of that by which a system that does not come up reboots, in lines for people.
+ * @param kinds what makes the site's initramfs
+ */
+export function commandLineAdvice(
+  kinds: readonly Initramfs[],
+  container: string,
+  commandLine: string,
+): string[] {
+  const words = commandLine.trim().split(/\s+/);
+  const missing = WANTED_WORDS.filter(
+    ({ accepted, of }) =>
+      (of === undefined || kinds.includes(of)) && !words.some((each) => accepted.test(each)),
+  ).map(({ word }) => word);
+  if (missing.length === 0) return [];
+  const added = missing.join(" ");
   return [
-    "the kernel's command line has no panic=30: a kernel that panics stands still, and goes back only when somebody resets the machine",
-    `  for ZFSBootMenu: zfs set org.zfsbootmenu:commandline="$(zfs get -H -o value org.zfsbootmenu:commandline ${container}) panic=30" ${container}`,
+    `the kernel's command line has no ${added}: what stands still, a kernel that panics or an initramfs that cannot mount /, goes back only when somebody resets the machine`,
+    `  for ZFSBootMenu: zfs set org.zfsbootmenu:commandline="$(zfs get -H -o value org.zfsbootmenu:commandline ${container}) ${added}" ${container}`,
     "  for GRUB: in GRUB_CMDLINE_LINUX of /etc/default/grub, then update-grub; for systemd-boot: in options of its entries",
   ];
 }

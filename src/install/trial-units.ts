@@ -13,19 +13,25 @@ import {
 
 // formats/boot.md shows these texts and has the reasons for every line.
 
-export const TRIAL_PLACES: Record<InitSystem, Pick<BootUnit, "path" | "mode" | "link">> = {
+export const TRIAL_PLACES: Record<InitSystem, Pick<BootUnit, "path" | "mode" | "links">> = {
   systemd: {
     path: "/etc/systemd/system/zferry-trial.service",
     mode: 0o644,
-    link: {
-      path: "/etc/systemd/system/sysinit.target.wants/zferry-trial.service",
-      target: "../zferry-trial.service",
-    },
+    links: [
+      {
+        path: "/etc/systemd/system/sysinit.target.wants/zferry-trial.service",
+        target: "../zferry-trial.service",
+      },
+    ],
   },
   openrc: {
     path: "/etc/init.d/zferry-trial",
     mode: 0o755,
-    link: { path: "/etc/runlevels/boot/zferry-trial", target: "/etc/init.d/zferry-trial" },
+    // Debian never starts the runlevel boot.
+    links: ["boot", "default"].map((level) => ({
+      path: `/etc/runlevels/${level}/zferry-trial`,
+      target: "/etc/init.d/zferry-trial",
+    })),
   },
 };
 
@@ -86,8 +92,8 @@ start() {
 	ebegin "Looking after a boot environment on trial"
 	PATH=${PATH} \\
 		start-stop-daemon --start --background --make-pidfile --pidfile /run/zferry-trial.pid \\
-		--stdout /run/zferry-trial.log --stderr /run/zferry-trial.log \\
-		--exec ${shellWord(command.program[0] ?? "")} -- ${wordsOf(command).slice(1).map(shellWord).join(" ")}
+		--exec /bin/sh -- -c 'exec "$@" >/run/zferry-trial.log 2>&1' sh \\
+		${wordsOf(command).map(shellWord).join(" ")}
 	eend $?
 }
 

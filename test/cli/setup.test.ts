@@ -197,7 +197,8 @@ describe("for a site with boot environments", () => {
     useMode("boot-environment", 'container = "p/ROOT"\nloader = "zectl"\n');
     const { stdout } = await openrc("--json");
     const { stderr } = await openrc();
-    const script = ["etc/init.d/zferry-trial", "etc/runlevels/boot/zferry-trial"];
+    const levels = ["boot", "default"].map((level) => `etc/runlevels/${level}/zferry-trial`);
+    const script = ["etc/init.d/zferry-trial", ...levels];
     expect(filesOf(stdout)).toEqual(
       [SCRIPT, SCRIPT_LINK, ...script, ...DRACUT].map((path) => [path, "written"]),
     );

@@ -254,7 +254,11 @@ describe("boot.md", () => {
     expect(blocksOf(page, `${kinds[init]}-trial`)).toEqual([trial.text]);
     const listed = rowsOf(page).filter(([name]) => name?.toLowerCase() === init);
     expect(listed.map((row) => row.slice(1))).toEqual(
-      [resume, trial].map(({ path, mode, link }) => [path, mode.toString(8), link.path]),
+      [resume, trial].map(({ path, mode, links }) => [
+        path,
+        mode.toString(8),
+        links.map((link) => link.path).join(", "),
+      ]),
     );
   });
 

@@ -3,6 +3,7 @@ import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, utimesSync, w
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { commandLineAdvice } from "../../src/install/trial-setup.js";
 import { findHook, hookFiles, HOOK_MARK, INITRAMFS, type Initramfs } from "../../src/install/boot-hooks.js";
 import type { Loader } from "../../src/install/environment-rules.js";
 
@@ -99,11 +100,11 @@ function boot(facts: Facts) {
       .split("\n")
       .filter((line) => /^(zfs (set|inherit)|zpool (set|import|export|sync)|reboot)/.test(line));
     const mark = existsSync(at("mark")) ? readFileSync(at("mark"), "utf8").trim() : undefined;
-    return { status, output: stdout.trim(), stderr, calls, mark };
+    return { status, output: stderr.trim(), shell: stdout.trim(), calls, mark };
   });
   const [first, ...others] = seen;
   for (const other of others) expect(other).toEqual(first);
-  expect(first).toMatchObject({ status: 0, stderr: "" });
+  expect(first).toMatchObject({ status: 0, shell: facts.kind === "dracut" ? "went on: 0" : "" });
   return first as (typeof seen)[number];
 }
 
@@ -191,9 +192,8 @@ describe("when the boots are spent", () => {
   });
 
   test("dracut, which may have read bootfs already, reboots", () => {
-    const { calls, output } = boot({ own: SPENT, kind: "dracut", imported: true });
+    const { calls } = boot({ own: SPENT, kind: "dracut", imported: true });
     expect(calls).toEqual([...BACK, "zpool sync rpool", "reboot -f"]);
-    expect(output).toContain("went on: 0");
   });
 
   test.each<[string, Facts, string[], string]>([
@@ -277,6 +277,29 @@ describe("the boot goes on", () => {
     expect(boot({ kind, own: SPENT, fail: ["zfs", "zpool", "udevadm", "modprobe"] }).calls).not.toContain(
       "reboot -f",
     );
+  });
+});
+
+describe("what the kernel's command line lacks", () => {
+  const ALL = "panic=30 rd.shell=0 rd.emergency=reboot";
+  test.each<[Initramfs[], string, string]>([
+    [["initramfs-tools"], "quiet", "panic=30"],
+    [["initramfs-tools"], "quiet panic=0", "panic=30"],
+    [[], "panic=x", "panic=30"],
+    [["dracut"], "quiet", ALL],
+    [["initramfs-tools", "dracut"], "panic=-1 rd.shell rd.emergency=halt", "rd.shell=0 rd.emergency=reboot"],
+    [["dracut"], "panic=5 rd.shell=no\n", "rd.emergency=reboot"],
+  ])("with %j, of %j", (kinds, commandLine, missing) => {
+    const [first, ...others] = commandLineAdvice(kinds, "p/ROOT", commandLine);
+    expect(first).toMatch(`command line has no ${missing}: `);
+    expect(others[0]).toContain(` ${missing}" p/ROOT`);
+  });
+
+  test.each<[Initramfs[], string]>([
+    [["initramfs-tools"], "panic=-1"],
+    [["dracut"], `root=zfs:AUTO ${ALL}`],
+  ])("is nothing with %j, of %j", (kinds, commandLine) => {
+    expect(commandLineAdvice(kinds, "p/ROOT", commandLine)).toEqual([]);
   });
 });
 

@@ -69,14 +69,21 @@ ExecStart=/bin/true
 
   /** What systemd says of the boot, with the unit as it is changed. */
   function boot(change: (text: string) => string): string {
-    const { text, link } = bootUnit("systemd", command);
+    const {
+      text,
+      links: [link],
+    } = bootUnit("systemd", command);
     const units = join(folder, "units");
     mkdirSync(join(units, "multi-user.target.wants"), { recursive: true });
     mkdirSync(join(units, "local-fs.target.wants"));
     writeFileSync(join(units, "zferry-resume.service"), change(text));
     writeFileSync(join(units, "zfs-mount.service"), zfsMount);
     writeFileSync(join(units, "zfs-import.target"), "[Unit]\nDefaultDependencies=no\n");
-    execFileSync("ln", ["-s", link.target, join(units, "multi-user.target.wants/zferry-resume.service")]);
+    execFileSync("ln", [
+      "-s",
+      link?.target ?? "",
+      join(units, "multi-user.target.wants/zferry-resume.service"),
+    ]);
     execFileSync("ln", ["-s", "../zfs-mount.service", join(units, "multi-user.target.wants/")]);
     // It is what brings in local-fs-pre.target, before which systemd makes its users.
     execFileSync("ln", [

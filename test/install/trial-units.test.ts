@@ -32,11 +32,14 @@ if (missing && process.env["ZFERRY_REQUIRE_TOOLS"] === "1") throw new Error("sys
 describe.skipIf(missing)("the unit, as systemd reads it", () => {
   /** What systemd says of the boot, with the unit as it is changed. */
   function boot(change: (text: string) => string): string {
-    const { text, link } = trialUnit("systemd", command);
+    const {
+      text,
+      links: [link],
+    } = trialUnit("systemd", command);
     const units = join(folder, "units");
     mkdirSync(join(units, "sysinit.target.wants"), { recursive: true });
     writeFileSync(join(units, "zferry-trial.service"), change(text));
-    execFileSync("ln", ["-s", link.target, join(units, "sysinit.target.wants/zferry-trial.service")]);
+    execFileSync("ln", ["-s", link?.target ?? "", join(units, "sysinit.target.wants/zferry-trial.service")]);
     expect(readdirSync(units)).toHaveLength(2);
     const { stdout, stderr } = spawnSync(
       "systemd-analyze",
@@ -84,7 +87,9 @@ describe("the script for OpenRC", () => {
     expect(words).toContain("<--background>");
     const [node = "", cli = ""] = command.program;
     expect(words.slice(words.indexOf("<--exec>") + 1)).toEqual(
-      [node, "--", cli, "confirm", "--or-go-back", "--config", command.config].map((word) => `<${word}>`),
+      ["/bin/sh", "--", "-c", 'exec "$@" >/run/zferry-trial.log 2>&1', "sh"]
+        .concat([node, cli, "confirm", "--or-go-back", "--config", command.config ?? ""])
+        .map((word) => `<${word}>`),
     );
     expect(output).toContain("PATH /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
   });
