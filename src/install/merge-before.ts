@@ -105,7 +105,10 @@ async function begin(
   const settled: SettledConflict[] = [];
   const startedAt = earlier?.startedAt ?? Math.floor(options.now().getTime() / 1000);
   options.step(`comparing ${before.dataset} with ${before.origin}`);
-  const { found, root } = await plan(options, work, { before, into, startedAt, settled });
+  const { found, root } = await plan(options, work, {
+    ...{ before, into, settled },
+    journal: { startedAt, root: earlier?.root ?? null },
+  });
   const told = {
     environment: before.name,
     root,
@@ -131,12 +134,13 @@ async function plan(
   {
     before,
     into,
-    startedAt,
+    journal,
     settled,
   }: {
     readonly before: EnvironmentBefore;
     readonly into: string;
-    readonly startedAt: number;
+    /** Of what goes on, or is begun. */
+    readonly journal: Pick<MergeJournal, "startedAt" | "root">;
     readonly settled: SettledConflict[];
   },
 ): Promise<{ readonly found: RootChanges; readonly root: RootPlan | null }> {
@@ -156,7 +160,7 @@ async function plan(
     ...{ git, rootDir, scratchDir, progress, warn, found, environment: before.name },
     message: messageOf(before, into, found),
     settled: (conflicts) => settled.push(...conflicts),
-    ...rootOptions(site, { journal: { startedAt, root: null }, now, commitDrift }),
+    ...rootOptions(site, { journal, now, commitDrift }),
   });
   if (root !== null) requireOwnUntouched(site, rootDir, root);
   return { found, root };
