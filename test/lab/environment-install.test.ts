@@ -542,9 +542,9 @@ describe("an EFI partition, which all environments share,", () => {
       cd ${SITE}; git add -A; git commit -qm 'the EFI partition'; cd /; umount ${EFI}
       cp /root/efi.img /root/efi.fresh; zfs snapshot ${ROOT}/site@efi; ${mount}
       mkdir -p /tmp/efi ${MNT}/build/boot/efi/EFI/new; cd ${MNT}/build/boot/efi/EFI; echo one >new/app.efi; echo two >new/two.efi
-      bundle snapshot E1; bundle create --base R1 --target E1 -o /tmp/E1.bundle
-      chmod 755 new/*; bundle snapshot E2; bundle create --base R1 --target E2 -o ${bundle("E2")}
-      echo three >new/app.efi; rm new/two.efi; bundle snapshot E3; bundle create --base E2 --target E3 -o ${bundle("E3")}`);
+      bundle snapshot E1 -m E1; bundle create --base R1 --target E1 -o /tmp/E1.bundle
+      chmod 755 new/*; bundle snapshot E2 -m E2; bundle create --base R1 --target E2 -o ${bundle("E2")}
+      echo three >new/app.efi; rm new/two.efi; bundle snapshot E3 -m E3; bundle create --base E2 --target E3 -o ${bundle("E3")}`);
     fresh = await lines(contents);
     expect(fresh).toContain("./EFI/BOOT/own.efi");
   }, 600_000);
