@@ -11,13 +11,15 @@
  */
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { existsSync, readFileSync, renameSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { NODE_VERSION } from "../dist/tree.js";
 import { buildImage, defaultZfs, drive, Guest, type Image, type MachineOptions } from "./guest.js";
 
-const FILL = join(dirname(fileURLToPath(import.meta.url)), "booted.sh");
+const HERE = dirname(fileURLToPath(import.meta.url));
+const FILL = join(HERE, "booted.sh");
+const OTHER_BOOT = join(HERE, "dracut-openrc.sh");
 const DISK_SIZE = "4G";
 
 /** Fills the disk first if need be, which takes minutes, and tells so. */
@@ -53,11 +55,34 @@ async function filledDisk(image: Image): Promise<string> {
   return filled;
 }
 
+/** The folder of what dracut-openrc.sh makes from an image's root, which is kept in that of the image under a hash of that script. */
+export function otherBoot({ folder }: Image): string {
+  const hash = createHash("sha256").update(readFileSync(OTHER_BOOT)).digest("hex").slice(0, 16);
+  const made = join(folder, `dracut-openrc-${hash}`);
+  if (existsSync(made)) return made;
+  console.error("lab: fetching dracut and OpenRC, and making initramfs (a minute, once)");
+  const making = `${made}.${process.pid}`;
+  try {
+    mkdirSync(making);
+    execFileSync(OTHER_BOOT, [folder, making], {
+      stdio: ["ignore", "pipe", "pipe"],
+      maxBuffer: 2 ** 26,
+      encoding: "utf8",
+    });
+    renameSync(making, made);
+  } finally {
+    rmSync(making, { recursive: true, force: true });
+  }
+  return made;
+}
+
 export class BootedGuest extends Guest {
   private readonly disk0: string;
   /** What is booted from the next start on: by default the image's own. */
   initrd: string;
   readonly imageInitrd: string;
+  /** What the kernel is told of it, from the next start on. */
+  args = "root=zfs:AUTO systemd.show_status=0";
 
   /** `filled` is the disk to boot a copy of. */
   constructor(image: Image, filled: string, options: MachineOptions = {}) {
@@ -70,9 +95,17 @@ export class BootedGuest extends Guest {
   protected override get system() {
     return {
       initrd: this.initrd,
-      args: "root=zfs:AUTO systemd.show_status=0",
+      args: this.args,
       drives: drive("system", this.disk0, "cache=none"),
     };
+  }
+
+  /** Has the next start boot an initramfs, with files of another one, which is not compressed, in it. */
+  useInitrd(image: string, part: string): void {
+    const main = readFileSync(image);
+    this.initrd = join(this.folder, "initrd");
+    // What comes after it must be aligned.
+    writeFileSync(this.initrd, Buffer.concat([main, Buffer.alloc(-main.length & 511), readFileSync(part)]));
   }
 
   /** Writes what was changed, and boots again. */

@@ -1,4 +1,3 @@
-import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -90,14 +89,8 @@ async function useHook(): Promise<void> {
   const isWhole = process.env["ZFERRY_TEST_ALL"] === "1";
   await told(isWhole ? WHOLE : PART);
   const { here } = machine.share;
-  const initrd = join(here, "initrd");
-  if (!isWhole) {
-    // What comes after it must be aligned.
-    const image = readFileSync(machine.imageInitrd);
-    const parts = [image, Buffer.alloc(-image.length & 511), readFileSync(join(here, "part"))];
-    writeFileSync(initrd, Buffer.concat(parts));
-  }
-  machine.initrd = initrd;
+  if (isWhole) machine.initrd = join(here, "initrd");
+  else machine.useInitrd(machine.imageInitrd, join(here, "part"));
 }
 
 /** The machine reboots by itself from here on, as an administrator's command has it. */
