@@ -18,7 +18,8 @@ type OtherMounts = ReadonlyMap<RawPath, Mount>;
 export const placeOfRoot = (site: SiteConfig): string =>
   realpathSync(requireRoot(site).path, { encoding: "buffer" }).toString("latin1");
 
-function otherMounts(site: SiteConfig): OtherMounts {
+/** @param paths what is asked of: no other place is looked into */
+function otherMounts(site: SiteConfig, paths: readonly RawPath[]): OtherMounts {
   const root = placeOfRoot(site);
   const found = (): OtherMounts =>
     new Map(
@@ -28,10 +29,25 @@ function otherMounts(site: SiteConfig): OtherMounts {
       }),
     );
   const mounts = found();
-  const waiting = [...mounts.values()].filter(({ type }) => type === "autofs");
+  const waiting = waitingFor(paths, mounts);
   // They are mounted when somebody looks there.
-  for (const { point } of waiting) existsSync(rawBytes(`${point}/.` as RawPath));
+  for (const point of waiting) existsSync(rawBytes(`${point}/.` as RawPath));
   return waiting.length === 0 ? mounts : found();
+}
+
+/** Where what paths lie on waits to be mounted. What others wait for may be a server that does not answer. */
+export const waitingFor = (paths: readonly RawPath[], mounts: OtherMounts): string[] =>
+  [...pointsOn(paths, mounts)].flatMap((path) => {
+    const { type, point } = mounts.get(path) ?? {};
+    return type === "autofs" && point !== undefined ? [point] : [];
+  });
+
+/** The mount points that paths lie on or below, and those that these lie below. */
+function pointsOn(paths: readonly RawPath[], mounts: OtherMounts): Set<RawPath> {
+  const found = new Set<RawPath>();
+  for (const path of paths)
+    for (const each of [...ancestors(path), path]) if (mounts.has(each)) found.add(each);
+  return found;
 }
 
 /** The mount point that a path lies on, or below; undefined where that is the root's own. */
@@ -50,12 +66,10 @@ export function mountsToSee(
   writable: readonly string[],
   tracked: readonly RawPath[],
 ): OwnMount[] {
-  const mounts = otherMounts(site);
+  const paths = [...writable.map(asPath), ...tracked];
+  const mounts = otherMounts(site, paths);
   const changeable = new Set(writable.map((point) => requirePoint(point, mounts)));
-  const seen = new Set<RawPath>();
-  for (const path of [...changeable, ...tracked])
-    for (const each of [...ancestors(path), path]) if (mounts.has(each)) seen.add(each);
-  return [...seen]
+  return [...pointsOn(paths, mounts)]
     .sort((one, other) => one.length - other.length)
     .map((point) => {
       const [path, place] = [asText(point), join(requireRoot(site).path, asText(point))];
@@ -87,7 +101,8 @@ function asText(path: RawPath): string {
 }
 
 /**
- * Refuses tracked files, and what is to be shared, on the datasets of streams: those of the new environment are others.
+ * Refuses tracked files, and what is to be shared, on the datasets of streams, for which the new environment has others, and on
+ * those below the origin, which it has not.
  * @param streams datasets
  * @param shared mount points in `/`
  * @throws ZferryError `dataset-unsuitable`
@@ -95,20 +110,20 @@ function asText(path: RawPath): string {
 export function requireOffStreams(
   site: SiteConfig,
   streams: readonly string[],
-  { shared = [] }: Pick<NewEnvironment, "shared">,
+  { origin, shared = [] }: Pick<NewEnvironment, "origin" | "shared">,
   tracked: readonly RawPath[],
+  mounts = otherMounts(site, [...tracked, ...shared.map(asPath)]),
 ): void {
-  const mounts = otherMounts(site);
-  const isStream = (point: RawPath | undefined): boolean => {
+  const isOwn = (point: RawPath | undefined): boolean => {
     const mount = point === undefined ? undefined : mounts.get(point);
-    return mount?.type === "zfs" && streams.includes(mount.source);
+    return mount?.type === "zfs" && (streams.includes(mount.source) || mount.source.startsWith(`${origin}/`));
   };
-  const paths = [...tracked, ...shared.map(asPath)].filter((path) => isStream(pointOf(path, mounts)));
+  const paths = [...tracked, ...shared.map(asPath)].filter((path) => isOwn(pointOf(path, mounts)));
   const found = [...new Set(paths)].map(showPath);
   if (found.length === 0) return;
   throw new ZferryError(
     "dataset-unsuitable",
-    `what a stream replaces is neither tracked by the repository of / nor shared: ${found.slice(0, 20).join(", ")}`,
+    `what a stream replaces, or lies on a dataset below ${origin}, is neither tracked by the repository of / nor shared: ${found.slice(0, 20).join(", ")}`,
     {
       details: { paths: found },
       hint: `let git not track it, and shared under [boot-environment] not name it; or use mode = "in-place" under [install]`,
@@ -125,7 +140,7 @@ export function requireMayChange(
   { shared: writable = [] }: Pick<NewEnvironment, "shared">,
   paths: readonly RawPath[],
 ): void {
-  const mounts = otherMounts(site);
+  const mounts = otherMounts(site, paths);
   const allowed = new Set<RawPath | undefined>([undefined, ...writable.map(asPath)]);
   const found = new Map<RawPath, string[]>();
   for (const path of new Set(paths)) {

@@ -7,10 +7,11 @@ import {
   requireOffStreams,
   sharedPart,
   sharedPaths,
+  waitingFor,
 } from "../../src/install/shared-mounts.js";
 import { rawPath, type RawPath } from "../../src/raw-path.js";
 import type { RootPlan } from "../../src/root/plan.js";
-import { ownMounts } from "../../src/system/mounts.js";
+import { ownMounts, parseMounts, type Mount } from "../../src/system/mounts.js";
 import { withMode } from "../../src/system/settings.js";
 import { refusal } from "../bundle/support.js";
 
@@ -28,6 +29,16 @@ const site = withMode(
   new Map(),
 );
 const raw = (...paths: string[]): RawPath[] => paths.map((path) => rawPath(Buffer.from(path)));
+
+/** Mounts by their places: their type and source. */
+const mountsOf = (mounts: Record<string, string>): ReadonlyMap<RawPath, Mount> =>
+  new Map(
+    parseMounts(
+      Object.entries(mounts)
+        .map(([path, what]) => `1 1 0:1 / /${path} rw - ${what} rw`)
+        .join("\n"),
+    ).map((mount) => [mount.point.slice(1) as RawPath, mount]),
+  );
 
 describe("file systems that all environments share", () => {
   test("are seen where they have tracked files, read-only unless they may be changed", () => {
@@ -63,8 +74,30 @@ describe("file systems that all environments share", () => {
     );
   });
 
-  test("are no streams' datasets, which no other file system is", () => {
-    requireOffStreams(site, [one], { shared: [ONE] }, raw(`${one}/x`));
+  test("are no streams' datasets, nor those below the origin, which no other file system is", async () => {
+    const origin = "p/ROOT/one";
+    requireOffStreams(site, [one], { origin, shared: [ONE] }, raw(`${one}/x`));
+    const mounts = mountsOf({
+      usr: "zfs p/usr",
+      var: `zfs ${origin}/var`,
+      boot: "zfs p/boot",
+      srv: `xfs ${origin}/x`,
+    });
+    const check = (paths: string[], shared: string[] = []): void =>
+      requireOffStreams(site, ["p/usr"], { origin, shared }, raw(...paths), mounts);
+    check(["etc/x", "boot/x", "srv/x"], ["/boot"]);
+    expect(await refusal(async () => check(["etc/x", "usr/a", "var/b"]))).toMatchObject({
+      code: "dataset-unsuitable",
+      details: { paths: ["usr/a", "var/b"] },
+    });
+    for (const point of ["/usr", "/var"])
+      expect((await refusal(async () => check([], [point]))).code).toBe("dataset-unsuitable");
+  });
+
+  test("are looked into where they wait to be mounted, and only those that are asked of", () => {
+    const mounts = mountsOf({ boot: "xfs a", "boot/efi": "autofs b", net: "autofs c" });
+    expect(waitingFor(raw("etc/x", "boot/efi/a", "boot/efi/b"), mounts)).toEqual(["/boot/efi"]);
+    expect(waitingFor(raw("etc/x", "boot/x", "network"), mounts)).toEqual([]);
   });
 });
 
