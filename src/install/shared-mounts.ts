@@ -199,6 +199,16 @@ export function composeParts(parts: readonly (RootPlan | undefined)[]): RootPlan
   return { ...last, head, previousRelease, changes, directories };
 }
 
+/** Parts that are taken back, the later one first, by what is there before either is: a file of both is as the later one has it. */
+export function apartFrom(later: RootPlan | undefined, earlier: RootPlan | undefined): RootPlan[] {
+  const paths = new Set(later?.changes.map(({ path }) => pathOf(path)));
+  const rest = earlier && {
+    ...earlier,
+    changes: earlier.changes.filter(({ path }) => !paths.has(pathOf(path))),
+  };
+  return [later, rest].filter((part) => part !== undefined);
+}
+
 type Change<State> = { readonly path: PathName; readonly before: State | null; readonly after: State | null };
 
 /** @param changes the earlier ones first */

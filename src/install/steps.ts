@@ -30,7 +30,7 @@ import { restoreNext } from "./environments.js";
 import { requireUnused, type Live, type StreamPlan } from "./plan.js";
 import { discardPartial, isReceived, receiveStream, tokenOf, type ReceiveOptions } from "./receive.js";
 import { forgetMerge, rememberMerge } from "./merge-mark.js";
-import { composeParts, sharedPart, sharedPaths } from "./shared-mounts.js";
+import { apartFrom, composeParts, sharedPart, sharedPaths } from "./shared-mounts.js";
 import { datasetOfRoot, siteRoot, withRoot, type SiteRoot } from "./site-root.js";
 import {
   baseOf,
@@ -540,8 +540,11 @@ export async function requireUndoable(
   const { root, phase } = journal;
   if (environment !== null) {
     const part = isWritten(journal) ? sharedPart(root, environment) : undefined;
-    if (part === undefined) return;
-    return withShared(environment, site, ({ rootDir }) => requireFilesAsPlanned(part, rootDir));
+    const parts = apartFrom(part, composeParts(doneLinks(journal).map(({ shared }) => shared)));
+    if (parts.length === 0) return;
+    return withShared(environment, site, async ({ rootDir }) => {
+      for (const each of parts) await requireFilesAsPlanned(each, rootDir);
+    });
   }
   if (root === null || phase === "holding") return;
   // Without its repository what is prepared cannot be taken back, and /usr is not to be the only half that is.

@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { parseConfig, siteSchema } from "../../src/config.js";
 import {
+  apartFrom,
   composeParts,
   mountsToSee,
   requireMayChange,
@@ -157,5 +158,17 @@ describe("a plan's part on shared file systems", () => {
       ],
     });
     expect(composeParts([undefined])).toBeUndefined();
+  });
+
+  test("is looked at file by file before it is taken back, after that of the bundle before", () => {
+    const first = plan("1", [
+      { path: "e/a", before: null, after: state("a") },
+      { path: "e/b", before: null, after: state("a") },
+    ]);
+    const second = plan("2", [{ path: "e/b", before: state("a"), after: state("c") }]);
+    expect(apartFrom(second, first)).toEqual([second, { ...first, changes: [first.changes[0]] }]);
+    expect(apartFrom(undefined, first)).toEqual([first]);
+    expect(apartFrom(second, undefined)).toEqual([second]);
+    expect(apartFrom(undefined, undefined)).toEqual([]);
   });
 });
