@@ -71,7 +71,10 @@ async function runConfirm(options: ConfirmOptions, env: Environment): Promise<vo
   if ((tried !== undefined || isMerge) && (await runPrivately(site))) return;
   const dataset = tried?.dataset ?? (isMerge ? datasetOfRoot(site) : undefined);
   const changed = dataset === undefined ? undefined : await lookBefore(dataset, env);
-  const isLeft = tried === undefined ? options.orGoBack === true && isMerge : await isOther(site, tried);
+  // What is under way goes on in any environment.
+  const isLeft =
+    (tried === undefined && isMerge && options.orGoBack === true) ||
+    ((tried !== undefined || due === "under-way") && (await isOther(site, dataset)));
   const found = isLeft ? undefined : await confirmInstall(site, env.now);
   if (tried !== undefined) await confirmTrial(site, begin);
   const isConfirmed = tried !== undefined || found?.isNew === true || options.orGoBack === true;
@@ -156,7 +159,7 @@ async function passChecks(site: SiteConfig, env: Environment): Promise<boolean> 
 }
 
 /** Whether the newest install made another environment than this one. */
-async function isOther(site: SiteConfig, { dataset }: TrialStatus): Promise<boolean> {
+async function isOther(site: SiteConfig, dataset: string | undefined): Promise<boolean> {
   const last = (await openState(site.state).readState())?.installations.at(-1)?.environment;
   return last !== undefined && last.dataset !== dataset;
 }

@@ -1,9 +1,9 @@
 import { closeSync, mkdirSync, openSync, readdirSync, writeFileSync } from "node:fs";
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { openState } from "../../src/install/state.js";
 import { ownMounts } from "../../src/system/mounts.js";
 import { lockDescriptor } from "../../src/system/lock.js";
-import { errorOf, inFolder, run, told } from "./support.js";
+import { errorOf, hasMounts, inFolder, run, told } from "./support.js";
 
 // What ZFS does is in test/lab/environments.test.ts.
 if (ownMounts().get("/")?.type === "zfs")
@@ -132,6 +132,45 @@ describe("while changes of another environment are merged", () => {
     expect((await runHere("status")).stdout.toString()).toContain(
       "being given up (preparing)\n  goes on with: bundle abort\n",
     );
+  });
+
+  test.runIf(hasMounts)("it ends, though another environment is the newest", async () => {
+    await begin();
+    const { readState, writeState } = openState(folder.file("state"));
+    await writeState({
+      version: 3,
+      product: "gentoo",
+      highestSequence: 2,
+      installations: [
+        {
+          release: { name: "R2", sequence: 2, identity: "b".repeat(64) },
+          ...{ created: 1_750_000_000, startedAt: 1_750_000_000, finishedAt: 1_750_000_000 },
+          ...{ signers: [], streams: [], commit: null, plan: null, confirmedAt: 1_750_000_000 },
+          environment: { dataset: "p/ROOT/two", guid: "12", previous: "p/ROOT/one" },
+        },
+      ],
+    });
+    const before = await readState();
+    // Its environment is not there any more.
+    mkdirSync(folder.file("bin"));
+    const program = (text: string) => ({ mode: 0o755, text: `#!/bin/sh\n${text}\n` });
+    for (const [name, { text, mode }] of Object.entries({
+      zpool: program("echo ONLINE"),
+      zfs: program("echo 'cannot open: dataset does not exist' >&2; exit 1"),
+    }))
+      writeFileSync(folder.file(`bin/${name}`), text, { mode });
+    vi.stubEnv("PATH", `${folder.file("bin")}:${process.env["PATH"] ?? ""}`);
+    try {
+      const { status, stdout, stderr } = await runHere("confirm");
+      expect([status, stdout.toString(), stderr]).toEqual([
+        0,
+        "what was cut off of merging changes of one had changed nothing, and is given up\n",
+        expect.any(String),
+      ]);
+    } finally {
+      vi.unstubAllEnvs();
+    }
+    expect(await readState()).toEqual(before);
   });
 
   test("nothing is activated", async () => {
