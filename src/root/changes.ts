@@ -167,6 +167,8 @@ export interface ChangesOptions extends Omit<
  */
 export async function planChanges(scratch: Git, options: ChangesOptions): Promise<RootPlan | null> {
   const { git, found, environment, warn } = options;
+  // Then it makes no difference what is not committed here.
+  if (found.changes.length === 0 && found.directories.length === 0) return null;
   const site = await readSite(git);
   await requireMovable(git, site.branch);
   const uncommitted = await takeUncommitted(scratch, site, options);

@@ -247,6 +247,12 @@ describe("with conflicts", () => {
 });
 
 describe("where the new one has changes that are not committed", () => {
+  it("is nothing where nothing was changed", async () => {
+    const all = await environments();
+    edit(all.site.root, { "etc/new": "not committed\n" });
+    expect((await plan(all)).root).toBeNull();
+  });
+
   it("is refused, or commits them first", async () => {
     const all = await changed();
     edit(all.site.root, { "etc/new": "not committed\n" });
