@@ -1,11 +1,11 @@
-import { existsSync, realpathSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { join, relative } from "node:path";
 import { requireRoot, type SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { ancestors, rawBytes, rawPath, showPath, type RawPath } from "../raw-path.js";
 import { pathOf, type PathName } from "../root/paths.js";
 import type { RootPlan } from "../root/plan.js";
-import { ownMounts, type Mount } from "../system/mounts.js";
+import { mountPath, ownMounts, type Mount } from "../system/mounts.js";
 import type { OwnMount } from "../system/private-mounts.js";
 import type { NewEnvironment } from "./state.js";
 
@@ -14,9 +14,8 @@ import type { NewEnvironment } from "./state.js";
 /** What is mounted in the site's `/`, by paths in that. */
 type OtherMounts = ReadonlyMap<RawPath, Mount>;
 
-/** The site's `/` as the kernel names mount points: without links, bytes as characters. */
-export const placeOfRoot = (site: SiteConfig): string =>
-  realpathSync(requireRoot(site).path, { encoding: "buffer" }).toString("latin1");
+/** The site's `/` as the kernel names mount points. */
+export const placeOfRoot = (site: SiteConfig): string => mountPath(requireRoot(site).path);
 
 /** @param paths what is asked of: no other place is looked into */
 function otherMounts(site: SiteConfig, paths: readonly RawPath[]): OtherMounts {

@@ -3,7 +3,7 @@ import type { SiteConfig } from "../config.js";
 import type { RawPath } from "../raw-path.js";
 import { guarded } from "../system/files.js";
 import type { InitSystem } from "../system/init-system.js";
-import { ownMounts } from "../system/mounts.js";
+import { mountPath, ownMounts } from "../system/mounts.js";
 import { kindAt, type Tree } from "../system/tree.js";
 import { parentOf } from "../system/zfs.js";
 import { hookFiles, HOOK_PLACES, INITRAMFS, MAKE_INITRAMFS, type Initramfs } from "./boot-hooks.js";
@@ -71,7 +71,7 @@ const makeAdvice = (kind: Initramfs): string =>
 function containerOf(tree: Tree, site: SiteConfig): string | undefined {
   const configured = site["boot-environment"].container;
   if (configured !== undefined) return configured;
-  const { type, source = "" } = ownMounts().get(tree.path) ?? {};
+  const { type, source = "" } = ownMounts().get(mountPath(tree.path)) ?? {};
   const above = type === "zfs" ? parentOf(source) : "";
   return above === "" ? undefined : above;
 }

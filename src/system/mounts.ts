@@ -1,4 +1,4 @@
-import { readFileSync } from "node:fs";
+import { readFileSync, realpathSync } from "node:fs";
 import { readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 
@@ -32,6 +32,10 @@ export async function readMounts(pid: number | string): Promise<Mount[]> {
 /** The mounts that this process sees, with paths as bytes (latin1), by where they are; without those that others hide. */
 export const ownMounts = (): Map<string, Mount> =>
   visibleByPoint(parseMounts(readFileSync("/proc/self/mountinfo", "latin1")));
+
+/** A folder as `ownMounts` has where something is: without links, bytes as characters. */
+export const mountPath = (path: string): string =>
+  realpathSync(path, { encoding: "buffer" }).toString("latin1");
 
 /** A text of /proc/PID/mountinfo. */
 export const parseMounts = (text: string): Mount[] =>

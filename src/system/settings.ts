@@ -17,7 +17,7 @@ import { ZferryError } from "../errors.js";
 import type { KeyChange } from "../trust/keys.js";
 import { publicKeyLine } from "../trust/minisign.js";
 import { readPublicKey, readSmallFile } from "./key-files.js";
-import { ownMounts, type Mount } from "./mounts.js";
+import { mountPath, ownMounts, type Mount } from "./mounts.js";
 
 async function readConfig(path: string, what: string, hint = ""): Promise<string> {
   let bytes: Buffer;
@@ -62,7 +62,10 @@ export function withMode(site: SiteFile, mounts: ReadonlyMap<string, Mount>, sys
   const { mode } = site.install;
   const decided: InstallMode =
     mode === undefined
-      ? { mode: isCloneable(site, mounts.get(system)) ? "boot-environment" : "in-place", from: "default" }
+      ? {
+          mode: isCloneable(site, mounts.get(mountPath(system))) ? "boot-environment" : "in-place",
+          from: "default",
+        }
       : { mode, from: "configuration" };
   return { ...site, install: { ...site.install, ...decided } };
 }

@@ -1,3 +1,6 @@
+import { mkdtempSync, realpathSync, rmSync, symlinkSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { expect, test } from "vitest";
 import { parseConfig, siteSchema } from "../../src/config.js";
 import { parseMounts, visibleByPoint } from "../../src/system/mounts.js";
@@ -38,6 +41,23 @@ test("what / of another system is counts, not that of this one", () => {
   const site = parseConfig(siteSchema, ROOT, "x");
   expect(withMode(site, other, "/mnt").install.mode).toBe("in-place");
   expect(withMode(site, other, "/").install.mode).toBe("boot-environment");
+});
+
+test("another system is known by a link, too, whatever characters its path has", () => {
+  const folder = realpathSync(mkdtempSync(join(tmpdir(), "zferry-ö-")));
+  try {
+    symlinkSync(folder, join(folder, "link"));
+    const place = Buffer.from(folder).toString("latin1");
+    const mountinfo = `${ZFS}40 22 0:41 / ${place} rw - zfs rpool/ROOT/two rw\n`;
+    const found = withMode(
+      parseConfig(siteSchema, ROOT, "x"),
+      visibleByPoint(parseMounts(mountinfo)),
+      join(folder, "link"),
+    );
+    expect(found.install.mode).toBe("boot-environment");
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 });
 
 test.each(["in-place", "boot-environment"])("a mode that is configured counts: %s", (mode) => {
