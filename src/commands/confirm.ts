@@ -13,6 +13,7 @@ import {
   judgeRunning,
   recordFailure,
   runningTrial,
+  waitUntilUp,
   type TrialStatus,
 } from "../install/trial.js";
 import { changesBefore, type ChangesBefore } from "../install/trial-changes.js";
@@ -71,9 +72,9 @@ async function runConfirm(options: ConfirmOptions, env: Environment): Promise<vo
   if ((tried !== undefined || isMerge) && (await runPrivately(site))) return;
   const dataset = tried?.dataset ?? (isMerge ? datasetOfRoot(site) : undefined);
   const changed = dataset === undefined ? undefined : await lookBefore(dataset, env);
-  // What is under way goes on in any environment.
+  // At boot nothing is confirmed but what is on trial. What is under way goes on in any environment.
   const isLeft =
-    (tried === undefined && isMerge && options.orGoBack === true) ||
+    (tried === undefined && options.orGoBack === true) ||
     ((tried !== undefined || due === "under-way") && (await isOther(site, dataset)));
   const found = isLeft ? undefined : await confirmInstall(site, env.now);
   if (tried !== undefined) await confirmTrial(site, begin);
@@ -152,9 +153,11 @@ async function passChecks(site: SiteConfig, env: Environment): Promise<boolean> 
     return false;
   }
   await recordFailure({ site, now: env.now, signal: env.signal, step });
-  if ((await findDueMerge(site)) !== undefined) return true;
+  const isDue = async (): Promise<boolean> => (await findDueMerge(site)) !== undefined;
+  // What is under way may be brought to its end meanwhile.
+  if ((await isDue()) && (await waitUntilUp({ site, signal: env.signal })) && (await isDue())) return true;
   if (env.json) await env.write(`${JSON.stringify({ outcome: "present", environment: null })}\n`);
-  else await env.write("no boot environment that runs is on trial; nothing to do\n");
+  else await env.write(`${NOT_ON_TRIAL}\n`);
   return false;
 }
 
@@ -233,6 +236,7 @@ function describeMerge(merge: Merge): string[] {
   ];
 }
 
+const NOT_ON_TRIAL = "no boot environment that runs is on trial; nothing to do";
 const SHOWN = 200;
 
 /** What was changed and is not here, now. */
@@ -254,6 +258,7 @@ function asText({ site, found, tried, changed, merge, pruned, isLeft }: Told): s
   for (const { name, frees } of pruned.removed)
     lines.push(`  removed the boot environment ${name}, ${formatBytes(frees)} freed`);
   if (merge !== undefined) lines.push(...describeMerge(merge));
+  if (lines.length === 0) lines.push(NOT_ON_TRIAL);
   const { environment = "" } = changed ?? {};
   const paths = leftOf({ changed, merge });
   if (paths.length > 0) {

@@ -244,6 +244,18 @@ async function tellShared(site: SiteConfig, guid: string, step: TrialOptions["st
 }
 
 /**
+ * Until the init system has started everything the state folder may not be mounted.
+ * @returns false where that takes longer than the deadline
+ */
+export async function waitUntilUp({ site, signal }: Pick<TrialOptions, "site" | "signal">): Promise<boolean> {
+  while (!(await isUp())) {
+    if (readUptime() >= site["boot-environment"].deadline) return false;
+    await sleep(AGAIN_MS, undefined, { signal });
+  }
+  return true;
+}
+
+/**
  * Where the newest installation is the environment that failed, and the one before it runs: records it as rolled back, when the system
  * is up. Nothing else changes: what boots next is the one that runs already.
  * @throws ZferryError as `rollBackEnvironment`; nothing is lost by it: `bundle rollback` does the same
@@ -251,11 +263,7 @@ async function tellShared(site: SiteConfig, guid: string, step: TrialOptions["st
 export async function recordFailure({ site, now, signal, step }: TrialOptions): Promise<void> {
   const failed = (await listTrials(site)).filter((each) => each.failed !== undefined && !each.running);
   if (failed.length === 0) return;
-  // Until then the state folder may not be mounted.
-  while (!(await isUp())) {
-    if (readUptime() >= site["boot-environment"].deadline) return;
-    await sleep(AGAIN_MS, undefined, { signal });
-  }
+  if (!(await waitUntilUp({ site, signal }))) return;
   const left = await environmentToLeave(site);
   const tried = failed.find(({ guid }) => guid === left?.environment.guid);
   if (left === undefined || tried === undefined) return;

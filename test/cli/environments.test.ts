@@ -1,9 +1,10 @@
+import { execFileSync } from "node:child_process";
 import { closeSync, mkdirSync, openSync, readdirSync, writeFileSync } from "node:fs";
 import { describe, expect, test, vi } from "vitest";
 import { openState } from "../../src/install/state.js";
 import { ownMounts } from "../../src/system/mounts.js";
 import { lockDescriptor } from "../../src/system/lock.js";
-import { errorOf, hasMounts, inFolder, run, told } from "./support.js";
+import { CLI, errorOf, hasMounts, inFolder, run, told } from "./support.js";
 
 // What ZFS does is in test/lab/environments.test.ts.
 if (ownMounts().get("/")?.type === "zfs")
@@ -86,7 +87,9 @@ describe("while an install is under way", () => {
 
 describe("while changes of another environment are merged", () => {
   const begin = async (undoing = false): Promise<void> => {
-    const state = configure('[root]\n[install]\nmode = "boot-environment"\n');
+    const state = configure(
+      '[root]\n[install]\nmode = "boot-environment"\n[boot-environment]\ndeadline = 1\n',
+    );
     mkdirSync(state);
     const ID = "a".repeat(40);
     await openState(state).writeJournal({
@@ -110,6 +113,26 @@ describe("while changes of another environment are merged", () => {
       },
     });
   };
+
+  const GIVEN_UP = "what was cut off of merging changes of one had changed nothing, and is given up\n";
+
+  /** As with ZFS, where its environment is not there any more. */
+  async function withPrograms<T>(programs: Record<string, string>, use: () => Promise<T>): Promise<T> {
+    mkdirSync(folder.file("bin"), { recursive: true });
+    const all = {
+      zpool: "echo ONLINE",
+      zfs: "echo 'cannot open: dataset does not exist' >&2; exit 1",
+      ...programs,
+    };
+    for (const [name, text] of Object.entries(all))
+      writeFileSync(folder.file(`bin/${name}`), `#!/bin/sh\n${text}\n`, { mode: 0o755 });
+    vi.stubEnv("PATH", `${folder.file("bin")}:${process.env["PATH"] ?? ""}`);
+    try {
+      return await use();
+    } finally {
+      vi.unstubAllEnvs();
+    }
+  }
 
   test("status says so, and no history has it", async () => {
     await begin();
@@ -151,26 +174,22 @@ describe("while changes of another environment are merged", () => {
       ],
     });
     const before = await readState();
-    // Its environment is not there any more.
-    mkdirSync(folder.file("bin"));
-    const program = (text: string) => ({ mode: 0o755, text: `#!/bin/sh\n${text}\n` });
-    for (const [name, { text, mode }] of Object.entries({
-      zpool: program("echo ONLINE"),
-      zfs: program("echo 'cannot open: dataset does not exist' >&2; exit 1"),
-    }))
-      writeFileSync(folder.file(`bin/${name}`), text, { mode });
-    vi.stubEnv("PATH", `${folder.file("bin")}:${process.env["PATH"] ?? ""}`);
-    try {
-      const { status, stdout, stderr } = await runHere("confirm");
-      expect([status, stdout.toString(), stderr]).toEqual([
-        0,
-        "what was cut off of merging changes of one had changed nothing, and is given up\n",
-        expect.any(String),
-      ]);
-    } finally {
-      vi.unstubAllEnvs();
-    }
+    const { status, stdout } = await withPrograms({}, () => runHere("confirm"));
+    expect([status, stdout.toString()]).toEqual([0, GIVEN_UP]);
     expect(await readState()).toEqual(before);
+  });
+
+  test.runIf(hasMounts)("what runs at boot leaves it until the system is up", async () => {
+    await begin();
+    const script = `mount -t tmpfs none /run; mkdir -p /run/systemd/system; exec "$@" confirm --or-go-back --config site.toml`;
+    const args = ["-m", "sh", "-euc", script, "sh", process.execPath, CLI];
+    const bootWhere = (state: string): Promise<string> =>
+      withPrograms({ systemctl: `echo ${state}` }, async () =>
+        execFileSync("unshare", args, { cwd: folder.path, encoding: "utf8" }),
+      );
+    expect(await bootWhere("starting")).toBe("no boot environment that runs is on trial; nothing to do\n");
+    expect((await openState(folder.file("state")).readJournal())?.operation).toBe("merge");
+    expect(await bootWhere("degraded")).toBe(GIVEN_UP);
   });
 
   test("nothing is activated", async () => {
