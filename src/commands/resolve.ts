@@ -31,6 +31,7 @@ export function define(command: Command, environment: () => Environment): void {
       .usage("[options] <file>")
       .argument("[file]", "the bundle")
       .option("--rollback", "instead of a bundle's conflicts those of bundle rollback")
+      .option("--live", "for an install with --live, which is in place")
       .option("--to <folder>", "where the conflicts are put (default: resolve in the state folder)")
       .option(
         "--ours <path>",
@@ -131,8 +132,8 @@ const folderOf = ({ to }: ResolveCommandOptions): string | undefined =>
 
 /** Verifies a bundle whole, then lets a person settle its conflicts apart from the live system. */
 async function runResolve(path: string, options: ResolveCommandOptions, env: Environment): Promise<void> {
-  const site = await readSite(options.config);
-  if (await runPrivately(site)) return;
+  const site = await readSite(options.config, options.live);
+  if (await runPrivately(site, options)) return;
   const exceptions = exceptionsOf(options);
   const { commitDrift = false, replaceUntracked = false } = options;
   const tool = await toolOf(options, env);
@@ -161,6 +162,7 @@ async function runResolve(path: string, options: ResolveCommandOptions, env: Env
     // What the plan was made with, an install needs as well.
     const next = [
       `bundle install ${path}`,
+      ...(options.live ? ["--live"] : []),
       ...(commitDrift ? ["--commit-drift"] : []),
       ...(replaceUntracked ? ["--replace-untracked"] : []),
     ].join(" ");

@@ -1,5 +1,13 @@
 import { execFileSync } from "node:child_process";
-import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import {
+  appendFileSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  writeFileSync,
+} from "node:fs";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { EXAMPLE, inFolder, inTerminal, PUBLIC, run, told } from "./support.js";
 
@@ -53,6 +61,17 @@ describe("bundle resolve", () => {
   test("takes a side, with --json", async () => {
     const { stdout } = await resolve("--theirs", "/etc/issue", "--json");
     expect(JSON.parse(stdout.toString())).toMatchObject({ outcome: "settled", settled: 1, left: [] });
+  });
+
+  test("is for an install with --live, too, which is in place", async () => {
+    expect((await resolve("--ours", "/etc/issue", "--live")).stdout.toString()).toContain(
+      `; bundle install ${EXAMPLE} --live goes on with it\n`,
+    );
+    appendFileSync(folder.file("site.toml"), '[install]\nmode = "boot-environment"\n');
+    expect(told(await resolve("--live"))).toMatchObject({
+      status: 2,
+      message: expect.stringMatching(/^--live is of no use: with mode = "boot-environment"/) as string,
+    });
   });
 
   test("refuses a path without a conflict", async () => {
