@@ -389,11 +389,22 @@ async function advance<Kind extends Journal>(
  * @throws ZferryError; the next call goes on where this one was
  */
 export async function undo(journal: Journal, work: Work): Promise<void> {
-  if (journal.operation === "install") await retreat(journal, INSTALL, phasesOf(journal), work);
+  if (journal.operation === "install")
+    await retreat({ ...journal, phase: await reachedPhase(journal) }, INSTALL, phasesOf(journal), work);
   else if (journal.operation === "rollback") await retreat(journal, ROLLBACK, PHASES.rollback, work);
   // What somebody destroyed needs nothing to be taken back.
   else if (await datasetExists(journal.into)) await retreat(journal, MERGE, PHASES.merge, work);
   await work.folder.removeJournal();
+}
+
+/** How far an install came. One that is planned anew begins again, with what it made and received there already. */
+async function reachedPhase(journal: InstallJournal): Promise<InstallJournal["phase"]> {
+  const { phase, undoing, environment } = journal;
+  if (undoing || isWritten(journal)) return phase;
+  if (environment !== null) return "receiving";
+  for (const stream of ownStreams(journal))
+    if ((await isReceived(stream)) || (await tokenOf(stream.dataset)) !== undefined) return "receiving";
+  return phase;
 }
 
 async function retreat<Kind extends Journal>(
@@ -537,7 +548,7 @@ export async function requireUndoable(
       });
     }
   }
-  const { root, phase } = journal;
+  const { root } = journal;
   if (environment !== null) {
     const part = isWritten(journal) ? sharedPart(root, environment) : undefined;
     const parts = apartFrom(part, composeParts(doneLinks(journal).map(({ shared }) => shared)));
@@ -546,7 +557,7 @@ export async function requireUndoable(
       for (const each of parts) await requireFilesAsPlanned(each, rootDir);
     });
   }
-  if (root === null || phase === "holding") return;
+  if (root === null || (await reachedPhase(journal)) === "holding") return;
   // Without its repository what is prepared cannot be taken back, and /usr is not to be the only half that is.
   const place = await siteRoot(site);
   if (isWritten(journal)) await requireAsPlanned(root, place);

@@ -21,6 +21,24 @@ const configure = (more = ""): string => {
 };
 const runHere = (...args: string[]) => run([...args, "--config", "site.toml"], { cwd: folder.path });
 
+/** As with ZFS, by default without any dataset. */
+async function withPrograms<T>(programs: Record<string, string>, use: () => Promise<T>): Promise<T> {
+  mkdirSync(folder.file("bin"), { recursive: true });
+  const all = {
+    zpool: "echo ONLINE",
+    zfs: "echo 'cannot open: dataset does not exist' >&2; exit 1",
+    ...programs,
+  };
+  for (const [name, text] of Object.entries(all))
+    writeFileSync(folder.file(`bin/${name}`), `#!/bin/sh\n${text}\n`, { mode: 0o755 });
+  vi.stubEnv("PATH", `${folder.file("bin")}:${process.env["PATH"] ?? ""}`);
+  try {
+    return await use();
+  } finally {
+    vi.unstubAllEnvs();
+  }
+}
+
 describe("a system that is not on ZFS", () => {
   test.each([["environments"], ["activate", "one"]])("%s says so", async (...args) => {
     configure();
@@ -85,6 +103,49 @@ describe("while an install is under way", () => {
   });
 });
 
+describe("an install that was begun anew, with its stream received,", () => {
+  const ZFS = `case "$*" in
+  list*"-t snapshot"*) printf 'p/usr@R1\\t11\\n'; [ -e back ] || printf 'p/usr@R2\\t12\\n' ;;
+  get*) for name in $(echo "$6" | tr , ' '); do
+    case $name in written* | userrefs) echo "$name\t0" ;; *) echo "$name\t-" ;; esac
+  done ;;
+  "rollback -r p/usr@R1") : >back ;;
+esac`;
+
+  test.each(["holding", "preparing"] as const)("is given up whole, in %s", async (phase) => {
+    const state = configure();
+    mkdirSync(state);
+    await openState(state).writeJournal({
+      operation: "install",
+      release: { name: "R2", sequence: 2, identity: "b".repeat(64) },
+      startedAt: 1_800_000_000,
+      phase,
+      undoing: false,
+      streams: [
+        {
+          role: "usr",
+          dataset: "p/usr",
+          base: { snapshot: "R1", guid: "11" },
+          target: { snapshot: "R2", guid: "12" },
+        },
+      ],
+      present: [],
+      site: { product: "gentoo", root: null },
+      origin: { file: "/R2.bundle", created: 1_750_000_000, signers: [], keys: null },
+      environment: null,
+      root: null,
+    });
+    const { status, stdout, stderr } = await withPrograms({ zfs: ZFS }, () => runHere("abort"));
+    expect([status, stdout.toString(), stderr]).toEqual([
+      0,
+      "gave up gentoo release R2 (2); the site is as it was before\n",
+      "taking p/usr back to what it was\n",
+    ]);
+    expect(readdirSync(folder.path)).toContain("back");
+    expect(await openState(state).readJournal()).toBeUndefined();
+  });
+});
+
 describe("while changes of another environment are merged", () => {
   const begin = async (undoing = false): Promise<void> => {
     const state = configure(
@@ -115,24 +176,6 @@ describe("while changes of another environment are merged", () => {
   };
 
   const GIVEN_UP = "what was cut off of merging changes of one had changed nothing, and is given up\n";
-
-  /** As with ZFS, where its environment is not there any more. */
-  async function withPrograms<T>(programs: Record<string, string>, use: () => Promise<T>): Promise<T> {
-    mkdirSync(folder.file("bin"), { recursive: true });
-    const all = {
-      zpool: "echo ONLINE",
-      zfs: "echo 'cannot open: dataset does not exist' >&2; exit 1",
-      ...programs,
-    };
-    for (const [name, text] of Object.entries(all))
-      writeFileSync(folder.file(`bin/${name}`), `#!/bin/sh\n${text}\n`, { mode: 0o755 });
-    vi.stubEnv("PATH", `${folder.file("bin")}:${process.env["PATH"] ?? ""}`);
-    try {
-      return await use();
-    } finally {
-      vi.unstubAllEnvs();
-    }
-  }
 
   test("status says so, and no history has it", async () => {
     await begin();
