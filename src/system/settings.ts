@@ -50,7 +50,9 @@ export async function readSiteConfig(
   { hint = "", system = "/" }: { readonly hint?: string; readonly system?: string } = {},
 ): Promise<SiteConfig> {
   const text = await readConfig(path, "site configuration", `${hint}${ofBuildHost()}`);
-  return withMode(parseConfig(siteSchema, text, path), ownMounts(), system);
+  // Who only reads needs no /proc, as in a chroot.
+  const mounts = existsSync("/proc/self") ? ownMounts() : new Map<string, Mount>();
+  return withMode(parseConfig(siteSchema, text, path), mounts, system);
 }
 
 /**

@@ -3,7 +3,7 @@ import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFi
 import { beforeEach, describe, expect, test } from "vitest";
 import { encodePublicKey, generateKeyPair, publicKeyLine } from "../../src/trust/minisign.js";
 import { blocksOf, readPage } from "../formats/page.js";
-import { errorOf, EXAMPLE, inFolder, PUBLIC, run, told } from "./support.js";
+import { CLI, errorOf, EXAMPLE, hasMounts, inFolder, PUBLIC, run, told } from "./support.js";
 
 const folder = inFolder();
 const FIRST = "0E07B77755AB6E15";
@@ -32,6 +32,19 @@ describe("bundle trust", () => {
       `signatures by 1 of these keys are needed:\n  ${FIRST} (${folder.file("keys")}/release.pub)\n    ${FIRST_LINE}\nno key change by a release yet\nthis site has no state yet\n`,
     ]);
     expect(existsSync(folder.file("state"))).toBe(false);
+  });
+
+  test.runIf(hasMounts)("is shown, and believed, where /proc is not mounted, as in a chroot", () => {
+    const script =
+      'mount -t tmpfs none /proc; "$@" trust --config site.toml; exec "$@" verify $EXAMPLE --config site.toml';
+    const args = ["-m", "sh", "-euc", script, "sh", process.execPath, CLI];
+    const stdout = execFileSync("unshare", args, {
+      cwd: folder.path,
+      encoding: "utf8",
+      env: { ...process.env, EXAMPLE },
+      stdio: ["ignore", "pipe", "ignore"],
+    });
+    expect(stdout).toMatch(/^signatures by 1 of these keys are needed:\n[^]*\nOK .*: demo release R2 /);
   });
 
   test("waits for nobody where its lock is no file", async () => {
