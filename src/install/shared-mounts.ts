@@ -100,8 +100,8 @@ function asText(path: RawPath): string {
 }
 
 /**
- * Refuses tracked files, and what is to be shared, on the datasets of streams, for which the new environment has others, and on
- * those below the origin, which it has not.
+ * Refuses tracked files, and what is to be shared, on the datasets of streams, for which the new environment has others, on
+ * the origin, which is seen there once more, and on those below it, which are not cloned.
  * @param streams datasets
  * @param shared mount points in `/`
  * @throws ZferryError `dataset-unsuitable`
@@ -115,14 +115,15 @@ export function requireOffStreams(
 ): void {
   const isOwn = (point: RawPath | undefined): boolean => {
     const mount = point === undefined ? undefined : mounts.get(point);
-    return mount?.type === "zfs" && (streams.includes(mount.source) || mount.source.startsWith(`${origin}/`));
+    if (mount?.type !== "zfs") return false;
+    return [origin, ...streams].includes(mount.source) || mount.source.startsWith(`${origin}/`);
   };
   const paths = [...tracked, ...shared.map(asPath)].filter((path) => isOwn(pointOf(path, mounts)));
   const found = [...new Set(paths)].map(showPath);
   if (found.length === 0) return;
   throw new ZferryError(
     "dataset-unsuitable",
-    `what a stream replaces, or lies on a dataset below ${origin}, is neither tracked by the repository of / nor shared: ${found.slice(0, 20).join(", ")}`,
+    `what a stream replaces, or lies on ${origin} or below it, is neither tracked by the repository of / nor shared: ${found.slice(0, 20).join(", ")}`,
     {
       details: { paths: found },
       hint: `let git not track it, and shared under [boot-environment] not name it; or use mode = "in-place" under [install]`,

@@ -75,7 +75,7 @@ describe("file systems that all environments share", () => {
     );
   });
 
-  test("are no streams' datasets, nor those below the origin, which no other file system is", async () => {
+  test("are no streams' datasets, nor the origin or those below it, which no other file system is", async () => {
     const origin = "p/ROOT/one";
     requireOffStreams(site, [one], { origin, shared: [ONE] }, raw(`${one}/x`));
     const mounts = mountsOf({
@@ -83,15 +83,16 @@ describe("file systems that all environments share", () => {
       var: `zfs ${origin}/var`,
       boot: "zfs p/boot",
       srv: `xfs ${origin}/x`,
+      opt: `zfs ${origin}`,
     });
     const check = (paths: string[], shared: string[] = []): void =>
       requireOffStreams(site, ["p/usr"], { origin, shared }, raw(...paths), mounts);
     check(["etc/x", "boot/x", "srv/x"], ["/boot"]);
-    expect(await refusal(async () => check(["etc/x", "usr/a", "var/b"]))).toMatchObject({
+    expect(await refusal(async () => check(["etc/x", "usr/a", "var/b", "opt/c"]))).toMatchObject({
       code: "dataset-unsuitable",
-      details: { paths: ["usr/a", "var/b"] },
+      details: { paths: ["usr/a", "var/b", "opt/c"] },
     });
-    for (const point of ["/usr", "/var"])
+    for (const point of ["/usr", "/var", "/opt"])
       expect((await refusal(async () => check([], [point]))).code).toBe("dataset-unsuitable");
   });
 
