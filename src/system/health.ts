@@ -8,7 +8,7 @@ import { run } from "./process.js";
 export const readUptime = (): number =>
   Number.parseFloat(guarded("/proc/uptime", () => readFileSync("/proc/uptime", "utf8")));
 
-/** The services that failed, or crashed, since the machine was started; none where no init system that is known runs. */
+/** The services that failed, crashed, or do not run though they should; none where no init system that is known runs. */
 export async function failedServices(): Promise<string[]> {
   const init = runningInitSystem();
   if (init === "systemd") {
@@ -16,11 +16,26 @@ export async function failedServices(): Promise<string[]> {
     return firstWords(stdout);
   }
   if (init === "openrc") {
-    const { stdout } = await run("rc-status", ["--nocolor", "--crashed"]);
-    return [...new Set([...firstWords(stdout), ...namesIn("/run/openrc/failed")])].sort();
+    const levels = new Set(["sysinit", "boot", readRunlevel()]);
+    const { stdout } = await run("rc-status", ["--nocolor", "--format", "ini", ...levels]);
+    return [
+      ...new Set([...missingServices(stdout.toString("utf8")), ...namesIn("/run/openrc/failed")]),
+    ].sort();
   }
   return [];
 }
+
+/**
+ * The services of runlevels that do not run, though they should. OpenRC forgets what failed to start when it has started a runlevel.
+ * @param status what `rc-status --format ini` says of these runlevels
+ */
+export const missingServices = (status: string): string[] =>
+  [...status.matchAll(/^(\S+) = *(?:stopped|crashed|failed|unsupervised)\s*$/gm)].map(
+    ([, name = ""]) => name,
+  );
+
+const readRunlevel = (): string =>
+  guarded("/run/openrc", () => readFileSync("/run/openrc/softlevel", "utf8")).trim();
 
 const firstWords = (output: Buffer): string[] =>
   output
@@ -45,8 +60,9 @@ export async function isUp(): Promise<boolean> {
     return ["running", "degraded"].includes(stdout.toString("latin1").trim());
   }
   if (init === "openrc") {
-    const level = guarded("/run/openrc", () => readFileSync("/run/openrc/softlevel", "utf8")).trim();
-    return !["", "sysinit", "boot"].includes(level) && !namesIn("/run/openrc").includes("rc.starting");
+    return (
+      !["", "sysinit", "boot"].includes(readRunlevel()) && !namesIn("/run/openrc").includes("rc.starting")
+    );
   }
   return true;
 }
