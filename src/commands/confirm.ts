@@ -1,6 +1,6 @@
 import type { Command } from "commander";
 import type { SiteConfig } from "../config.js";
-import { ZferryError } from "../errors.js";
+import { ZferryError, type ErrorCode } from "../errors.js";
 import { runPrivately } from "../install/live.js";
 import { findDueMerge, mergeBefore, type MergedBefore } from "../install/merge-before.js";
 import { forgetMerge } from "../install/merge-mark.js";
@@ -87,7 +87,9 @@ async function runConfirm(options: ConfirmOptions, env: Environment): Promise<vo
 }
 
 const mergesByItself = (site: SiteConfig): boolean =>
-  site["boot-environment"].changes === "merge" && site.install.mode === "boot-environment";
+  site["boot-environment"].changes === "merge" &&
+  site.install.mode === "boot-environment" &&
+  site.root !== undefined;
 
 /** @throws ZferryError `usage` */
 function requireMergeable({ merge = false, commitDrift = false }: ConfirmOptions, site: SiteConfig): void {
@@ -119,9 +121,7 @@ async function runMerge(
   } catch (error) {
     const failure = asZferryError(error);
     if (failure.code === "interrupted") throw failure;
-    const isCut = (await readUnderWay(site))?.operation === "merge";
-    const dataset = datasetOfRoot(site);
-    if (!isCut && dataset !== undefined) await forgetMerge(dataset);
+    if (!LATER.includes(failure.code)) await forgetRefused(site);
     if (!isConfirmed) throw failure;
     const hint = failure.hint === undefined ? "" : `; ${failure.hint}`;
     warnIn(env)(
@@ -131,6 +131,16 @@ async function runMerge(
   } finally {
     env.progress.end();
   }
+}
+
+/** What says that something else comes first: the merge is still wanted. */
+const LATER: readonly ErrorCode[] = ["site-busy", "install-pending"];
+
+/** What was refused is not begun again by itself; what was cut off goes on. */
+async function forgetRefused(site: SiteConfig): Promise<void> {
+  const isCut = (await readUnderWay(site))?.operation === "merge";
+  const dataset = site.root && datasetOfRoot(site);
+  if (!isCut && dataset !== undefined) await forgetMerge(dataset);
 }
 
 /** Goes on with a merge that is under way, and begins none. */

@@ -114,6 +114,18 @@ changed in one after this one was made from it, and not here: 1
     expect(await state()).toBe(written);
   });
 
+  it("is still to come at boot when something else comes first", async () => {
+    await lines(`${RESET}; mkdir -p -m 700 /var/lib/zferry; zfs set zferry:merge=wanted ${ROOT}/two`);
+    const { status, stderr } = await stopping.attempt(
+      "flock /var/lib/zferry/lock bundle confirm --or-go-back",
+    );
+    expect(status).toBe(0);
+    expect(stderr).toContain("warning: what was changed in the environment before is not merged: ");
+    expect(await lines(`zfs get -H -o value zferry:merge ${ROOT}/two`)).toBe("wanted");
+    await lines("bundle confirm --or-go-back");
+    expect(await state()).toBe(written);
+  });
+
   it("changes nothing with a conflict, and is tried again", async () => {
     await lines(`${RESET}; cd ${SITE}; sed -i s/five/5/ etc/config; git commit -qam 5`);
     const unmerged = await state();
