@@ -192,4 +192,25 @@ describe("OpenRC, started by an initramfs of dracut without systemd", () => {
     await awaitConfirmed("six");
     expect(await told("cat /run/zferry-trial.log")).toContain("boot environment six is kept");
   });
+
+  it("has one go back of which a service does not start", async () => {
+    const service = `
+      printf '#!/sbin/openrc-run\\nstart() { return 1; }\\n' >/mnt/etc/init.d/broken; chmod 755 /mnt/etc/init.d/broken
+      ln -s /etc/init.d/broken /mnt/etc/runlevels/default/broken`;
+    await machine.run(makeEnvironment("seven", service));
+    await reboot();
+    expect(await running()).toBe(isAt("seven"));
+    await expect
+      .poll(() => told("cat /run/zferry-trial.log"), { timeout: 300_000, interval: 3000 })
+      .toContain("not yet: failed: broken");
+    expect(await own("seven")).toMatch(/^zferry:trial\t1$/m);
+    // The deadline has passed.
+    await machine.run(`
+      sed -i 's/^deadline.*/deadline = 1/' /etc/zferry/site.toml
+      (sleep 1; rc-service zferry-trial restart) >/dev/null 2>&1 &`);
+    await machine.rebooted();
+    expect(await running()).toBe(isAt("six"));
+    expect(await own("seven")).toMatch(/^zferry:failed\t[1-9][0-9]+ failed: broken$/m);
+    expect(await own("seven")).not.toContain("zferry:trial");
+  });
 });
