@@ -502,8 +502,8 @@ it("is gone on with, or given up, after a kill before any step", async () => {
   const steps = await stopping.stepsOf(`install ${FILE}`);
   for (const step of ["zfs clone", "zfs receive", "mount", "chroot", "zpool set", "journal: activating"])
     expect(steps).toContain(step);
-  for (const [index, step] of shareOf(steps, 0, 8)) {
-    const ends = index % 16 < 8 ? "install" : "abort";
+  for (const [index, step] of shareOf(steps, 0, 16)) {
+    const ends = index % 32 < 16 ? "install" : "abort";
     const where = `killed before ${index + 1}, ${step}, then ${ends}`;
     await lines(`${RESET}
         ${stopping.killed(`install ${FILE}`, index + 1)}

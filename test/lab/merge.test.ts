@@ -222,7 +222,7 @@ describe("a merge that was cut off", () => {
     ])
       expect(steps).toContain(step);
     expect(await state()).toBe(written);
-    for (const [index, step] of shareOf(steps, 0, 8)) {
+    for (const [index, step] of shareOf(steps, 0, 16)) {
       const end = ["confirm --merge", "install", "abort"][index % 3] ?? "";
       const where = `killed before ${index + 1}, ${step}, then ${end}`;
       await lines(`${RESET}; ${stopping.killed("confirm --merge", index + 1)}; bundle ${end}`);

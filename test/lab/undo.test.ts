@@ -175,7 +175,7 @@ describe("a rollback that is killed before any step", () => {
     ]) {
       expect(steps).toContain(step);
     }
-    for (const [index, step] of shareOf(steps, 0, 8)) {
+    for (const [index, step] of shareOf(steps, 0, 16)) {
       const where = `killed before ${index + 1}, ${step}`;
       await lines(`${INSTALLED}\n${site.killed("rollback", index + 1)}`);
       const isBack = index > steps.indexOf("zfs rollback");
