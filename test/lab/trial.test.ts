@@ -205,12 +205,14 @@ describe("a boot environment on trial", () => {
       .toMatch(/merged what was changed in one: 1 file changes\n {6}A etc\/later\n/);
     expect(await own("R2")).toMatch(/^zferry:merge\t[0-9a-f]{64}$/m);
     expect(await own("R2")).not.toMatch(/zferry:(trial|boots|failed)/);
-    // As after a power cut between the confirmation and the merge; a conflict is told, and does not come again.
+    // As after a power cut between the confirmation and the merge; what stands against it is told, and does not come again.
     await machine.run(`${changeBefore("echo three >etc/later")}; cd /; echo four >etc/later; git commit -qam four
       zfs set zferry:merge=wanted ${ROOT}/R2; systemctl restart zferry-trial`);
     await expect
       .poll(() => told(log), { timeout: 300_000, interval: 3000 })
-      .toContain("is not merged: changed here and in the environment one: etc/later (contents)");
+      .toContain(
+        "is not merged: git's index has changes that are neither in the last commit nor in the files",
+      );
     await expect.poll(() => own("R2"), { timeout: 300_000, interval: 3000 }).not.toContain("zferry:merge");
     expect(await told("cat /etc/later; bundle status")).toMatch(/^four\n[^]*under way: nothing$/);
     await machine.run("sed -i '/^changes/d' /etc/zferry/site.toml");
