@@ -15,13 +15,14 @@ import {
 import { writeScratchFile } from "../system/scratch.js";
 import { closeTree, kindAt, openTree } from "../system/tree.js";
 import { writeUncommitted } from "./commit-drift.js";
+import { listReasons } from "./conflicts.js";
 import { writeTree, type Change } from "./content.js";
 import { compareTrees, MAX_OBJECTS_BYTES, recordMetadata } from "./diff.js";
 import { requireMovable } from "./git-locks.js";
 import {
   committer,
-  commitUncommitted,
   mergeInto,
+  planCommits,
   requireObjects,
   takeUncommitted,
   type PlanOptions,
@@ -188,17 +189,13 @@ export async function planChanges(scratch: Git, options: ChangesOptions): Promis
   const { plan } = disk;
   if (merged === tree && plan.changes.length === 0 && plan.directories.length === 0) return null;
   await requireObjects(scratch, site, disk, uncommitted, options);
-  const commit = committer(scratch, options.date);
-  const own = `Changes of this system before those of ${environment}`;
-  const drift = await commitUncommitted(uncommitted, site, own, commit);
   return {
-    format: 1,
-    head: site.head,
-    branch: site.branch,
-    mergeCommit: await commit(merged, [drift?.commit ?? site.head], options.message),
-    releaseCommit: site.releaseReference,
-    previousRelease: site.releaseReference,
-    ...(drift === null ? {} : { drift }),
+    ...(await planCommits(site, uncommitted, committer(scratch, options.date), {
+      tree: merged,
+      message: options.message,
+      own: `Changes of this system before those of ${environment}`,
+      releaseCommit: site.releaseReference,
+    })),
     ...plan,
   };
 }
@@ -206,18 +203,15 @@ export async function planChanges(scratch: Git, options: ChangesOptions): Promis
 const inWordsOf = (environment: string, text: string): string =>
   text.replaceAll("the release", `the environment ${environment}`).replaceAll("the install", "the merge");
 
-const SHOWN = 20;
-
 /** What stands against a merge, in words of this one. */
 function asOfEnvironment(environment: string, error: unknown): unknown {
   if (!(error instanceof ZferryError)) return error;
   const told = reworded(error, (text) => inWordsOf(environment, text));
   if (error.code !== "merge-conflict") return told;
   const { reasons = [] } = told.details as { readonly reasons?: readonly string[] };
-  const more = reasons.length > SHOWN ? ` and ${reasons.length - SHOWN} more` : "";
   return new ZferryError(
     "merge-conflict",
-    `changed here and in the environment ${environment}: ${reasons.slice(0, SHOWN).join(", ")}${more}`,
+    `changed here and in the environment ${environment}: ${listReasons(reasons)}`,
     {
       details: told.details,
       also: told.also,

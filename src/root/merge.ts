@@ -123,18 +123,46 @@ export async function planRoot(options: PlanOptions): Promise<RootPlan> {
   const releaseCommit =
     pristine &&
     (await commit(theirs, pristine.commit === null ? [] : [pristine.commit], `Release ${release}`));
-  const drift = await commitUncommitted(uncommitted, site, `Changes of this site before ${release}`, commit);
-  const parents = [drift?.commit ?? site.head, ...(releaseCommit === null ? [] : [releaseCommit])];
+  return {
+    ...(await planCommits(site, uncommitted, commit, {
+      tree: merged,
+      parents: releaseCommit === null ? [] : [releaseCommit],
+      message: `Install ${release}`,
+      own: `Changes of this site before ${release}`,
+      releaseCommit,
+    })),
+    ...(replaced === undefined ? {} : { replaced }),
+    ...disk.plan,
+  };
+}
+
+interface Committed {
+  readonly tree: string;
+  /** Besides what the site has. */
+  readonly parents?: readonly string[];
+  readonly message: string;
+  /** Message of the commit before it, of what was not committed. */
+  readonly own: string;
+  /** That refs/zferry/release is then. */
+  readonly releaseCommit: string | null;
+}
+
+/** Where a plan of `/` begins, and the commits that it leads to. */
+export async function planCommits(
+  site: Site,
+  uncommitted: UncommittedDrift | null,
+  commit: Commit,
+  { tree, parents = [], message, own, releaseCommit }: Committed,
+): Promise<Omit<RootPlan, "replaced" | "changes" | "directories">> {
+  const drift = await commitUncommitted(uncommitted, site, own, commit);
   return {
     format: 1,
     head: site.head,
     branch: site.branch,
-    mergeCommit: await commit(merged, parents, `Install ${release}`),
+    mergeCommit: await commit(tree, [drift?.commit ?? site.head, ...parents], message),
     releaseCommit,
     previousRelease: site.releaseReference,
     ...(drift === null ? {} : { drift }),
-    ...(replaced === undefined ? {} : { replaced }),
-    ...disk.plan,
   };
 }
 
@@ -242,7 +270,7 @@ export async function takeUncommitted(
 }
 
 /** The part of a plan that commits the site's uncommitted changes; null where there are none. */
-export const commitUncommitted = async (
+const commitUncommitted = async (
   uncommitted: UncommittedDrift | null,
   site: Site,
   message: string,

@@ -3,12 +3,13 @@ import { ZferryError } from "../errors.js";
 import { showPath, type RawPath } from "../raw-path.js";
 import { createBorrower, listTree, type Git, type TreeFile } from "../system/git.js";
 import type { FileAttributes } from "../system/tree.js";
+import { listReasons } from "./conflicts.js";
 import type { Change } from "./content.js";
 import type { PlannedState } from "./links.js";
 import {
   committer,
-  commitUncommitted,
   mergeInto,
+  planCommits,
   requireObjects,
   takeUncommitted,
   type PlanOptions,
@@ -69,17 +70,13 @@ export async function planRootRollback(options: RollbackOptions): Promise<RootPl
     throw asOfRollback(error);
   });
   await requireObjects(scratch, found, disk, uncommitted, options);
-  const commit = committer(scratch, options.date);
-  const message = `Changes of this site before rolling back ${release}`;
-  const drift = await commitUncommitted(uncommitted, found, message, commit);
   return {
-    format: 1,
-    head: found.head,
-    branch: found.branch,
-    mergeCommit: await commit(merged, [drift?.commit ?? found.head], `Roll back ${release}`),
-    releaseCommit: installed.previousRelease,
-    previousRelease: found.releaseReference,
-    ...(drift === null ? {} : { drift }),
+    ...(await planCommits(found, uncommitted, committer(scratch, options.date), {
+      tree: merged,
+      message: `Roll back ${release}`,
+      own: `Changes of this site before rolling back ${release}`,
+      releaseCommit: installed.previousRelease,
+    })),
     ...returningOf(installed, disk.plan.changes, returning.lost, options.warn),
     ...disk.plan,
   };
@@ -196,10 +193,9 @@ const recordedFile = (state: PlannedState | null): RecordedFile | null =>
 function asOfRollback(error: unknown): unknown {
   if (!(error instanceof ZferryError) || error.code !== "merge-conflict") return error;
   const { reasons = [] } = error.details as { readonly reasons?: readonly string[] };
-  const more = reasons.length > 20 ? ` and ${reasons.length - 20} more` : "";
   return new ZferryError(
     "merge-conflict",
-    `the site changed since the install what is to be taken back: ${reasons.slice(0, 20).join(", ")}${more}`,
+    `the site changed since the install what is to be taken back: ${listReasons(reasons)}`,
     {
       details: error.details,
       hint:
