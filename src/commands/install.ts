@@ -32,7 +32,7 @@ import {
   addThreadsOption,
   describeKeyChange,
   describeMode,
-  modeOf,
+  modeAsJson,
   openGiven,
   threadsOf,
   wholeNumber,
@@ -354,7 +354,7 @@ export function resultOf(done: Done, options: CommandOptions): object {
       rawBytes: stream.rawBytes,
       space,
     })),
-    mode: modeOf(plan.mode),
+    mode: modeAsJson(plan.mode),
     environment: plan.environment && {
       dataset: plan.environment.dataset,
       activate: plan.environment.activate,

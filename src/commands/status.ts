@@ -25,7 +25,7 @@ import { describeFailure } from "../install/trial-rules.js";
 import { readUnderWay } from "../install/under-way.js";
 import { formatBytes, formatTime, printable, type Environment } from "../report.js";
 import { requireProduct } from "../install/policy.js";
-import { describeMode, modeOf } from "./summary.js";
+import { describeMode, modeAsJson } from "./summary.js";
 
 interface StatusOptions {
   readonly config?: string;
@@ -141,7 +141,7 @@ async function askProgress(stream: InstalledStream): Promise<Progress> {
 function asJson({ product, mode, state, underWay, environment, trials }: Status): string {
   return `${JSON.stringify({
     product,
-    mode: modeOf(mode),
+    mode: modeAsJson(mode),
     installed: installed(state) ?? null,
     environment,
     trials,

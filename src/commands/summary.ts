@@ -60,7 +60,7 @@ const MODE_FROM: Record<InstallMode["from"], string> = {
 export const describeMode = ({ mode, from }: InstallMode): string => `${mode}${MODE_FROM[from]}`;
 
 /** As `--json` prints it. */
-export const modeOf = ({ mode, from }: InstallMode): object => ({ name: mode, from });
+export const modeAsJson = ({ mode, from }: InstallMode): object => ({ name: mode, from });
 
 /** "change 3 adds 0E07B77755AB6E15, revokes D950C3178AD0130D" */
 export function describeKeyChange({ counter, add, revoke }: KeyChange): string {

@@ -90,20 +90,24 @@ export async function requireStateUntracked({ state }: SiteConfig, rootDir: stri
 }
 
 /** Which paths of `/` are the site's own state or keys, or lead to them, where they are files. */
-export function ownPaths({ state, trust }: SiteConfig, rootDir: string): (path: string) => boolean {
-  const root = resolved(rootDir);
-  const own = [resolved(state), resolved(trust.keys)].map((path) => relative(root, path));
+export function ownPaths(site: SiteConfig, rootDir: string): (path: string) => boolean {
+  const own = ownFolders(site, rootDir);
   return (path) => own.some((folder) => isWithin(folder, path) || isWithin(path, folder));
+}
+
+/** From the root on. */
+function ownFolders({ state, trust }: SiteConfig, rootDir: string): string[] {
+  const root = resolved(rootDir);
+  return [resolved(state), resolved(trust.keys)].map((path) => relative(root, path));
 }
 
 /** @throws ZferryError `not-permitted` when a release changes the site's own state, keys or what leads to them */
 export function requireOwnUntouched(
-  { state, trust }: SiteConfig,
+  site: SiteConfig,
   rootDir: string,
   { changes, directories }: RootPlan,
 ): void {
-  const root = resolved(rootDir);
-  const own = [resolved(state), resolved(trust.keys)].map((path) => relative(root, path));
+  const own = ownFolders(site, rootDir);
   const shown = (entries: readonly { path: PathName }[]): string[] =>
     entries.map(({ path }) => showPath(pathOf(path)));
   const files = new Set(shown(changes));

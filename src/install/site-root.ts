@@ -4,7 +4,7 @@ import { requireRoot, type SiteConfig } from "../config.js";
 import { reworded, ZferryError } from "../errors.js";
 import type { RawPath } from "../raw-path.js";
 import { openRepository, splitNul, type Git } from "../system/git.js";
-import { ownMounts } from "../system/mounts.js";
+import { datasetOf, ownMounts } from "../system/mounts.js";
 import { withOwnMounts, type OwnMount } from "../system/private-mounts.js";
 import { mountsToSee, placeOfRoot } from "./shared-mounts.js";
 import { datasetExists, getProperties } from "../system/zfs.js";
@@ -47,10 +47,8 @@ export function rootDataset(site: SiteConfig): string {
 }
 
 /** The same; undefined where it is another file system. */
-export function datasetOfRoot(site: SiteConfig): string | undefined {
-  const { type, source, root } = ownMounts().get(placeOfRoot(site)) ?? {};
-  return type === "zfs" && root === "/" && !source?.includes("@") ? source : undefined;
-}
+export const datasetOfRoot = (site: SiteConfig): string | undefined =>
+  datasetOf(ownMounts().get(placeOfRoot(site)));
 
 /**
  * Runs `use` on the `/` that an install changes: the site's, or that of the boot environment which is made. Of other file

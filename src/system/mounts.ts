@@ -33,6 +33,10 @@ export async function readMounts(pid: number | string): Promise<Mount[]> {
 export const ownMounts = (): Map<string, Mount> =>
   visibleByPoint(parseMounts(readFileSync("/proc/self/mountinfo", "latin1")));
 
+/** The dataset that is mounted as a whole; undefined for a snapshot, a folder of one, and another file system. */
+export const datasetOf = (mount: Mount | undefined): string | undefined =>
+  mount?.type === "zfs" && mount.root === "/" && !mount.source.includes("@") ? mount.source : undefined;
+
 /** A folder as `ownMounts` has where something is: without links, bytes as characters. */
 export const mountPath = (path: string): string =>
   realpathSync(path, { encoding: "buffer" }).toString("latin1");

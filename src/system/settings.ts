@@ -17,7 +17,7 @@ import { ZferryError } from "../errors.js";
 import type { KeyChange } from "../trust/keys.js";
 import { publicKeyLine } from "../trust/minisign.js";
 import { readPublicKey, readSmallFile } from "./key-files.js";
-import { mountPath, ownMounts, type Mount } from "./mounts.js";
+import { datasetOf, mountPath, ownMounts, type Mount } from "./mounts.js";
 
 async function readConfig(path: string, what: string, hint = ""): Promise<string> {
   let bytes: Buffer;
@@ -74,10 +74,7 @@ export function withMode(site: SiteFile, mounts: ReadonlyMap<string, Mount>, sys
 
 /** Whether `/` is the site's own, and a dataset that another one can be made beside. */
 const isCloneable = ({ root }: SiteFile, mount: Mount | undefined): boolean =>
-  root !== undefined && resolve(root.path) === "/" && mount !== undefined && isBelowPool(mount);
-
-const isBelowPool = ({ type, root, source }: Mount): boolean =>
-  type === "zfs" && root === "/" && source.includes("/") && !source.includes("@");
+  root !== undefined && resolve(root.path) === "/" && datasetOf(mount)?.includes("/") === true;
 
 /** Words for a machine that releases are made on: what is a site's has nothing to tell there. */
 const ofBuildHost = (): string =>
