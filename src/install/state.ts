@@ -18,7 +18,7 @@ import { pathNameSchema } from "../root/paths.js";
 import { rootPlanSchema, type RootPlan } from "../root/plan.js";
 import { guarded, syncPath, writeFileDurably } from "../system/files.js";
 import { readSmallFile } from "../system/key-files.js";
-import { acquireLock } from "../system/lock.js";
+import { acquireSiteLock } from "../system/lock.js";
 
 // formats/state.md: what a site keeps in its state folder.
 
@@ -506,7 +506,7 @@ async function readPlan(folder: string, hash: string): Promise<RootPlan | undefi
  */
 export async function lockState(path: string): Promise<StateFolder & { release(): Promise<void> }> {
   guarded(path, () => mkdirSync(path, { recursive: true, mode: 0o700 }));
-  const release = await acquireLock(join(path, "lock"));
+  const release = await acquireSiteLock(join(path, "lock"));
   // What a write that was interrupted left.
   for (const name of readdirSync(path)) {
     if (/^\.(state|journal|plan-[0-9a-f]{64})\.json\.[0-9a-f]{12}$/.test(name)) rmSync(join(path, name));

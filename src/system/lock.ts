@@ -1,10 +1,10 @@
 import { spawnSync } from "node:child_process";
-import { constants } from "node:fs";
+import { constants, ftruncateSync, readSync, writeSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { ZferryError } from "../errors.js";
 import { mapSystemError } from "./files.js";
 
-const { O_APPEND, O_CREAT, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_WRONLY } = constants;
+const { O_APPEND, O_CREAT, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR, O_WRONLY } = constants;
 
 /** What is said where another process has the lock, after so many seconds of waiting for it, or at once. */
 interface Busy {
@@ -18,15 +18,32 @@ interface Busy {
  * ends, however it ends.
  * @throws ZferryError `site-busy` with what `busy` says
  */
-export async function acquireLock(
-  path: string,
-  busy: Busy = {
-    message: `${path} is locked: another install, or abort, is running on this site`,
-    hint: "wait for it to end; bundle status shows it",
-  },
-): Promise<() => Promise<void>> {
+export async function acquireLock(path: string, busy: Busy): Promise<() => Promise<void>> {
+  return (await lockFile(path, O_WRONLY, busy)).release;
+}
+
+/**
+ * The same for a site's state, with who has it written into the file: formats/state.md, lock.
+ * @throws ZferryError `site-busy`, which names the process that has it
+ */
+export async function acquireSiteLock(path: string): Promise<() => Promise<void>> {
+  const { fd, release } = await lockFile(path, O_RDWR, (holder) => ({
+    message: `${path} is locked by ${readHolder(holder) ?? "another command that changes this site"}`,
+    hint: "wait for it to end; bundle status shows what is under way",
+  }));
+  try {
+    ftruncateSync(fd);
+    const verb = process.argv.slice(2).find((word) => /^[a-z]+$/.test(word)) ?? "";
+    writeSync(fd, `${process.pid} bundle ${verb}\n`);
+  } catch {
+    // On a full disk the lock is one all the same.
+  }
+  return release;
+}
+
+async function lockFile(path: string, access: number, busy: Busy | ((fd: number) => Busy)) {
   // Without O_NONBLOCK the opening of a FIFO would wait for ever.
-  const flags = O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_NONBLOCK;
+  const flags = access | O_CREAT | O_APPEND | O_NOFOLLOW | O_NONBLOCK;
   const file = await open(path, flags, 0o600).catch((error: unknown) => {
     throw mapSystemError(error, path);
   });
@@ -36,7 +53,20 @@ export async function acquireLock(
     await file.close();
     throw error;
   }
-  return () => file.close();
+  return { fd: file.fd, release: () => file.close() };
+}
+
+/** Who has a site's lock, if that is written in it whole. */
+function readHolder(fd: number): string | undefined {
+  const bytes = Buffer.alloc(100);
+  try {
+    readSync(fd, bytes, 0, bytes.length, 0);
+  } catch {
+    return undefined;
+  }
+  const line = bytes.toString("latin1", 0, bytes.indexOf(0));
+  const [, pid, command] = /^([1-9][0-9]{0,9}) (bundle [a-z]{1,32})\n$/.exec(line) ?? [];
+  return pid === undefined ? undefined : `${command} (process ${pid})`;
 }
 
 /**
@@ -64,15 +94,17 @@ export async function lockFolder(path: string): Promise<() => Promise<void>> {
  * file description that it inherits, and that stays with us.
  * @throws ZferryError `site-busy` with what `busy` says
  */
-export function lockDescriptor(fd: number, path: string, busy: Busy): void {
-  const wait = busy.waitSeconds === undefined ? ["--nonblock"] : ["--timeout", String(busy.waitSeconds)];
+export function lockDescriptor(fd: number, path: string, busy: Busy | ((fd: number) => Busy)): void {
+  const seconds = typeof busy === "function" ? undefined : busy.waitSeconds;
+  const wait = seconds === undefined ? ["--nonblock"] : ["--timeout", String(seconds)];
   const { status, error, stderr } = spawnSync("flock", ["--exclusive", ...wait, "3"], {
     stdio: ["ignore", "ignore", "pipe", fd],
     encoding: "utf8",
   });
   if (status === 0) return;
   if (status === 1 && stderr === "") {
-    throw new ZferryError("site-busy", busy.message, { details: { file: path }, hint: busy.hint });
+    const { message, hint } = typeof busy === "function" ? busy(fd) : busy;
+    throw new ZferryError("site-busy", message, { details: { file: path }, hint });
   }
   throw new ZferryError("not-configured", `cannot lock ${path}: ${error?.message ?? stderr}`, {
     hint: "install util-linux, which has flock",

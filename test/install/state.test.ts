@@ -539,4 +539,20 @@ describe("the lock", () => {
     await state.release();
     await (await lockState(folder)).release();
   });
+
+  test.each([
+    ["", "another command that changes this site"],
+    ["812 bundle install\n", "bundle install (process 812)"],
+    ["812 bundle \n", "another command that changes this site"],
+    ["812 bundle install", "another command that changes this site"],
+    ["812 bundle in\u001b[1m\n", "another command that changes this site"],
+    ["812 bundle install\nand more", "another command that changes this site"],
+  ])("names who has it, if that is what is written there: %j", async (text, holder) => {
+    const state = await lockState(folder);
+    writeFileSync(file("lock"), text);
+    await expect(lockState(folder)).rejects.toThrow(`${file("lock")} is locked by ${holder}`);
+    await state.release();
+    await (await lockState(folder)).release();
+    expect(readFileSync(file("lock"), "utf8")).toBe(`${process.pid} bundle \n`);
+  });
 });

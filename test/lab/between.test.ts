@@ -22,7 +22,7 @@ it("refuses a second install, and another bundle by its name, while one is under
   );
   expect([status, stderr]).toEqual([
     17,
-    expect.stringContaining("another install, or abort, is running on this site"),
+    expect.stringMatching(/lock is locked by bundle install \(process [0-9]+\)\n/),
   ]);
   expect(await site.state()).toBe(site.installed);
 
