@@ -108,6 +108,33 @@ export class BootedGuest extends Guest {
     writeFileSync(this.initrd, Buffer.concat([main, Buffer.alloc(-main.length & 511), readFileSync(part)]));
   }
 
+  /** What a script says, without the white space around it. */
+  async told(script: string): Promise<string> {
+    return (await this.run(script, { timeout: 600_000 })).stdout.trim();
+  }
+
+  /** The datasets of `/` and `/usr`, and the release that is written in `/`, on lines of their own. */
+  running(): Promise<string> {
+    return this.told("findmnt -n -o SOURCE /; findmnt -n -o SOURCE /usr; cat /etc/release");
+  }
+
+  /** What zferry has set on a dataset: lines of `property`, a tab, and the value. */
+  marksOf(dataset: string): Promise<string> {
+    return this.told(`zfs get -H -s local -o property,value all ${dataset} | grep zferry: | sort`);
+  }
+
+  /** What is done last of confirming takes `zferry:failing` away. */
+  async isConfirmed(dataset: string): Promise<boolean> {
+    const marks = await this.marksOf(dataset);
+    return marks.includes("zferry:confirmed\tyes") && !marks.includes("zferry:failing");
+  }
+
+  /** The machine reboots by itself, as an administrator's command has it. */
+  async rebootBy(command: string): Promise<void> {
+    await this.run(`(sleep 1; ${command}) >/dev/null 2>&1 &`);
+    await this.rebooted();
+  }
+
   /** Writes what was changed, and boots again. */
   async reboot(): Promise<void> {
     await this.poweroff();

@@ -83,12 +83,9 @@ beforeAll(async () => {
 });
 afterAll(() => machine?.close());
 
-const told = async (script: string): Promise<string> =>
-  (await machine.run(script, { timeout: 600_000 })).stdout.trim();
-const running = (): Promise<string> =>
-  told("findmnt -n -o SOURCE /; findmnt -n -o SOURCE /usr; cat /etc/release");
-const own = (name: string): Promise<string> =>
-  told(`zfs get -H -s local -o property,value all ${ROOT}/${name} | grep zferry: | sort`);
+const told = (script: string): Promise<string> => machine.told(script);
+const running = (): Promise<string> => machine.running();
+const own = (name: string): Promise<string> => machine.marksOf(`${ROOT}/${name}`);
 const isAt = (name: string): string => `${ROOT}/${name}\n${USR}/${name}\n${name}`;
 
 const inShare = (name: string): string => join(machine.share.here, name);
@@ -107,17 +104,12 @@ async function cutAfter(said: string): Promise<void> {
   await Promise.all([machine.cut(), start]);
 }
 
-async function reboot(): Promise<void> {
-  await machine.run("(sleep 1; reboot) >/dev/null 2>&1 &");
-  await machine.rebooted();
-}
+const reboot = (): Promise<void> => machine.rebootBy("reboot");
 
 async function awaitConfirmed(name: string): Promise<void> {
-  const isConfirmed = async (): Promise<boolean> => {
-    const properties = await own(name);
-    return properties.includes("zferry:confirmed\tyes") && !properties.includes("zferry:failing");
-  };
-  await expect.poll(isConfirmed, { timeout: 300_000, interval: 3000 }).toBe(true);
+  await expect
+    .poll(() => machine.isConfirmed(`${ROOT}/${name}`), { timeout: 300_000, interval: 3000 })
+    .toBe(true);
   expect(await own(name)).not.toMatch(/zferry:(trial|boots|failed)/);
 }
 

@@ -78,12 +78,9 @@ beforeAll(async () => {
 });
 afterAll(() => machine?.close());
 
-const told = async (script: string): Promise<string> =>
-  (await machine.run(script, { timeout: 600_000 })).stdout.trim();
-const running = (): Promise<string> =>
-  told("findmnt -n -o SOURCE /; findmnt -n -o SOURCE /usr; cat /etc/release");
-const own = (name: string): Promise<string> =>
-  told(`zfs get -H -s local -o property,value all ${ROOT}/${name} | grep zferry: | sort`);
+const told = (script: string): Promise<string> => machine.told(script);
+const running = (): Promise<string> => machine.running();
+const own = (name: string): Promise<string> => machine.marksOf(`${ROOT}/${name}`);
 
 async function useHook(): Promise<void> {
   const isWhole = process.env["ZFERRY_TEST_ALL"] === "1";
@@ -93,17 +90,13 @@ async function useHook(): Promise<void> {
   else machine.useInitrd(machine.imageInitrd, join(here, "part"));
 }
 
-/** The machine reboots by itself from here on, as an administrator's command has it. */
-async function reboot(): Promise<void> {
-  await machine.run("(sleep 1; systemctl reboot) >/dev/null 2>&1 &");
-  await machine.rebooted();
-}
+const reboot = (): Promise<void> => machine.rebootBy("systemctl reboot");
 
-/** What is done last of confirming takes `zferry:failing` away. */
-async function isConfirmed(name: string): Promise<boolean> {
-  const properties = await own(name);
-  return properties.includes("zferry:confirmed\tyes") && !properties.includes("zferry:failing");
-}
+/** The unit that confirms, or goes back, has the site's lock until then. */
+const unitEnded = (): Promise<void> =>
+  expect
+    .poll(() => told("systemctl is-active zferry-trial || true"), { timeout: 300_000, interval: 3000 })
+    .toBe("inactive");
 
 describe("a boot environment on trial", () => {
   it("has what looks after it by bundle setup", async () => {
@@ -172,13 +165,11 @@ describe("a boot environment on trial", () => {
     await machine.start();
     expect(await running()).toBe(`${ROOT}/R2\n${USR}/R2\nR2`);
     expect(machine.console()).toContain(`zferry: ${ROOT}/R2 is on trial: boot 1 of 1`);
-    await expect.poll(() => isConfirmed("R2"), { timeout: 600_000, interval: 3000 }).toBe(true);
-    expect(await own("R2")).not.toMatch(/zferry:(trial|boots|failed)/);
     await expect
-      .poll(() => told("journalctl -u zferry-trial -o cat; systemctl is-active zferry-trial || true"), {
-        timeout: 300_000,
-      })
-      .toContain("inactive");
+      .poll(() => machine.isConfirmed(`${ROOT}/R2`), { timeout: 600_000, interval: 3000 })
+      .toBe(true);
+    expect(await own("R2")).not.toMatch(/zferry:(trial|boots|failed)/);
+    await unitEnded();
     const log = await told("journalctl -u zferry-trial -o cat");
     expect(log).toContain("confirmed gentoo release R2 (2)");
     expect(log).toMatch(
@@ -247,6 +238,7 @@ describe("a boot environment on trial", () => {
   });
 
   it("whose init is broken comes back by itself, after a panic", async () => {
+    await unitEnded();
     const broken = `echo R4 >etc/release; rm usr/sbin/init; printf '#!/usr/bin/busybox sh\\nexit 1\\n' >usr/sbin/init; chmod 755 usr/sbin/init`;
     await machine.run(`${release("R4", "R2", broken)}; bundle install /root/R4.bundle`, { timeout: 900_000 });
     await reboot();
@@ -260,6 +252,7 @@ describe("a boot environment on trial", () => {
       /failed: R4, at .*: boot 1 of 1 was not confirmed; went back to R2/,
     );
     // It is tried again only by who is told.
+    await unitEnded();
     const { stderr } = await machine.run("bundle activate R4");
     expect(stderr).toContain("warning: R4 was tried before, and failed at ");
     await machine.run("bundle activate R2");
@@ -284,6 +277,7 @@ describe("a boot environment on trial", () => {
       );
     }
     if ((await running()).endsWith("R2")) {
+      await unitEnded();
       const { stdout } = await machine.run("bundle install /root/R5.bundle", { timeout: 600_000 });
       expect(stdout).toMatch(/R5 \(5\)/);
       expect(await told("zpool get -H -o value bootfs rpool")).toBe(`${ROOT}/R5`);

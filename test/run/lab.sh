@@ -21,7 +21,7 @@ for version in "${versions[@]}"; do npx tsx test/lab/lab.ts --build "$version"; 
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 declare -A jobs
-declare -A LEFT_TO_OTHERS=([2.1]="chain copy dracut-openrc environments faults live merge power" [2.3]="between dist environment-install gentoo guest prune root trial")
+declare -A LEFT_TO_OTHERS=([2.1]="chain copy dracut-openrc environments faults live merge power undo" [2.3]="between dist environment-install gentoo guest prune root trial")
 # An emulated machine with two processors keeps two of this one busy, and a good part of it in vain.
 (($(nproc) >= 2 * ${#versions[@]})) || export ZFERRY_LAB_CPUS=${ZFERRY_LAB_CPUS:-1}
 for version in "${versions[@]}"; do
