@@ -23,6 +23,7 @@ import {
   listSnapshots,
   ownProperties,
   parentOf,
+  promote,
   resumeToken,
   takeSnapshots,
   type PropertyValues,
@@ -336,12 +337,19 @@ export async function removeClone(
   const { dataset, origin, snapshot } = environment;
   if (await datasetExists(dataset)) {
     await requireOwn({ environment, release });
+    // What activated it may have promoted it, as zectl does: then it has the snapshots that the other one had.
+    if ((await datasetExists(origin)) && (await isCloneOf(origin, dataset))) await promote(origin);
     options.step(`destroying ${dataset}`);
     const snapshots = (await listSnapshots(dataset)).map(fullName);
     for (const name of [...snapshots, dataset]) await patiently(options, () => destroy(name));
   }
   const from = { dataset: origin, name: snapshot };
   if ((await datasetExists(origin)) && (await hasSnapshot(from))) await destroy(fullName(from));
+}
+
+async function isCloneOf(clone: string, dataset: string): Promise<boolean> {
+  const { origin } = await getProperties(clone, ["origin"]);
+  return origin.startsWith(`${dataset}@`);
 }
 
 /**

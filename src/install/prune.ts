@@ -15,6 +15,7 @@ import {
   listBelow,
   listDepended,
   listProperties,
+  ownProperties,
   parentOf,
   poolFreeing,
   poolOf,
@@ -324,7 +325,12 @@ async function remove({ name, dataset, release, datasets }: RemovedEnvironment, 
   await setProperty(dataset, PRUNED, "yes");
   await setProperty(dataset, "org.zfsbootmenu:active", "off");
   const { origin } = await getProperties(dataset, ["origin"]);
-  if (origin.endsWith(`@zferry-${release}`)) await setProperty(origin, PRUNED, "yes");
+  const [other = "", snapshot] = origin.split("@");
+  if (snapshot !== undefined) {
+    // What it was made of; or, where that was turned round by a promotion, what the other one was made of.
+    const made = [release, (await ownProperties(other))["zferry:release"]];
+    if (made.some((each) => snapshot === `zferry-${each}`)) await setProperty(origin, PRUNED, "yes");
+  }
   let freed = 0;
   for (const each of [...datasets, dataset]) freed += await removeDataset(each, work);
   return freed + (await sweep(work));

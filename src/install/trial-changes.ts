@@ -5,7 +5,7 @@ import { indexTree, readSite } from "../root/site.js";
 import { createBorrower, openRepository, splitNul, withWorkTree } from "../system/git.js";
 import { readOnlyMount, withOwnMounts } from "../system/private-mounts.js";
 import { withScratch } from "../system/scratch.js";
-import { getProperties, parentOf } from "../system/zfs.js";
+import { fullName, getProperties, listDepended, ownProperties, parentOf } from "../system/zfs.js";
 
 // What was changed in the environment before after it was cloned, which the one that was made of it lacks.
 
@@ -25,13 +25,30 @@ export interface EnvironmentBefore {
   readonly mountpoint: string;
 }
 
-/** @returns undefined for one that was not cloned from another of its container */
+/**
+ * Whoever promotes an environment, as zectl does when it activates one, turns this round: then the one that it was cloned from
+ * is a clone of it.
+ * @returns undefined for one that was not cloned from another of its container, or of which that is not there any more
+ */
 export async function environmentBefore(dataset: string): Promise<EnvironmentBefore | undefined> {
   const { origin } = await getProperties(dataset, ["origin"]);
-  const [old = "", snapshot] = origin.split("@");
-  if (snapshot === undefined || parentOf(old) !== parentOf(dataset)) return undefined;
-  const { mountpoint } = await getProperties(old, ["mountpoint"]);
-  return { dataset: old, name: basename(old), origin, mountpoint };
+  const { "zferry:release": release, "zferry:previous": previous } = await ownProperties(dataset);
+  // What was promoted in the place of an environment that was removed has the origin of that one.
+  const isOwn = (name: string): boolean => release === undefined || name === `zferry-${release}`;
+  const isBeside = (other: string): boolean => parentOf(other) === parentOf(dataset);
+  const describe = async (old: string, snapshot: string): Promise<EnvironmentBefore> => {
+    const { mountpoint } = await getProperties(old, ["mountpoint"]);
+    return { dataset: old, name: basename(old), origin: snapshot, mountpoint };
+  };
+  const [old = "", snapshot = ""] = origin.split("@");
+  if (snapshot !== "" && isOwn(snapshot) && isBeside(old)) return describe(old, origin);
+  for (const own of (await listDepended(dataset)).filter(({ name }) => isOwn(name))) {
+    for (const other of own.clones.filter(isBeside)) {
+      const { guid } = await getProperties(other, ["guid"]);
+      if (guid === previous) return describe(other, fullName(own));
+    }
+  }
+  return undefined;
 }
 
 /** How it is mounted as it was then, and as it is now. */

@@ -1,12 +1,14 @@
+import { randomBytes } from "node:crypto";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { MNT, type Machine } from "./guest.js";
+import { MNT, openMachine, type Machine } from "./guest.js";
 import { shareOf } from "./rounds.js";
 import { Stopping } from "./stopped-site.js";
-import { distribution, openPools, RPOOL, script, TANK } from "./system.js";
+import { distribution, RPOOL, script, TANK } from "./system.js";
 
 /*
  * Installs as a boot environment: formats/environments.md. The site is not the system that runs: / is rpool/ROOT/site, /usr and /opt
- * are datasets of their own, as its /etc/fstab has them. Every test begins with it at R1.
+ * are datasets of their own, as its /etc/fstab has them, and so is /data, below that of /, which is never cloned. All of the site's
+ * pool is encrypted. Every test begins with it at R1.
  */
 
 const FILE = "/tmp/R2.bundle";
@@ -63,9 +65,10 @@ const MAKE_SITE = `
   cp "$(command -v busybox)" tools/busybox
   touch boot/vmlinuz-6.1 boot/initrd.img-6.1
   cp /tmp/fstab etc/fstab
-  printf '/opt\\n/tools\\n' >>.git/info/exclude
+  printf '/opt\\n/tools\\n/data\\n' >>.git/info/exclude
   git add -A; git commit -qm 'what boots'
   mount -t zfs -o ro ${USR}/gentoo usr; mount -t zfs -o ro ${OPT}/gentoo opt
+  mkdir data; zfs create -o canmount=noauto ${ROOT}/site/data; mount -t zfs -o zfsutil ${ROOT}/site/data data; echo log >data/log
   zpool set bootfs=${ROOT}/site ${RPOOL}; zfs snapshot ${ROOT}/site@fresh
   echo two >${MNT}/build-opt/app`;
 
@@ -121,8 +124,12 @@ const site = (): Promise<string> => lines(`${POOL}\n${REST}`);
 const useConfig = (text: string): Promise<void> => machine.write("/etc/zferry/site.toml", text);
 
 beforeAll(async () => {
-  machine = await openPools();
+  machine = await openMachine();
   stopping = new Stopping(machine);
+  await machine.createPool("tank");
+  await machine.write("/tmp/key", randomBytes(32));
+  const encryption = ["encryption=on", "keyformat=raw", "keylocation=file:///tmp/key"];
+  await machine.createPool("rpool", { args: encryption.flatMap((each) => ["-O", each]) });
   await machine.write("/etc/zferry/build.toml", BUILD_CONFIG);
   await useConfig(siteConfig());
   await machine.write("/tmp/fstab", FSTAB);
@@ -180,7 +187,9 @@ describe("an install as a boot environment", () => {
         ${usr("/media")} | sha256sum; umount /media; ${usr(`${MNT}/build/usr/.zfs/snapshot/R2`)} | sha256sum`)
     ).split("\n");
     expect(there).toBe(built);
-    expect(await lines(`zfs get -H -o value readonly ${USR}/R2`)).toBe("on");
+    expect(await lines(`zfs get -H -o value readonly,encryptionroot ${USR}/R2 ${ROOT}/R2`)).toBe(
+      `on\n${RPOOL}\noff\n${RPOOL}`,
+    );
     expect(await lines("bundle environments")).toMatch(/^R2 +next +R2 /m);
   });
 
@@ -363,7 +372,8 @@ describe("commands of the site", () => {
 const boot = (root: string, name: string): string => `
   cd /; umount -R ${SITE}
   mount -t zfs -o zfsutil ${ROOT}/${root} ${SITE}
-  mount -t zfs -o ro ${USR}/${name} ${SITE}/usr; mount -t zfs -o ro ${OPT}/${name} ${SITE}/opt`;
+  mount -t zfs -o ro ${USR}/${name} ${SITE}/usr; mount -t zfs -o ro ${OPT}/${name} ${SITE}/opt
+  mount -t zfs -o zfsutil ${ROOT}/site/data ${SITE}/data`;
 
 /** A folder with the bundle of R3, too. */
 const MAKE_FOLDER = `
@@ -470,6 +480,18 @@ it("has another boot by a command of the site's, and back", async () => {
   await lines("bundle rollback");
   expect(await lines("cat /tmp/called")).toBe(`${ROOT}/R2\n${ROOT}/site`);
   expect(await lines(`zpool get -H -o value bootfs ${RPOOL}`)).toBe(`${ROOT}/site`);
+  await useConfig(siteConfig());
+});
+
+it("is given up where the site's command promoted it, as zectl does, and failed", async () => {
+  const command = `loader = "command"\ncommand = ["/bin/sh", "-c", "zfs promote $0; exit 3"]\naccept`;
+  await useConfig(siteConfig().replace("accept", command));
+  await lines(RESET);
+  expect((await refusal(`bundle install ${FILE}`))[0]?.code).toBe("not-configured");
+  expect(await lines(`zfs get -H -o value origin ${ROOT}/site`)).toBe(`${ROOT}/R2@zferry-R2`);
+  await lines("bundle abort");
+  expect(await site()).toBe(before);
+  expect(await lines(running())).toBe(unchanged);
   await useConfig(siteConfig());
 });
 
