@@ -65,9 +65,9 @@ export const mergeBefore = (options: MergeBeforeOptions): Promise<MergedBefore> 
       ...{ bundle: undefined, streams: [] },
     };
     const journal = await folder.readJournal();
-    if (journal !== undefined && (journal.operation !== "merge" || journal.undoing))
-      throw pending(journal, "and nothing is merged before that is done");
     if (journal !== undefined) {
+      if (journal.operation !== "merge" || (journal.undoing && isWritten(journal)))
+        throw pending(journal, "and nothing is merged before that is done");
       requireSameSite(journal, site);
       if (isWritten(journal)) {
         await carryOut(journal, null, work);
@@ -75,7 +75,8 @@ export const mergeBefore = (options: MergeBeforeOptions): Promise<MergedBefore> 
       }
       await undo(journal, work);
     }
-    const own = journal !== undefined && datasetOfRoot(site) === journal.into ? journal : undefined;
+    const isLeft = journal === undefined || journal.undoing || datasetOfRoot(site) !== journal.into;
+    const own = isLeft ? undefined : journal;
     if (options.begin || own !== undefined) return begin(options, work, own);
     if (journal === undefined) return NONE;
     return { ...NONE, outcome: "given-up", environment: basename(journal.from) };

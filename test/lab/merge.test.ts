@@ -114,6 +114,20 @@ changed in one after this one was made from it, and not here: 1
     expect(await state()).toBe(written);
   });
 
+  it("is found where that is a clone of this one, as after zectl activate, and not taken for another's", async () => {
+    await lines(`${RESET}; zfs promote ${ROOT}/two`);
+    const none = "the running environment was made from no other that is there; nothing to merge";
+    expect(await lines("bundle confirm --merge")).toContain(none);
+    await lines(`zfs set zferry:previous=$(zfs get -H -p -o value guid ${ROOT}/one) ${ROOT}/two`);
+    expect(await lines("bundle confirm --merge")).toContain("merged what was changed in one: 4 files change");
+    // Of a release it is the one that the install made it of, and not what a removal put in that place.
+    await lines(
+      `${RESET}; zfs inherit zferry:previous ${ROOT}/two; zfs promote ${ROOT}/one; zfs set zferry:release=R2 ${ROOT}/two`,
+    );
+    expect(await lines("bundle confirm --merge")).toContain(none);
+    await lines(`zfs inherit zferry:release ${ROOT}/two`);
+  });
+
   it("is still to come at boot when something else comes first", async () => {
     await lines(`${RESET}; mkdir -p -m 700 /var/lib/zferry; zfs set zferry:merge=wanted ${ROOT}/two`);
     const { status, stderr } = await stopping.attempt(
@@ -208,6 +222,19 @@ describe("a merge that was cut off", () => {
     expect((await stopping.attempt("bundle install")).stderr).toContain("is not there any more");
     expect(await lines("bundle abort; bundle status")).toContain("under way: nothing");
     await lines(`zfs rename ${ROOT}/other ${ROOT}/two; ${boot("two")}`);
+  });
+
+  it("goes on after a second kill, while what the first one left was taken back", async () => {
+    for (const [command, expected] of [
+      ["bundle confirm --merge", written],
+      ["bundle abort", before],
+    ] as const) {
+      await cut("journal: writing");
+      await lines(stopping.killed("confirm --merge", "remove journal"));
+      expect(await lines("cat /var/lib/zferry/journal.json")).toContain('"undoing":true');
+      await lines(command);
+      expect(`${command}\n${await state()}`).toBe(`${command}\n${expected}`);
+    }
   });
 
   it("goes on, or is given up, after a kill before any step", async () => {
