@@ -33,8 +33,9 @@ checks = [["/usr/bin/busybox", "sh", "-c", "! grep bad /etc/release >&2"]]
 
 const CUTS = Number(process.env["SOAK_CUTS"] ?? 1);
 const SEED = Number(process.env["SOAK_SEED"] ?? Math.floor(Math.random() * 1e9));
-/** An install is done by then, and a cut may come after it. */
+/** An install, or an activation, is done by then, and a cut may come after it. */
 const INSTALL_MS = 40_000;
+const ACTIVATE_MS = 6000;
 
 /** Of what runs: the pool, what was written to its /usr, and what is not as its repository has it, with the release of its /usr. */
 const whole = (name: string): string => `
@@ -261,21 +262,7 @@ describe("a boot environment on trial", () => {
 
   it("is there whole, or the one before, after a power cut at any time of its install", async () => {
     await machine.run(release("R5", "R2", ""), { timeout: 600_000 });
-    const random = randomOf(SEED);
-    for (let cut = 1; cut <= CUTS; cut += 1) {
-      const after = random(INSTALL_MS);
-      const where = `cut ${cut} of seed ${SEED}, after ${after} ms`;
-      const install = machine.run("bundle install /root/R5.bundle", { check: false, timeout: 600_000 });
-      await Promise.race([sleep(after), install.catch(() => undefined)]);
-      await Promise.all([machine.cut(), install.catch(() => undefined)]);
-      await machine.start();
-      const [root, usr, name] = (await running()).split("\n");
-      expect(`${where}: ${name}`).toMatch(/: R[25]$/);
-      expect([where, root, usr]).toEqual([where, `${ROOT}/${name}`, `${USR}/${name}`]);
-      expect(`${where}\n${await told(whole(name ?? ""))}`).toBe(
-        `${where}\nall pools are healthy\n0\n${name}`,
-      );
-    }
+    await cutDuring("bundle install /root/R5.bundle", INSTALL_MS);
     if ((await running()).endsWith("R2")) {
       await unitEnded();
       const { stdout } = await machine.run("bundle install /root/R5.bundle", { timeout: 600_000 });
@@ -284,4 +271,39 @@ describe("a boot environment on trial", () => {
       expect(await own("R5")).toMatch(/^zferry:trial\t1$/m);
     }
   });
+
+  it("has those go that are more than keep, once it is confirmed", async () => {
+    const names = 'bundle environments --json | grep -o \'"name":"[^"]*\' | cut -d\'"\' -f4';
+    expect(await told(names)).toBe("one\nR2\nR3\nR4\nR5");
+    await machine.run("sed -i 's/^boots.*/&\\nkeep = 1/' /etc/zferry/site.toml");
+    if ((await running()).endsWith("R2")) await reboot();
+    await expect
+      .poll(() => machine.isConfirmed(`${ROOT}/R5`), { timeout: 600_000, interval: 3000 })
+      .toBe(true);
+    await unitEnded();
+    expect(await told(names)).toBe("one\nR2\nR5");
+    expect(await told(`zfs list -H -o name -r ${USR}`)).toBe(`${USR}\n${USR}/R2\n${USR}/R5\n${USR}/one`);
+    expect(await told(whole("R5"))).toBe("all pools are healthy\n0\nR5");
+  });
+
+  it("boots, or the one before does, whole, after a power cut at any time of an activation", async () => {
+    await cutDuring("bundle activate $([ $(cat /etc/release) = R2 ] && echo R5 || echo R2)", ACTIVATE_MS);
+  });
 });
+
+/** Cuts the power at random while something runs that may have another environment boot next. */
+async function cutDuring(command: string, lastsMs: number): Promise<void> {
+  const random = randomOf(SEED);
+  for (let cut = 1; cut <= CUTS; cut += 1) {
+    const after = random(lastsMs);
+    const where = `cut ${cut} of seed ${SEED}, after ${after} ms`;
+    const done = machine.run(command, { check: false, timeout: 600_000 });
+    await Promise.race([sleep(after), done.catch(() => undefined)]);
+    await Promise.all([machine.cut(), done.catch(() => undefined)]);
+    await machine.start();
+    const [root, usr, name] = (await running()).split("\n");
+    expect(`${where}: ${name}`).toMatch(/: R[25]$/);
+    expect([where, root, usr]).toEqual([where, `${ROOT}/${name}`, `${USR}/${name}`]);
+    expect(`${where}\n${await told(whole(name ?? ""))}`).toBe(`${where}\nall pools are healthy\n0\n${name}`);
+  }
+}
