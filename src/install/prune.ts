@@ -15,7 +15,6 @@ import {
   listBelow,
   listDepended,
   listProperties,
-  ownProperties,
   parentOf,
   poolFreeing,
   poolOf,
@@ -319,18 +318,14 @@ interface Work extends Pick<ReceiveOptions, "signal" | "step"> {
 }
 
 /** Removes one, its root last; gives the bytes that became free. */
-async function remove({ name, dataset, release, datasets }: RemovedEnvironment, work: Work): Promise<number> {
+async function remove({ name, dataset, datasets }: RemovedEnvironment, work: Work): Promise<number> {
   work.step(`removing the boot environment ${name}`);
   // From here on nobody boots it, and the next run goes on with it.
   await setProperty(dataset, PRUNED, "yes");
   await setProperty(dataset, "org.zfsbootmenu:active", "off");
   const { origin } = await getProperties(dataset, ["origin"]);
-  const [other = "", snapshot] = origin.split("@");
-  if (snapshot !== undefined) {
-    // What it was made of; or, where that was turned round by a promotion, what the other one was made of.
-    const made = [release, (await ownProperties(other))["zferry:release"]];
-    if (made.some((each) => snapshot === `zferry-${each}`)) await setProperty(origin, PRUNED, "yes");
-  }
+  // An install took it: for this one; or for another, which was promoted since.
+  if (origin.includes("@zferry-")) await setProperty(origin, PRUNED, "yes");
   let freed = 0;
   for (const each of [...datasets, dataset]) freed += await removeDataset(each, work);
   return freed + (await sweep(work));

@@ -131,6 +131,20 @@ describe("old environments", () => {
     expect(await lines(ALL)).toBe(all);
   });
 
+  it("leave no snapshot of theirs where each was promoted when it was activated, as zectl does", async () => {
+    await reset();
+    await lines(`
+      for each in base R1 R2 R3 R4; do zfs destroy ${ROOT}/$each@daily; done
+      for each in R1 R2 R3 R4; do zfs promote ${ROOT}/$each; done
+      bundle environments --prune`);
+    expect(await lines(`zfs list -H -t all -o name,origin -s name -r ${ROOT}`)).toBe(`${ROOT}\t-
+${ROOT}/R3\t${ROOT}/R4@zferry-R4
+${ROOT}/R4\t-
+${ROOT}/R4@zferry-R1\t-
+${ROOT}/R4@zferry-R4\t-
+${ROOT}/base\t${ROOT}/R4@zferry-R1`);
+  });
+
   it("stay where anything stands against it, and say what", async () => {
     await reset();
     await lines(`zfs hold keep ${USR}/R1@daily`);
