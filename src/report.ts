@@ -86,6 +86,12 @@ export function formatTable(rows: readonly (readonly string[])[]): string {
   return lines.map((line) => `${line.trimEnd()}\n`).join("");
 }
 
+/** The first of what may be many, for a message: "a, b and 3 more". */
+export function listFirst(items: readonly string[], separator = ", ", most = 20): string {
+  const shown = items.slice(0, most).join(separator);
+  return items.length > most ? `${shown} and ${items.length - most} more` : shown;
+}
+
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
 /** 1536 → "1.5 KiB". */

@@ -6,6 +6,7 @@ import {
   formatBytes,
   formatTable,
   formatTime,
+  listFirst,
   printable,
   printableJson,
 } from "../src/report.js";
@@ -34,6 +35,14 @@ test.each([
   [2 ** 50, "1024.0 TiB"],
 ])("formatBytes %i", (bytes, expected) => {
   expect(formatBytes(bytes)).toBe(expected);
+});
+
+test("listFirst tells how many it leaves out", () => {
+  const items = Array.from({ length: 21 }, (_, index) => `${index}`);
+  expect(listFirst(["a", "b"])).toBe("a, b");
+  expect(listFirst(["a", "b", "c"], "; ", 2)).toBe("a; b and 1 more");
+  expect(listFirst(items)).toBe(`${items.slice(0, 20).join(", ")} and 1 more`);
+  expect(listFirst(items.slice(1))).not.toContain("more");
 });
 
 test.each([

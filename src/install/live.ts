@@ -1,7 +1,7 @@
 import { join } from "node:path";
 import type { SiteConfig } from "../config.js";
 import { ToldElsewhere, ZferryError } from "../errors.js";
-import type { Environment } from "../report.js";
+import { listFirst, type Environment } from "../report.js";
 import { loadMapped, type Uses } from "../system/in-use.js";
 import { visibleMounts } from "../system/mounts.js";
 import { isPrivate, openPrivateMounts, restartPrivately } from "../system/private-mounts.js";
@@ -131,10 +131,9 @@ export async function faceDanger(dataset: string, { own }: Uses): Promise<void> 
 export function dangerOf(dataset: string, { runners, others }: Uses): string[] {
   const lines: string[] = [];
   if (runners.length > 0) {
-    const names = runners.slice(0, MOST_NAMES).map(({ name, pid }) => `${name} (${pid})`);
-    const more = runners.length > MOST_NAMES ? ` and ${runners.length - MOST_NAMES} more` : "";
+    const names = runners.map(({ name, pid }) => `${name} (${pid})`);
     lines.push(
-      `danger: what runs from ${dataset} loses its files and will likely die: ${names.join(", ")}${more}`,
+      `danger: what runs from ${dataset} loses its files and will likely die: ${listFirst(names, ", ", MOST_NAMES)}`,
     );
   }
   if (others.length > 0) lines.push(`danger: ${dataset} is read elsewhere: ${others.join(", ")}`);

@@ -2,7 +2,7 @@ import type { Manifest, ManifestStream } from "../bundle/manifest.js";
 import type { VerifiedBundle } from "../bundle/reader.js";
 import type { SiteConfig } from "../config.js";
 import { ZferryError, type Obstacles } from "../errors.js";
-import { formatBytes } from "../report.js";
+import { formatBytes, listFirst } from "../report.js";
 import { parseResumeToken, type ResumeToken } from "../stream/resume-token.js";
 import { usesOf, type Uses } from "../system/in-use.js";
 import {
@@ -299,13 +299,19 @@ async function requireUnmodified(
   const property = `written@${since.name}`;
   const written = (await getProperties(dataset, [property]))[property] ?? "";
   if (written === "0") return;
-  const changed = (await listDiff(since)).slice(0, SHOWN_PATHS);
+  const changed = await listDiff(since);
   throw new ZferryError(
     "base-modified",
     `dataset ${dataset} was modified after ${fullName(since)} (guid ${since.guid}): ${formatBytes(Number(written))} ` +
-      `written${changed.length === 0 ? "" : ` (${changed.join(", ")})`}, and the bundle leads to guid ${target.guid}`,
+      `written${changed.length === 0 ? "" : ` (${listFirst(changed)})`}, and the bundle leads to guid ${target.guid}`,
     {
-      details: { dataset, snapshot: since.guid, target: target.guid, written, changed },
+      details: {
+        dataset,
+        snapshot: since.guid,
+        target: target.guid,
+        written,
+        changed: changed.slice(0, SHOWN_PATHS),
+      },
       hint: `see what changed: zfs diff ${fullName(since)} ${dataset}; going back loses it: zfs rollback -r ${fullName(since)}`,
     },
   );

@@ -3,6 +3,7 @@ import { join, relative } from "node:path";
 import { requireRoot, type SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { ancestors, rawBytes, rawPath, showPath, type RawPath } from "../raw-path.js";
+import { listFirst } from "../report.js";
 import { pathOf, type PathName } from "../root/paths.js";
 import type { RootPlan } from "../root/plan.js";
 import { mountPath, ownMounts, type Mount } from "../system/mounts.js";
@@ -123,7 +124,7 @@ export function requireOffStreams(
   if (found.length === 0) return;
   throw new ZferryError(
     "dataset-unsuitable",
-    `what a stream replaces, or lies on ${origin} or below it, is neither tracked by the repository of / nor shared: ${found.slice(0, 20).join(", ")}`,
+    `what a stream replaces, or lies on ${origin} or below it, is neither tracked by the repository of / nor shared: ${listFirst(found)}`,
     {
       details: { paths: found },
       hint: `let git not track it, and shared under [boot-environment] not name it; or use mode = "in-place" under [install]`,
@@ -152,7 +153,7 @@ export function requireMayChange(
   const points = [...found.keys()].sort();
   const told = points.map((point) => {
     const { source, type } = mounts.get(point) ?? { source: "", type: "" };
-    return `/${showPath(point)}, which is ${source} (${type}): ${(found.get(point) ?? []).slice(0, 20).join(", ")}`;
+    return `/${showPath(point)}, which is ${source} (${type}): ${listFirst(found.get(point) ?? [])}`;
   });
   const named = [...writable, ...points.map((point) => `/${showPath(point)}`)].map((point) =>
     JSON.stringify(point),

@@ -14,6 +14,7 @@ import { dirname, join } from "node:path";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { rawBytes, rawPath, showPath, type RawPath } from "../raw-path.js";
+import { listFirst } from "../report.js";
 import { guarded, syncPath } from "../system/files.js";
 import { ownMounts } from "../system/mounts.js";
 import { run } from "../system/process.js";
@@ -138,14 +139,10 @@ function requireSame(from: string, to: string): void {
     .filter((path) => before?.get(path) !== after?.get(path))
     .map(showPath);
   if (differing.length === 0) return;
-  throw new ZferryError(
-    "io-failed",
-    `the copy of ${from} is not the same: ${differing.slice(0, 10).join(", ")}`,
-    {
-      details: { path: from, differing },
-      hint: "nothing is changed; run the same command again",
-    },
-  );
+  throw new ZferryError("io-failed", `the copy of ${from} is not the same: ${listFirst(differing)}`, {
+    details: { path: from, differing },
+    hint: "nothing is changed; run the same command again",
+  });
 }
 
 /** Of each name below a folder: what it is. */

@@ -2,7 +2,7 @@ import { lstatSync, readdirSync } from "node:fs";
 import type { SiteConfig } from "../config.js";
 import { ZferryError, systemCode } from "../errors.js";
 import { ancestors, rawBytes, rawPath, showPath, type RawPath } from "../raw-path.js";
-import { formatBytes, formatTime } from "../report.js";
+import { formatBytes, formatTime, listFirst } from "../report.js";
 import { findPattern, parsePattern, type PathPattern } from "../root/path-pattern.js";
 import { mapSystemError } from "../system/files.js";
 import { trackedPaths, withRootToPlan } from "./site-root.js";
@@ -148,8 +148,6 @@ function whileThere<T>(path: RawPath | "", { root }: Walk, look: (place: Buffer)
   }
 }
 
-const SHOWN = 20;
-
 /**
  * Refuses to clone what must not turn back: when another environment boots, its files are as they were when it was made.
  * @throws ZferryError `root-has-data`, with all that is found
@@ -160,12 +158,10 @@ export async function requireDataApart(environment: NewEnvironment, site: SiteCo
     findUntrackedData(rootDir, await trackedPaths(git), patterns),
   );
   if (found.length === 0) return;
-  const shown = found.slice(0, SHOWN).map(describe);
-  const more = found.length > SHOWN ? [`and ${found.length - SHOWN} more`] : [];
   const paths = found.map(({ folder }) => `/${showPath(folder as RawPath)}`);
   throw new ZferryError(
     "root-has-data",
-    `files that git does not track lie on ${environment.origin}, and would turn back with it: ${[...shown, ...more].join("; ")}`,
+    `files that git does not track lie on ${environment.origin}, and would turn back with it: ${listFirst(found.map(describe), "; ")}`,
     {
       details: { dataset: environment.origin, paths, found: found.map(describe) },
       hint: `give each a dataset of its own, outside ${environment.origin}, that all environments mount; what may turn back is named in accept under [boot-environment]`,

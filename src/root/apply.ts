@@ -15,7 +15,7 @@ import {
 import { dirname, join } from "node:path";
 import { ZferryError } from "../errors.js";
 import { ancestors, rawBytes, showPath, type RawPath } from "../raw-path.js";
-import { throwIfInterrupted, type ProgressReport } from "../report.js";
+import { listFirst, throwIfInterrupted, type ProgressReport } from "../report.js";
 import { guarded, mapSystemError, syncPath } from "../system/files.js";
 import { holdersOf } from "../system/in-use.js";
 import {
@@ -592,7 +592,7 @@ const neither = (
 ): ZferryError =>
   new ZferryError(
     "worktree-dirty",
-    `files are neither as they were nor as the release has them: ${paths.slice(0, 20).join("; ")}`,
+    `files are neither as they were nor as the release has them: ${listFirst(paths, "; ")}`,
     {
       details: { paths },
       hint,

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { canonicalJson } from "../canonical-json.js";
 import { reworded, ZferryError } from "../errors.js";
 import { showPath, type RawPath } from "../raw-path.js";
+import { listFirst } from "../report.js";
 import {
   createBorrower,
   listTree,
@@ -15,7 +16,6 @@ import {
 import { writeScratchFile } from "../system/scratch.js";
 import { closeTree, kindAt, openTree } from "../system/tree.js";
 import { writeUncommitted } from "./commit-drift.js";
-import { listReasons } from "./conflicts.js";
 import { writeTree, type Change } from "./content.js";
 import { compareTrees, MAX_OBJECTS_BYTES, recordMetadata } from "./diff.js";
 import { requireMovable } from "./git-locks.js";
@@ -211,7 +211,7 @@ function asOfEnvironment(environment: string, error: unknown): unknown {
   const { reasons = [] } = told.details as { readonly reasons?: readonly string[] };
   return new ZferryError(
     "merge-conflict",
-    `changed here and in the environment ${environment}: ${listReasons(reasons)}`,
+    `changed here and in the environment ${environment}: ${listFirst(reasons)}`,
     {
       details: told.details,
       also: told.also,

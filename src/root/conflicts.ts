@@ -1,17 +1,12 @@
 import { ZferryError } from "../errors.js";
 import { showPath, type RawPath } from "../raw-path.js";
-
-const SHOWN = 20;
-
-/** The first conflicts, "etc/a (contents), etc/b (mode) and 3 more". */
-export const listReasons = (reasons: readonly string[]): string =>
-  `${reasons.slice(0, SHOWN).join(", ")}${reasons.length > SHOWN ? ` and ${reasons.length - SHOWN} more` : ""}`;
+import { listFirst } from "../report.js";
 
 /** @param conflicts why, by path */
 export function mergeConflict(conflicts: ReadonlyMap<RawPath, string>): ZferryError {
   const sorted = [...conflicts].sort(([a], [b]) => (a < b ? -1 : 1));
   const reasons = sorted.map(([path, reason]) => `${showPath(path)} (${reason})`);
-  return new ZferryError("merge-conflict", `the site and the release both changed ${listReasons(reasons)}`, {
+  return new ZferryError("merge-conflict", `the site and the release both changed ${listFirst(reasons)}`, {
     details: { paths: sorted.map(([path]) => showPath(path)), reasons },
     hint:
       "nothing was changed; bundle resolve FILE puts these places into a folder to be settled there, or commit a version " +

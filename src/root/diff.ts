@@ -3,6 +3,7 @@ import * as v from "valibot";
 import { canonicalJson } from "../canonical-json.js";
 import { ZferryError } from "../errors.js";
 import { ancestors, showPath, type RawPath } from "../raw-path.js";
+import { listFirst } from "../report.js";
 import {
   closeTree,
   inspect,
@@ -341,7 +342,7 @@ async function recordFiles(
   if (dirty.length > 0) {
     throw new ZferryError(
       "worktree-dirty",
-      `${snapshot.tree.path} does not have what its commit says: ${dirty.slice(0, 20).join("; ")}`,
+      `${snapshot.tree.path} does not have what its commit says: ${listFirst(dirty, "; ")}`,
       { details: { paths: dirty }, hint: "commit everything before the snapshot is made" },
     );
   }

@@ -2,7 +2,7 @@ import { join } from "node:path";
 import * as v from "valibot";
 import { Obstacles, ZferryError } from "../errors.js";
 import { ancestors, showPath, type RawPath } from "../raw-path.js";
-import type { ProgressReport } from "../report.js";
+import { listFirst, type ProgressReport } from "../report.js";
 import { blobSizes, listTree, type Git, type TreeFile } from "../system/git.js";
 import {
   closeTree,
@@ -262,7 +262,7 @@ function requireAllPlanned(
   if (forgotten.length === 0) return;
   throw new ZferryError(
     "unexpected",
-    `the merge changes ${forgotten.slice(0, 20).map(showPath).join(", ")}, and the plan of / does not`,
+    `the merge changes ${listFirst(forgotten.map(showPath))}, and the plan of / does not`,
     { details: { paths: forgotten.map(showPath) } },
   );
 }

@@ -1,5 +1,6 @@
 import { canonicalJson } from "../canonical-json.js";
 import { showPath, type RawPath } from "../raw-path.js";
+import { listFirst } from "../report.js";
 import type { Tree } from "../system/tree.js";
 import { linkedFile, type FileState, type Live } from "./live.js";
 import { isSymlink } from "./metadata.js";
@@ -188,8 +189,4 @@ function warnOfOthers(
   }
 }
 
-const SHOWN_PATHS = 20;
-
-const listPaths = (paths: readonly RawPath[]): string =>
-  paths.slice(0, SHOWN_PATHS).map(showPath).join(", ") +
-  (paths.length > SHOWN_PATHS ? ` and ${paths.length - SHOWN_PATHS} more` : "");
+const listPaths = (paths: readonly RawPath[]): string => listFirst(paths.map(showPath));

@@ -1,7 +1,7 @@
 import { join } from "node:path";
 import { ZferryError } from "../errors.js";
 import { showPath, type RawPath } from "../raw-path.js";
-import type { ProgressReport } from "../report.js";
+import { listFirst, type ProgressReport } from "../report.js";
 import {
   createBorrower,
   DAMAGED_HINT,
@@ -193,7 +193,7 @@ export async function requireObjects(
   const paths = [...new Set(missing.map((id) => showPath(wanted.get(id) ?? ("" as RawPath))))].sort();
   throw new ZferryError(
     "git-failed",
-    `the repository ${git.gitDir} does not have the contents of ${paths.slice(0, SHOWN_PATHS).join(", ")}`,
+    `the repository ${git.gitDir} does not have the contents of ${listFirst(paths)}`,
     { details: { paths, missing }, hint: DAMAGED_HINT },
   );
 }
@@ -355,12 +355,8 @@ async function warnOfRenames(
   const files = await listTree(scratch, site.tree);
   const missing = changes.filter(({ path, before }) => before !== null && !files.has(path));
   if (missing.length === 0) return;
-  const shown = missing.slice(0, SHOWN_PATHS).map(({ path }) => showPath(path));
-  const more = missing.length > shown.length ? ` and ${missing.length - shown.length} more` : "";
   warn(
     `the base of the release is not in the history of this site's /, so this site's renames are not followed: ` +
-      `the release changes ${shown.join(", ")}${more}, which this site does not have`,
+      `the release changes ${listFirst(missing.map(({ path }) => showPath(path)))}, which this site does not have`,
   );
 }
-
-const SHOWN_PATHS = 20;

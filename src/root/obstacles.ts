@@ -1,6 +1,7 @@
 import { realpathSync } from "node:fs";
 import { throwAll, ZferryError } from "../errors.js";
 import { ancestors, showPath, type RawPath } from "../raw-path.js";
+import { listFirst } from "../report.js";
 import { ownMounts, type Mount } from "../system/mounts.js";
 import { deviceOf, folderOf, lockedByFlags, type FileAttributes, type Tree } from "../system/tree.js";
 import type { PlannedState } from "./links.js";
@@ -192,6 +193,6 @@ async function refuseFlags(
   return dirty(
     "the release changes what chattr locks",
     found.map(({ path, flag }) => `${path === "" ? tree.path : showPath(path)} (${name[flag]})`),
-    `${commands.slice(0, 20).join("; ")}, and back when the install is done`,
+    `${listFirst(commands, "; ")}, and back when the install is done`,
   );
 }

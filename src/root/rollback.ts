@@ -1,9 +1,9 @@
 import { join } from "node:path";
 import { ZferryError } from "../errors.js";
 import { showPath, type RawPath } from "../raw-path.js";
+import { listFirst } from "../report.js";
 import { createBorrower, listTree, type Git, type TreeFile } from "../system/git.js";
 import type { FileAttributes } from "../system/tree.js";
-import { listReasons } from "./conflicts.js";
 import type { Change } from "./content.js";
 import type { PlannedState } from "./links.js";
 import {
@@ -195,7 +195,7 @@ function asOfRollback(error: unknown): unknown {
   const { reasons = [] } = error.details as { readonly reasons?: readonly string[] };
   return new ZferryError(
     "merge-conflict",
-    `the site changed since the install what is to be taken back: ${listReasons(reasons)}`,
+    `the site changed since the install what is to be taken back: ${listFirst(reasons)}`,
     {
       details: error.details,
       hint:

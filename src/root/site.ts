@@ -2,6 +2,7 @@ import { existsSync, lstatSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { ZferryError } from "../errors.js";
 import { rawBytes, showPath, type RawPath } from "../raw-path.js";
+import { listFirst } from "../report.js";
 import {
   DAMAGED_HINT,
   INDEX_ANEW,
@@ -68,7 +69,7 @@ const damaged = (git: Git, ref: string, what: string): ZferryError =>
   });
 
 export const dirty = (message: string, paths: readonly string[], hint: string): ZferryError =>
-  new ZferryError("worktree-dirty", `${message}: ${paths.slice(0, 20).join("; ")}`, {
+  new ZferryError("worktree-dirty", `${message}: ${listFirst(paths, "; ")}`, {
     details: { paths },
     hint,
   });
