@@ -278,15 +278,35 @@ async function whyItStays(
   for (const each of all) {
     const below = (await listBelow(each)).find((name) => !all.includes(name));
     if (below !== undefined) return `${below} lies below it, which zferry did not make for it`;
-    const why = whyDatasetStays(await listDepended(each), known, needed);
+    const snapshots = await listDepended(each);
+    const why = whyDatasetStays(snapshots, await foreignIn(each, snapshots), known, needed);
     if (why !== undefined) return why;
   }
   return undefined;
 }
 
-/** @param known datasets that may be promoted */
+/**
+ * Those of a dataset's snapshots that are somebody's of another environment: whoever promoted this one, as zectl does, gave it what is older
+ * than it is. Not those that zferry took, or promoted itself.
+ */
+async function foreignIn(
+  dataset: string,
+  snapshots: readonly DependedSnapshot[],
+): Promise<readonly DependedSnapshot[]> {
+  const born = Number((await getProperties(dataset, ["createtxg"])).createtxg);
+  const older = snapshots.filter(({ createtxg, name }) => createtxg < born && !name.startsWith("zferry-"));
+  if (older.length === 0) return [];
+  const marked = new Set(await findSnapshotsWith(dataset, PRUNED));
+  return older.filter((snapshot) => !marked.has(fullName(snapshot)));
+}
+
+/**
+ * @param foreign that are not its own
+ * @param known datasets that may be promoted
+ */
 function whyDatasetStays(
   snapshots: readonly DependedSnapshot[],
+  foreign: readonly DependedSnapshot[],
   known: ReadonlySet<string>,
   needed: ReadonlySet<string>,
 ): string | undefined {
@@ -294,10 +314,12 @@ function whyDatasetStays(
   for (const [index, snapshot] of snapshots.entries()) {
     const name = fullName(snapshot);
     if (snapshot.holds > 0) return `${name} is held`;
-    const foreign = snapshot.clones.find((clone) => !known.has(clone));
-    if (foreign !== undefined) return `${foreign} was made of ${name}, and belongs to no environment`;
+    const unknown = snapshot.clones.find((clone) => !known.has(clone));
+    if (unknown !== undefined) return `${unknown} was made of ${name}, and belongs to no environment`;
     if (needed.has(snapshot.guid) && index > lastCloned)
       return `the next release of another environment begins with ${name}`;
+    if (foreign.includes(snapshot) && index > lastCloned)
+      return `${name} was taken in another environment, before this one was made of that, and would go with it`;
   }
   return undefined;
 }
@@ -333,19 +355,31 @@ async function remove({ name, dataset, datasets }: RemovedEnvironment, work: Wor
 
 async function removeDataset(dataset: string, { needed, ...options }: Work): Promise<number> {
   const snapshots = await listDepended(dataset);
-  const alone = snapshots.filter(({ clones, guid }) => clones.length === 0 && !needed.has(guid));
+  const foreign = await foreignIn(dataset, snapshots);
+  const alone = snapshots.filter(
+    (each) => each.clones.length === 0 && !needed.has(each.guid) && !foreign.includes(each),
+  );
   let freed = await destroySnapshots(
     dataset,
     alone.map(({ name }) => name),
   );
-  await handOver(snapshots.filter((snapshot) => !alone.includes(snapshot)));
+  await handOver(
+    snapshots.filter((snapshot) => !alone.includes(snapshot)),
+    foreign,
+  );
   freed += Number((await getProperties(dataset, ["usedbydataset"])).usedbydataset) || 0;
   await patiently(options, () => destroy(dataset));
   return freed;
 }
 
-/** Promotes what was made of the newest of a dataset's snapshots, which takes them all. */
-async function handOver(snapshots: readonly DependedSnapshot[]): Promise<void> {
+/**
+ * Promotes what was made of the newest of a dataset's snapshots, which takes them all.
+ * @param foreign of these, what nobody removes
+ */
+async function handOver(
+  snapshots: readonly DependedSnapshot[],
+  foreign: readonly DependedSnapshot[],
+): Promise<void> {
   const heir = snapshots
     .findLast(({ clones }) => clones.length > 0)
     ?.clones.toSorted()
@@ -353,9 +387,11 @@ async function handOver(snapshots: readonly DependedSnapshot[]): Promise<void> {
   if (heir === undefined) return;
   const taken = new Set((await listDepended(heir)).map(({ name }) => name));
   for (const snapshot of snapshots) {
-    await setProperty(fullName(snapshot), PRUNED, "yes");
+    const isForeign = foreign.includes(snapshot);
+    if (!isForeign) await setProperty(fullName(snapshot), PRUNED, "yes");
     // zfs promote refuses names that both have. The guid is what anybody looks for.
-    if (taken.has(snapshot.name)) await renameSnapshot(snapshot, `zferry-${snapshot.guid}`);
+    const { name, guid } = snapshot;
+    if (taken.has(name)) await renameSnapshot(snapshot, isForeign ? `${name}-${guid}` : `zferry-${guid}`);
   }
   await promote(heir);
 }

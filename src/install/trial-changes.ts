@@ -20,35 +20,41 @@ export interface ChangesBefore {
 export interface EnvironmentBefore {
   readonly dataset: string;
   readonly name: string;
+  readonly guid: string;
   /** The snapshot, in full. */
   readonly origin: string;
   readonly mountpoint: string;
 }
 
 /**
- * Whoever promotes an environment, as zectl does when it activates one, turns this round: then the one that it was cloned from
- * is a clone of it.
+ * The snapshot that it was cloned from is in its `origin`; or, where something promoted it since, as zectl does when it activates it,
+ * one of its own that is older than it is, and the one before is a clone of that.
  * @returns undefined for one that was not cloned from another of its container, or of which that is not there any more
  */
 export async function environmentBefore(dataset: string): Promise<EnvironmentBefore | undefined> {
-  const { origin } = await getProperties(dataset, ["origin"]);
+  const { origin, createtxg } = await getProperties(dataset, ["origin", "createtxg"]);
   const { "zferry:release": release, "zferry:previous": previous } = await ownProperties(dataset);
-  // What was promoted in the place of an environment that was removed has the origin of that one.
-  const isOwn = (name: string): boolean => release === undefined || name === `zferry-${release}`;
   const isBeside = (other: string): boolean => parentOf(other) === parentOf(dataset);
-  const describe = async (old: string, snapshot: string): Promise<EnvironmentBefore> => {
-    const { mountpoint } = await getProperties(old, ["mountpoint"]);
-    return { dataset: old, name: basename(old), origin: snapshot, mountpoint };
-  };
-  const [old = "", snapshot = ""] = origin.split("@");
-  if (snapshot !== "" && isOwn(snapshot) && isBeside(old)) return describe(old, origin);
-  for (const own of (await listDepended(dataset)).filter(({ name }) => isOwn(name))) {
-    for (const other of own.clones.filter(isBeside)) {
-      const { guid } = await getProperties(other, ["guid"]);
-      if (guid === previous) return describe(other, fullName(own));
-    }
+  // What an install did not name so is of another one, which was removed, or promoted.
+  const isNamed = (name: string): boolean => release === undefined || name === `zferry-${release}`;
+  const older = (await listDepended(dataset)).filter((each) => each.createtxg < Number(createtxg));
+  const turned = older.flatMap((each) =>
+    each.clones.filter(isBeside).map((old) => ({ old, snapshot: each })),
+  );
+  for (const { old, snapshot } of turned) {
+    const found = await describe(old, fullName(snapshot));
+    if (isNamed(snapshot.name) && found.guid === previous) return found;
   }
-  return undefined;
+  const [old = "", name] = origin.split("@");
+  if (name === undefined || !isBeside(old) || !isNamed(name)) return undefined;
+  const found = await describe(old, origin);
+  const isFirst = turned.length === 0 && [undefined, found.guid].includes(previous);
+  return release !== undefined || isFirst ? found : undefined;
+}
+
+async function describe(dataset: string, origin: string): Promise<EnvironmentBefore> {
+  const { guid, mountpoint } = await getProperties(dataset, ["guid", "mountpoint"]);
+  return { dataset, name: basename(dataset), guid, origin, mountpoint };
 }
 
 /** How it is mounted as it was then, and as it is now. */

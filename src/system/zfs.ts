@@ -209,6 +209,8 @@ export interface DependedSnapshot extends Snapshot {
   readonly clones: readonly string[];
   /** The number of its holds. */
   readonly holds: number;
+  /** The transaction group that it was made in, which orders what is made in a pool. */
+  readonly createtxg: number;
 }
 
 /**
@@ -217,14 +219,15 @@ export interface DependedSnapshot extends Snapshot {
  */
 export async function listDepended(name: string): Promise<DependedSnapshot[]> {
   const depth = name.includes("@") ? [] : ["-d", "1"];
-  const args = ["list", "-H", "-p", "-t", "snapshot", "-o", "name,guid,userrefs,clones", "-s", "createtxg"];
-  return rows(await zfs([...args, ...depth, name])).map(([full = "", guid = "", holds = "", clones = ""]) => {
+  const args = ["list", "-H", "-p", "-t", "snapshot", "-o", "name,guid,userrefs,createtxg,clones", "-s", "createtxg"];
+  return rows(await zfs([...args, ...depth, name])).map(([full = "", guid = "", holds = "", createtxg = "", clones = ""]) => {
     const at = full.indexOf("@");
     return {
       dataset: full.slice(0, at),
       name: full.slice(at + 1),
       guid,
       holds: Number(holds) || 0,
+      createtxg: Number(createtxg),
       clones: clones.split(",").filter((clone) => clone !== "" && clone !== "-"),
     };
   });

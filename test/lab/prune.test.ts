@@ -145,6 +145,22 @@ ${ROOT}/R4@zferry-R4\t-
 ${ROOT}/base\t${ROOT}/R4@zferry-R1`);
   });
 
+  it("leave the snapshots that a promotion gave them of another environment", async () => {
+    await reset();
+    const guid = await lines(`zfs get -H -p -o value guid ${ROOT}/base@daily`);
+    await lines(`zfs destroy ${ROOT}/R1@daily; zfs promote ${ROOT}/R1`);
+    await lines("bundle environments --prune");
+    expect(await lines(`zfs list -H -t all -o name,origin -s name -r ${ROOT}`)).toBe(`${ROOT}\t-
+${ROOT}/R3\t-
+${ROOT}/R3@daily\t-
+${ROOT}/R3@daily-${guid}\t-
+${ROOT}/R3@zferry-R1\t-
+${ROOT}/R3@zferry-R4\t-
+${ROOT}/R4\t${ROOT}/R3@zferry-R4
+${ROOT}/R4@daily\t-
+${ROOT}/base\t${ROOT}/R3@zferry-R1`);
+  });
+
   it("stay where anything stands against it, and say what", async () => {
     await reset();
     await lines(`zfs hold keep ${USR}/R1@daily`);
