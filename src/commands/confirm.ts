@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Command } from "commander";
 import type { SiteConfig } from "../config.js";
 import { ZferryError, type ErrorCode } from "../errors.js";
@@ -9,6 +10,7 @@ import { confirmInstall } from "../install/rollback.js";
 import { datasetOfRoot } from "../install/site-root.js";
 import { openState } from "../install/state.js";
 import {
+  beginConfirming,
   confirmTrial,
   judgeRunning,
   recordFailure,
@@ -23,6 +25,7 @@ import { asZferryError, formatBytes, formatTime, printable, type Environment } f
 import { reboot } from "../system/health.js";
 import { isPrivate } from "../system/private-mounts.js";
 import { readSiteConfig } from "../system/settings.js";
+import { getProperties } from "../system/zfs.js";
 import { stepsIn } from "./environments.js";
 import { describeFiles, listChanges, warnIn, workOf } from "./install.js";
 
@@ -76,7 +79,11 @@ async function runConfirm(options: ConfirmOptions, env: Environment): Promise<vo
   const isLeft =
     (tried === undefined && options.orGoBack === true) ||
     ((tried !== undefined || due === "under-way") && (await isOther(site, dataset)));
-  const found = isLeft ? undefined : await confirmInstall(site, env.now);
+  const mark = async (): Promise<void> => {
+    if (tried !== undefined) await beginConfirming(tried.dataset);
+  };
+  const confirm = () => confirmInstall(site, env.now, mark);
+  const found = isLeft ? undefined : await (options.orGoBack === true ? whenFree(confirm, env) : confirm());
   if (tried !== undefined) await confirmTrial(site, begin);
   const isConfirmed = tried !== undefined || found?.isNew === true || options.orGoBack === true;
   const merge = isMerge ? await runMerge(site, options, env, { begin, isConfirmed }) : undefined;
@@ -84,6 +91,23 @@ async function runConfirm(options: ConfirmOptions, env: Environment): Promise<vo
   const pruned = isEnvironment ? await prune(site, env) : { removed: [], warnings: [] };
   const told = { site, found, tried, changed, merge, pruned, isLeft };
   await env.write(env.json ? asJson(told) : asText(told));
+}
+
+const AGAIN_MS = 5_000;
+
+/** At boot nobody runs the command again, and what passed its checks is not to go back since another command was running. */
+async function whenFree<Result>(act: () => Promise<Result>, env: Environment): Promise<Result> {
+  for (let last: string | undefined; ;) {
+    try {
+      return await act();
+    } catch (error) {
+      const { code, message } = asZferryError(error);
+      if (code !== "site-busy") throw error;
+      if (message !== last) env.note(printable(`waiting: ${message}`));
+      last = message;
+      await sleep(AGAIN_MS, undefined, { signal: env.signal });
+    }
+  }
 }
 
 const mergesByItself = (site: SiteConfig): boolean =>
@@ -171,10 +195,11 @@ async function passChecks(site: SiteConfig, env: Environment): Promise<boolean> 
   return false;
 }
 
-/** Whether the newest install made another environment than this one. */
+/** Whether the newest install made another environment than this one, which may have been renamed since. */
 async function isOther(site: SiteConfig, dataset: string | undefined): Promise<boolean> {
   const last = (await openState(site.state).readState())?.installations.at(-1)?.environment;
-  return last !== undefined && last.dataset !== dataset;
+  if (last === undefined) return false;
+  return dataset === undefined || (await getProperties(dataset, ["guid"])).guid !== last.guid;
 }
 
 /** What cannot be told does not stand against the environment. */

@@ -93,15 +93,19 @@ async function askEnvironment(
   site: SiteConfig,
 ): Promise<EnvironmentStatus | null> {
   if (installation?.environment === undefined) return null;
-  const { dataset } = installation.environment;
+  const { dataset, guid } = installation.environment;
   // Loaded only where it is needed.
-  const [{ withContainer }, { readStanding }] = await Promise.all([
+  const [{ withContainer }, { readStanding }, { getProperties }] = await Promise.all([
     import("../install/environment-install.js"),
     import("../install/environments.js"),
+    import("../system/zfs.js"),
   ]);
+  // It may have been renamed.
+  const isIt = async (found: string | null | undefined): Promise<boolean> =>
+    typeof found === "string" && (await getProperties(found, ["guid"])).guid === guid;
   try {
     const { running, next } = await readStanding(withContainer(site, { dataset }));
-    return { dataset, running: running === dataset, next: next === dataset };
+    return { dataset, running: await isIt(running), next: await isIt(next) };
   } catch (error) {
     if (error instanceof ZferryError) return { dataset, running: null, next: null };
     throw error;
@@ -200,7 +204,8 @@ function describeTrial({ name, running, trial, failed, previous }: TrialStatus):
         : `${trial.allowed} boots`;
     lines.push(`  on trial: ${name}, ${boots}; bundle confirm keeps it, else it goes back to ${back}`);
   }
-  if (failed !== undefined) lines.push(`  failed: ${name}, ${describeFailure(failed)}; went back to ${back}`);
+  const since = running ? "it runs all the same" : `went back to ${back}`;
+  if (failed !== undefined) lines.push(`  failed: ${name}, ${describeFailure(failed)}; ${since}`);
   return lines;
 }
 

@@ -187,7 +187,7 @@ go_back() {
 
 judge() {
 	trial=$(own zferry:trial)
-	[ -n "$trial" ] || return 0
+	[ -n "$trial" ] && [ -z "$(own zferry:confirmed)" ] || return 0
 	if ! is_count "$trial" || [ "$trial" -eq 0 ]; then
 		say "$dataset has zferry:trial=$trial, which is no number of boots: they are not counted"
 		return

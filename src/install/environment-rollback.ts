@@ -8,6 +8,7 @@ import { withContainer } from "./environment-install.js";
 import { makeNext, readStanding, requireBootable } from "./environments.js";
 import { requireNothingPending, withState } from "./pending.js";
 import { requireProduct } from "./policy.js";
+import { runningGuid } from "./site-root.js";
 import { openState, undoable, type Installation, type SiteState } from "./state.js";
 import { releaseBases } from "./steps.js";
 import { readUnderWay } from "./under-way.js";
@@ -105,12 +106,12 @@ async function makePlan(site: SiteConfig, state: SiteState | undefined): Promise
   if (installation === undefined) {
     throw new ZferryError("rollback-impossible", "no boot environment is installed that could be left");
   }
-  const { dataset } = installation.environment;
+  const { dataset, guid } = installation.environment;
   const place = withContainer(site, { dataset });
   const to = await findBefore(installation);
-  const { next, running } = await readStanding(place);
+  const { next } = await readStanding(place);
   if (next !== to) await requireBootable(place, basename(to));
-  return { installation, to, isRunning: running === dataset };
+  return { installation, to, isRunning: (await runningGuid()) === guid };
 }
 
 /** By guids: either may have been renamed. */

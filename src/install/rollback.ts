@@ -6,8 +6,9 @@ import type { RootSpace } from "../root/disk.js";
 import type { RootPlan } from "../root/plan.js";
 import { planRootRollback, type RollbackOptions as RootRollbackOptions } from "../root/rollback.js";
 import type { SettledConflict } from "../root/settle.js";
-import { ownMounts } from "../system/mounts.js";
+import { datasetOf, ownMounts } from "../system/mounts.js";
 import { withScratch } from "../system/scratch.js";
+import { dropProperties, getProperties } from "../system/zfs.js";
 import {
   requireOwnUntouched,
   requireStateOffStreams,
@@ -332,12 +333,14 @@ export async function streamsToRollBack({ state }: SiteConfig): Promise<readonly
 
 /**
  * Gives up the possibility to roll the newest install back: what it would go back to is let go.
+ * @param begin called when nothing stands against it any more, before anything is written
  * @returns the installation; `isNew` when it was not confirmed already. Undefined when there is none to be confirmed.
  * @throws ZferryError `install-pending` while something is under way
  */
 export const confirmInstall = (
   site: SiteConfig,
   now: () => Date,
+  begin: () => Promise<void>,
 ): Promise<{ readonly installation: Installation; readonly isNew: boolean } | undefined> =>
   withState(site, async (folder) => {
     const [state, journal] = [await folder.readState(), await folder.readJournal()];
@@ -347,7 +350,10 @@ export const confirmInstall = (
     const last = state?.installations.at(-1);
     if (state === undefined || last === undefined || last.rolledBack !== undefined) return undefined;
     requireProduct(state, site.product);
-    if (last.environment !== undefined) requireRunning(last, last.environment);
+    const running = last.environment && (await requireRunning(last, last.environment));
+    await begin();
+    // It failed once, and was activated, and is kept.
+    if (running !== undefined) await dropProperties(running, ["zferry:failed"]);
     const isNew = last.confirmedAt === undefined;
     const installation = isNew ? { ...last, confirmedAt: Math.floor(now().getTime() / 1000) } : last;
     if (isNew) {
@@ -360,18 +366,22 @@ export const confirmInstall = (
     return { installation, isNew };
   });
 
-/** What was not booted yet cannot be known to be good. */
-function requireRunning(
+/**
+ * What was not booted yet cannot be known to be good.
+ * @returns the dataset of the running environment, which may have been renamed since it was recorded
+ */
+async function requireRunning(
   installation: Installation,
-  { dataset }: NonNullable<Installation["environment"]>,
-): void {
-  const { type, source } = ownMounts().get("/") ?? {};
-  if (type === "zfs" && source === dataset) return;
+  { dataset, guid }: NonNullable<Installation["environment"]>,
+): Promise<string> {
+  const mount = ownMounts().get("/");
+  const running = datasetOf(mount);
+  if (running !== undefined && (await getProperties(running, ["guid"])).guid === guid) return running;
   throw new ZferryError(
     "install-pending",
     `${nameOf(installation)} was installed as the boot environment ${dataset}, which is not the running one`,
     {
-      details: { dataset, running: source ?? "" },
+      details: { dataset, running: mount?.source ?? "" },
       hint: "boot it first; bundle status says what boots next",
     },
   );

@@ -1,8 +1,9 @@
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { asZferryError } from "../report.js";
+import { guarded } from "../system/files.js";
 import { failedServices, isUp, readUptime } from "../system/health.js";
 import { describeEnd, run } from "../system/process.js";
 import { dropProperties, setProperties, setProperty } from "../system/zfs.js";
@@ -101,6 +102,13 @@ export const runningTrial = async (site: SiteConfig): Promise<TrialStatus | unde
   (await listTrials(site)).find(({ running, trial }) => running && trial !== undefined);
 
 /**
+ * What is set before an installation counts as confirmed: from then on nothing goes back from the environment by itself, whatever
+ * ends this run.
+ */
+export const beginConfirming = (dataset: string): Promise<void> =>
+  setProperty(dataset, "zferry:confirmed", "yes");
+
+/**
  * Keeps the running environment, if it is on trial.
  * @param isMergeWanted whether what was changed in the environment before is to be merged then, which is kept in mind
  * @throws ZferryError `install-pending`
@@ -112,7 +120,7 @@ export async function confirmTrial(site: SiteConfig, isMergeWanted: boolean): Pr
   if (journal?.operation !== "merge")
     requireNothingPending(journal, "and nothing is confirmed before that is done");
   const { dataset } = tried.environment;
-  await setProperty(dataset, "zferry:confirmed", "yes");
+  await beginConfirming(dataset);
   await dropProperties(dataset, ["zferry:failed"]);
   if (isMergeWanted) await wantMerge(dataset);
   await endTrial(tried.environment);
@@ -141,15 +149,17 @@ export async function judgeRunning(options: TrialOptions): Promise<BootOutcome> 
   const { site, signal, step } = options;
   const found = await readTried(site);
   if (found === undefined) return { outcome: "none" };
+  // A run before this one was ended while it confirmed it.
+  if (ownValue(found.environment.properties["zferry:confirmed"]) !== "") return { outcome: "confirm" };
   const tried = await countBoot(found);
   const { deadline } = site["boot-environment"];
   const { name } = tried.environment;
   step(`${name} is on trial: boot ${tried.trial.counted} of ${tried.trial.allowed}`);
   for (let last: string | undefined; ;) {
-    // Somebody may have confirmed it meanwhile, or gone back.
-    const trial = (await readTried(site))?.trial && tried.trial;
     const isSpent = tried.trial.counted > tried.trial.allowed;
     const fault = isSpent ? describeSpent(tried.trial) : await findFault(tried, options);
+    // A check may take long: somebody may have confirmed it meanwhile, or gone back.
+    const trial = (await readTried(site))?.trial && tried.trial;
     const verdict = judgeBoot({
       trial,
       hasPrevious: tried.previous !== undefined,
@@ -187,6 +197,8 @@ async function countBoot(tried: Tried): Promise<Tried> {
   if (counted) return tried;
   const boots = trial.counted + 1;
   if (boots <= MAX_COUNT) await setProperty(environment.dataset, "zferry:boots", String(boots));
+  // Started again, it is the same boot.
+  guarded(HOOK_MARK, () => writeFileSync(HOOK_MARK, `${environment.dataset}\n`));
   return { ...tried, trial: { ...trial, counted: boots } };
 }
 

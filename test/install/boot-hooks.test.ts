@@ -161,6 +161,7 @@ describe("what is counted", () => {
 
   test.each<[string, Facts, string[]]>([
     ["an environment that is not on trial", {}, [IMPORT, EXPORT]],
+    ["one that was being confirmed", { own: { ...SPENT, confirmed: "yes" } }, [IMPORT, EXPORT]],
     ["a root elsewhere", { own: TRIAL, cmdline: "root=/dev/sda1" }, []],
     ["a root in another container", { own: TRIAL, cmdline: "root=zfs:rpool/OTHER/two" }, []],
     ["a snapshot", { own: TRIAL, cmdline: "root=zfs:rpool/ROOT/two@x" }, [IMPORT, EXPORT]],

@@ -191,10 +191,12 @@ describe("a boot environment on trial", () => {
     const log = "journalctl -u zferry-trial -o cat";
     await machine.run(`${changeBefore("echo two >etc/later; git add etc/later")}
       sed -i 's/^boots.*/&\\nchanges = "merge"/' /etc/zferry/site.toml
-      systemctl reset-failed; zfs set zferry:trial=1 zferry:boots=0 ${ROOT}/R2; systemctl restart zferry-trial`);
+      (flock /var/lib/zferry/lock sleep 15 >/dev/null 2>&1 &); systemctl reset-failed
+      zfs set zferry:trial=1 zferry:boots=0 ${ROOT}/R2; systemctl restart zferry-trial`);
     await expect
       .poll(() => told(log), { timeout: 300_000, interval: 3000 })
       .toMatch(/merged what was changed in one: 1 file changes\n {6}A etc\/later\n/);
+    expect(await told(log)).toMatch(/^waiting: \/var\/lib\/zferry\/lock is locked by /m);
     expect(await own("R2")).toMatch(/^zferry:merge\t[0-9a-f]{64}$/m);
     expect(await own("R2")).not.toMatch(/zferry:(trial|boots|failed)/);
     // As after a power cut between the confirmation and the merge; what stands against it is told, and does not come again.
