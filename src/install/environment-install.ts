@@ -6,6 +6,7 @@ import type { VerifiedBundle } from "../bundle/reader.js";
 import { requireRoot, type SiteConfig } from "../config.js";
 import { Obstacles, ZferryError } from "../errors.js";
 import { rawPath } from "../raw-path.js";
+import { listFirst } from "../report.js";
 import { planEdit } from "../root/edit.js";
 import type { RootPlan } from "../root/plan.js";
 import { guarded } from "../system/files.js";
@@ -35,6 +36,7 @@ import { baseMissing, checkDataset, datasetOf, pointOf, type StreamPlan } from "
 import { patiently, type ReceiveOptions } from "./receive.js";
 import { rootDataset, rootMount, type SiteRoot } from "./site-root.js";
 import type { InstalledStream, InstallJournal, NewEnvironment } from "./state.js";
+import { describeFailure, readFailure } from "./trial-rules.js";
 
 // An install as a boot environment: formats/environments.md, Installing as one
 
@@ -83,10 +85,18 @@ export async function planEnvironment(
     });
   }
   requireName(known.dataset);
-  const { next, tried } = await readStanding(withContainer(site, known));
+  const { next, tried, waiting } = await readStanding(withContainer(site, known));
   requireNoTrial(tried);
+  if (waiting !== undefined) throw notBooted(waiting);
   return { ...known, next };
 }
+
+/** Its trial could not end while an install is under way, nor the install before that. */
+const notBooted = (name: string): ZferryError =>
+  new ZferryError("install-pending", `${name}, which boots next, is on trial, and was not booted yet`, {
+    details: { environment: name },
+    hint: "boot it first; or give it up: bundle rollback, or bundle activate with the running one",
+  });
 
 function requireName(dataset: string): void {
   if (v.safeParse(datasetName, dataset).success) return;
@@ -229,6 +239,35 @@ const marksOf = ({ release, identity }: ChainEnd): PropertyValues => ({
 });
 
 const FSTAB = "etc/fstab";
+
+/**
+ * Refuses datasets below that of `/` that nothing mounts in another environment: an initramfs mounts those of what it boots, others lack them.
+ * @throws ZferryError `dataset-unsuitable`
+ */
+export async function requireFollowed(
+  { origin }: Pick<NewEnvironment, "origin">,
+  streams: readonly StreamPlan[],
+  site: SiteConfig,
+): Promise<void> {
+  const path = resolveWithin(requireRoot(site).path, FSTAB);
+  const entries = path === undefined ? [] : parseFstab(readText(path));
+  const known = [...streams.map(({ base }) => base?.dataset), ...entries.map(({ source }) => source)];
+  const lost = (await listProperties(origin, ["mountpoint", "canmount", "mounted"]))
+    .filter(({ dataset, properties: { mountpoint, canmount, mounted } }) => {
+      const isMountedByAll = canmount.value === "on" && mountpoint.value.startsWith("/");
+      return dataset !== origin && mounted.value === "yes" && !isMountedByAll && !known.includes(dataset);
+    })
+    .map(({ dataset }) => dataset);
+  if (lost.length === 0) return;
+  throw new ZferryError(
+    "dataset-unsuitable",
+    `nothing mounts ${listFirst(lost)} in another environment than ${origin}, which it lies below`,
+    {
+      details: { datasets: lost },
+      hint: `name each in /etc/fstab, with the option zfsutil unless its mountpoint is legacy; or zfs set canmount=on ${lost[0] ?? ""}`,
+    },
+  );
+}
 
 /**
  * Has a plan of `/` name the new datasets in /etc/fstab, where that names those of their bases.
@@ -400,7 +439,11 @@ export async function finishEnvironment(
   site: SiteConfig,
 ): Promise<readonly string[]> {
   const [own, name] = [withContainer(site, environment), basename(environment.dataset)];
-  if (environment.activate) return (await makeNext(own, name, { force: false })).warnings;
+  // A run before this one activated it, and was ended; its trial ended since.
+  const failed = readFailure((await ownProperties(environment.dataset))["zferry:failed"] ?? "");
+  if (environment.activate && failed === undefined)
+    return (await makeNext(own, name, { force: false })).warnings;
   await requireBootable(own, name);
-  return [];
+  if (failed === undefined) return [];
+  return [`${name} was tried, and failed ${describeFailure(failed)}: it is not activated again`];
 }

@@ -384,6 +384,7 @@ async function beginTrial(candidate: Candidate, survey: Survey): Promise<string[
   const { boots } = survey.site["boot-environment"];
   const previous = { "zferry:previous": running.properties.guid.value };
   if (boots === 0 || ownValue(properties["zferry:confirmed"]) !== "") {
+    await dropProperties(dataset, ["zferry:failed"]);
     await setProperties(dataset, previous);
     await endTrial(candidate);
     return [];
@@ -451,6 +452,8 @@ export interface Standing {
   readonly next: string | null;
   /** The running environment, if it is on trial. */
   readonly tried: string | undefined;
+  /** What boots next, if it is another one, and on trial. */
+  readonly waiting: string | undefined;
   /** The dataset of `/`; undefined where that is another file system. */
   readonly running: string | undefined;
 }
@@ -460,19 +463,30 @@ export async function readStanding(site: SiteConfig): Promise<Standing> {
   const survey = await look(site);
   const { next, running } = survey;
   const now = runningOf(survey);
-  return { next, running, tried: now && tellTrial(now).trial && now.name };
+  const then = survey.candidates.find((each) => each !== now && each.dataset === next);
+  const onTrial = (each: Candidate | undefined) => each && tellTrial(each).trial && each.name;
+  return { next, running, tried: onTrial(now), waiting: onTrial(then) };
 }
 
-/** Has what booted next before an environment boot next again, if that was activated since; nothing is checked. */
+/**
+ * Has what booted next before an environment boot next again, if that was activated since; nothing is checked.
+ * @throws ZferryError `environment-missing` where it is not there any more
+ */
 export async function restoreNext(
   site: SiteConfig,
-  { dataset, next, origin }: Pick<NewEnvironment, "dataset" | "next" | "origin">,
+  {
+    dataset,
+    next,
+    origin,
+    activate: isWanted,
+  }: Pick<NewEnvironment, "dataset" | "next" | "origin" | "activate">,
 ): Promise<void> {
   const survey = await look(site);
-  if (survey.next !== dataset) return;
-  if (site["boot-environment"].loader === "bootfs") return setBootfs(poolOf(dataset), next);
-  const before = survey.candidates.find((each) => each.dataset === (next ?? origin));
-  if (before !== undefined) await activate(before, survey);
+  const { loader } = site["boot-environment"];
+  // What a command did that failed, or was ended, nobody knows.
+  if (loader === "command" ? !isWanted : survey.next !== dataset) return;
+  if (loader === "bootfs") return setBootfs(poolOf(dataset), next);
+  await activate(findCandidate(next ?? origin, survey), survey);
 }
 
 function findCandidate(name: string, { candidates, container }: Survey): Candidate {

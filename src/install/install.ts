@@ -23,6 +23,7 @@ import { requireDatasetsInUse } from "./datasets-in-use.js";
 import {
   planEnvironment,
   planFstab,
+  requireFollowed,
   planStreamsBeside,
   requireFree,
   streamsDone,
@@ -430,7 +431,10 @@ async function planAllStreams(
   const streams = await planStreamsBeside(bundle, site, environment, journal?.streams, obstacles);
   const own = streamsDone(environment).map(({ dataset }) => dataset);
   const others = streams.map(({ dataset }) => dataset).filter((dataset) => !own.includes(dataset));
-  if (journal === undefined) await obstacles.unless(() => requireFree(others));
+  if (journal === undefined) {
+    await obstacles.unless(() => requireFree(others));
+    if (own.length === 0) await obstacles.unless(() => requireFollowed(environment, streams, site));
+  }
   return streams;
 }
 

@@ -43,6 +43,7 @@ container = "${ROOT}"
 accept = ["/tools"]
 `;
 const FSTAB = `# of this site
+${ROOT}/site/data /data zfs zfsutil 0 0
 ${USR}/gentoo\t/usr  zfs ro,nodev 0 0
 LABEL=none /srv ext4 nofail 0 0
 ${OPT}/gentoo /opt zfs ro 0 0
@@ -282,6 +283,17 @@ describe("nothing is changed", () => {
     );
   });
 
+  it("where a dataset below that of / would be missing", async () => {
+    await lines(`${RESET}; zfs create -o canmount=noauto ${ROOT}/site/extra; mkdir ${SITE}/tools/extra
+      mount -t zfs -o zfsutil ${ROOT}/site/extra ${SITE}/tools/extra`);
+    expect((await refusal(`bundle install ${FILE}`))[0]).toMatchObject({
+      code: "dataset-unsuitable",
+      message: `nothing mounts ${ROOT}/site/extra in another environment than ${ROOT}/site, which it lies below`,
+    });
+    await lines(`umount ${SITE}/tools/extra; zfs destroy ${ROOT}/site/extra; rmdir ${SITE}/tools/extra`);
+    expect(await site()).toBe(before);
+  });
+
   it("where the state folder would be cloned, or / is no dataset", async () => {
     await lines(RESET);
     await useConfig(`state = "${SITE}/tools/state"\n${siteConfig()}`);
@@ -484,7 +496,7 @@ it("has another boot by a command of the site's, and back", async () => {
 });
 
 it("is given up where the site's command promoted it, as zectl does, and failed", async () => {
-  const command = `loader = "command"\ncommand = ["/bin/sh", "-c", "zfs promote $0; exit 3"]\naccept`;
+  const command = `loader = "command"\ncommand = ["/bin/sh", "-c", "zfs promote $0; [ $0 = ${ROOT}/site ]"]\naccept`;
   await useConfig(siteConfig().replace("accept", command));
   await lines(RESET);
   expect((await refusal(`bundle install ${FILE}`))[0]?.code).toBe("not-configured");
