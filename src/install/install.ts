@@ -219,8 +219,9 @@ export const abortInstall = (options: GoOnOptions): Promise<Journal | undefined>
 /** Also where it was begun: since then something may have come that would be lost. */
 async function giveUp(journal: Journal, work: Work, { site, live }: GoOnOptions): Promise<void> {
   await requireUndoable(journal, site, live);
-  await undo(journal, work);
+  // First: what is given up is not to begin again, whatever ends this run.
   if (journal.operation === "merge") await forgetMerge(journal.into);
+  await undo(journal, work);
 }
 
 /** Runs `use` on what is under way, and gives its journal; without a bundle there is nothing to receive. */
