@@ -31,7 +31,7 @@ import { requireUnused, type Live, type StreamPlan } from "./plan.js";
 import { discardPartial, isReceived, receiveStream, tokenOf, type ReceiveOptions } from "./receive.js";
 import { forgetMerge, rememberMerge } from "./merge-mark.js";
 import { apartFrom, composeParts, sharedPart, sharedPaths } from "./shared-mounts.js";
-import { datasetOfRoot, siteRoot, withRoot, type SiteRoot } from "./site-root.js";
+import { datasetOfRoot, rootMount, siteRoot, withRoot, type SiteRoot } from "./site-root.js";
 import {
   baseOf,
   beganAt,
@@ -345,13 +345,32 @@ export function requireAgreed(loss: Loss, agreed: readonly Loss[]): void {
  */
 export async function carryOut(journal: Journal, outdated: RootPlan | null, work: Work): Promise<void> {
   if (outdated !== null) await discardOutdated(outdated, environmentOf(journal), work);
-  if (journal.operation === "install") await advance(journal, INSTALL, phasesOf(journal), work);
-  else if (journal.operation === "rollback") await advance(journal, ROLLBACK, PHASES.rollback, work);
+  if (journal.operation === "install") {
+    await receiveMissing(journal, work);
+    await advance(journal, INSTALL, phasesOf(journal), work);
+  } else if (journal.operation === "rollback") await advance(journal, ROLLBACK, PHASES.rollback, work);
   else {
     await advance(journal, MERGE, PHASES.merge, work);
     await work.folder.removeJournal();
   }
   await finishRecorded(work.folder);
+}
+
+/**
+ * Receives what somebody took back by hand after `/` was written. The journal keeps its phase meanwhile: what goes on, or is given up,
+ * after a failure has to know how far `/` is.
+ */
+async function receiveMissing(journal: InstallJournal, work: Work): Promise<void> {
+  if (!isWritten(journal) || work.streams.every(({ received }) => received)) return;
+  try {
+    // Neither into what is not there any more, nor beside a / that has become another.
+    if (journal.environment !== null) await rootMount(journal.environment);
+    await INSTALL[journal.phase].check?.(journal, work);
+    await work.folder.writeJournal(journal);
+    await INSTALL.receiving.do(journal, work);
+  } catch (error) {
+    throw await afterFailure(error, journal, work);
+  }
 }
 
 async function discardOutdated(
@@ -472,7 +491,7 @@ async function describeDone(journal: Journal): Promise<string | undefined> {
   return isWritten(journal) ? PARTLY : undefined;
 }
 
-/** "usr is received", "43 MiB of usr are received"; undefined when nothing is. */
+/** "usr is received", "43 MiB of usr are received"; undefined when nothing is, and the rest can be taken back. */
 async function describeReceived(journal: InstallJournal): Promise<string | undefined> {
   const found: string[] = [];
   for (const stream of ownStreams(journal)) {
@@ -482,10 +501,13 @@ async function describeReceived(journal: InstallJournal): Promise<string | undef
     else if (taken > 0) found.push(`${formatBytes(taken)}${of} of ${role} are received`);
   }
   for (const { release } of doneLinks(journal)) found.unshift(`release ${release.name} is in it`);
-  if (environmentOf(journal) !== null) return found.length === 0 ? undefined : found.join(", ");
+  if (found.length > 0) return found.join(", ");
+  if (!isWritten(journal)) return undefined;
+  const environment = environmentOf(journal);
   // A bundle may have no stream that was left to be received.
-  if (found.length === 0 && isWritten(journal)) return PARTLY;
-  return found.length === 0 ? undefined : found.join(", ");
+  if (environment === null) return PARTLY;
+  // Where there were any, somebody took them back by hand: the rest is not given up by itself.
+  return ownStreams(journal).length === 0 ? undefined : `${environment.dataset} stays`;
 }
 
 /** "usr is rolled back"; undefined when nothing is. */

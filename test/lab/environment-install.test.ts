@@ -105,6 +105,12 @@ const RESET = `
   rmdir /run/zferry-* 2>/dev/null || true
   zpool set bootfs=${ROOT}/site ${RPOOL}`;
 
+/** A `zfs` that receives nothing. */
+const CUT = `#!/bin/bash
+[[ $1 == receive ]] || exec /usr/sbin/zfs "$@"
+exec /usr/sbin/zfs "$@" </dev/null
+`;
+
 let machine: Machine;
 let stopping: Stopping;
 let before: string;
@@ -133,6 +139,7 @@ beforeAll(async () => {
   await machine.write("/etc/zferry/build.toml", BUILD_CONFIG);
   await useConfig(siteConfig());
   await machine.write("/tmp/fstab", FSTAB);
+  await machine.write("/tmp/cut/zfs", CUT, "755");
   await distribution(machine, "build-host");
   await lines(SET_UP);
   await distribution(machine, "site");
@@ -505,6 +512,19 @@ it("goes on in the midst of a stream that makes a dataset", async () => {
     bundle install ${FILE}`);
   expect(stderr).toMatch(new RegExp(`receiving usr into ${USR}/R2, from byte [1-9]`));
   expect(await lines(MADE)).toBe(made);
+});
+
+it("stays under way where a stream was destroyed by hand after it was to boot next, and cannot be received again", async () => {
+  for (const ends of ["abort", "install"]) {
+    await lines(`${RESET}; ${stopping.killed(`install ${FILE}`, "journal: recording")}
+      zfs destroy -r ${USR}/R2; zfs destroy -r ${OPT}/R2`);
+    const [error] = await refusal(`PATH=/tmp/cut:$PATH bundle install ${FILE}`);
+    expect(error?.hint).toContain(`${ROOT}/R2 stays; to go on: bundle install; to give it up: bundle abort`);
+    expect(await lines("bundle status")).toMatch(/under way: release R2 .*, having it boot next/);
+    await lines(`bundle ${ends}`);
+    expect(await lines(ends === "abort" ? POOL : MADE)).toBe(ends === "abort" ? pool : made);
+    expect(await lines(running())).toBe(unchanged);
+  }
 });
 
 it("goes on only in the environment in which it was begun", async () => {
