@@ -16,7 +16,7 @@ import {
 import type { RootPlan } from "../root/plan.js";
 import { parseResumeToken } from "../stream/resume-token.js";
 import { ownMounts } from "../system/mounts.js";
-import { datasetExists, getProperties, holdSnapshots, releaseSnapshot } from "../system/zfs.js";
+import { datasetExists, fullName, getProperties, holdSnapshots, releaseSnapshot } from "../system/zfs.js";
 import { changeKeys } from "../trust/keys.js";
 import {
   finishEnvironment,
@@ -53,7 +53,7 @@ import {
   type SiteState,
   type StateFolder,
 } from "./state.js";
-import { describeLoss, findWayBack, takeBack } from "./take-back.js";
+import { describeLoss, findWayBack, removeLeft, snapshotsOfMade, takeBack } from "./take-back.js";
 import { keySetOf } from "./trust.js";
 
 // The steps of an install and of a rollback, one a phase. Each is journalled before it begins, can be done again from its
@@ -195,6 +195,20 @@ const allStreams = (journal: InstallJournal): InstalledStream[] =>
     return { ...first, target: all.at(-1)?.target ?? first.target, ...(rawBytes === 0 ? {} : { rawBytes }) };
   });
 
+/** What the datasets of an install are marked with: of several bundles that make one environment, all with the last one's. */
+const identityOf = ({ environment, release }: InstallJournal): string =>
+  environment?.chain?.identity ?? release.identity;
+
+async function takeStreamBack(stream: InstalledStream, journal: InstallJournal, work: Work): Promise<void> {
+  const identity = identityOf(journal);
+  if (await isReceived(stream)) {
+    work.step(`taking ${stream.dataset} back to what it was`);
+    return takeBack(await findWayBack(stream), identity, work);
+  }
+  await discardPartial(stream.dataset, work);
+  await removeLeft(stream, identity, work);
+}
+
 const INSTALL: Steps<InstallJournal> = {
   holding: {
     async do(journal) {
@@ -214,11 +228,8 @@ const INSTALL: Steps<InstallJournal> = {
       await makeClone(journal);
     }),
     undo: inEnvironment(async (journal, options) => {
-      for (const stream of streamsDone(journal.environment).toReversed()) {
-        if (!(await isReceived(stream))) continue;
-        options.step(`taking ${stream.dataset} back to what it was`);
-        await takeBack(await findWayBack(stream));
-      }
+      for (const stream of streamsDone(journal.environment).toReversed())
+        await takeStreamBack(stream, journal, options);
       const parts = doneLinks(journal).map(({ shared }) => shared);
       await revertShared(composeParts(parts), journal.environment, options);
       await removeClone(journal, options);
@@ -234,14 +245,7 @@ const INSTALL: Steps<InstallJournal> = {
       }
     },
     async undo(journal, options) {
-      for (const stream of ownStreams(journal).toReversed()) {
-        if (await isReceived(stream)) {
-          options.step(`taking ${stream.dataset} back to what it was`);
-          await takeBack(await findWayBack(stream));
-        } else {
-          await discardPartial(stream.dataset, options);
-        }
-      }
+      for (const stream of ownStreams(journal).toReversed()) await takeStreamBack(stream, journal, options);
     },
   },
 
@@ -278,13 +282,13 @@ const ROLLBACK: Steps<RollbackJournal> = {
   preparing,
 
   "rolling-back": {
-    async do({ streams, lost }, { step }) {
+    async do({ streams, lost, release }, options) {
       for (const stream of streams) {
         const way = await findWayBack(stream);
         if (way.done) continue;
         requireAgreed(way.loss, lost);
-        step(`rolling ${stream.dataset} back to ${stream.base?.snapshot ?? ""}`);
-        await takeBack(way);
+        options.step(`rolling ${stream.dataset} back to ${stream.base?.snapshot ?? ""}`);
+        await takeBack(way, release.identity, options);
       }
     },
     // Only while nothing is rolled back.
@@ -560,14 +564,19 @@ export async function requireUndoable(
   }
   const { environment } = journal;
   if (environment !== null) requireNotRunning(environment);
-  for (const stream of ownStreams(journal)) {
+  const streams = [...(environment === null ? [] : streamsDone(environment)), ...ownStreams(journal)];
+  const own = new Set(streams.map(({ target }) => target.guid));
+  for (const stream of streams) {
     const { dataset, base } = stream;
-    if (await isReceived(stream)) await requireRollback(stream, live);
+    if (await isReceived(stream)) await requireRollback(stream, own, live);
     else if (environment === null && base !== null && !(await datasetExists(dataset))) {
       throw new ZferryError("base-missing", `there is no dataset ${dataset}, which the install began with`, {
         details: { dataset, expected: base.guid },
         hint: "bring it back to its name, or import its pool",
       });
+    } else {
+      const left = (await snapshotsOfMade(stream, identityOf(journal))) ?? [];
+      requireNoLoss(dataset, left.filter(({ guid }) => !own.has(guid)).map(fullName));
     }
   }
   const { root } = journal;
@@ -613,17 +622,27 @@ async function requireNotRolledBack(journal: RollbackJournal): Promise<void> {
   );
 }
 
-async function requireRollback(stream: InstalledStream, live: Live | undefined): Promise<void> {
+/** @param own guids of all that is being given up */
+async function requireRollback(
+  stream: InstalledStream,
+  own: ReadonlySet<string>,
+  live: Live | undefined,
+): Promise<void> {
   const { dataset } = stream;
   const { loss, blocked } = await findWayBack(stream);
-  const lost = [...describeLoss(loss), ...blocked];
-  if (lost.length > 0) {
-    throw new ZferryError("base-modified", `giving it up would lose of ${dataset}: ${lost.join(", ")}`, {
-      details: { dataset, lost },
-      hint: "save and remove that first",
-    });
-  }
+  // A later bundle's stream into the same dataset is asked by itself, and has what was written since.
+  const snapshots = loss.snapshots.filter(({ guid }) => !own.has(guid));
+  const written = snapshots.length === loss.snapshots.length ? loss.written : 0;
+  requireNoLoss(dataset, [...describeLoss({ dataset, snapshots, written }), ...blocked]);
   await requireUnused(dataset, live);
+}
+
+function requireNoLoss(dataset: string, lost: readonly string[]): void {
+  if (lost.length === 0) return;
+  throw new ZferryError("base-modified", `giving it up would lose of ${dataset}: ${lost.join(", ")}`, {
+    details: { dataset, lost },
+    hint: "save and remove that first",
+  });
 }
 
 /** The release counts as installed from here on. The key change is a part of it: both are written at once. */

@@ -477,6 +477,46 @@ describe("several bundles", () => {
       expect(`${where}\n${await lines(isMade ? ALL : POOL)}`).toBe(`${where}\n${isMade ? all : pool}`);
     }
   });
+
+  it("are not given up where something came into what the first one received", async () => {
+    await lines(`${RESET}; ${MAKE_FOLDER}`);
+    const steps = await stopping.stepsOf("install /tmp/links");
+    const linking = steps.indexOf("journal: linking");
+    const second = linking + steps.slice(linking).indexOf("zfs receive");
+    await lines(`${RESET}; ${stopping.killed("install /tmp/links", second + 1)}`);
+    const refused = async (change: string, lost: string, back: string): Promise<void> => {
+      await lines(change);
+      const there = await lines(POOL);
+      const [error] = await refusal("bundle abort");
+      expect([change, error]).toEqual([
+        change,
+        expect.objectContaining({
+          code: "base-modified",
+          message: expect.stringContaining(`giving it up would lose of ${USR}/R3: ${lost}`) as string,
+        }),
+      ]);
+      expect(await lines(POOL)).toBe(there);
+      expect(await lines("bundle status")).toContain("gives it up: bundle abort");
+      await lines(back);
+    };
+    await refused(`zfs snapshot ${USR}/R3@mine`, `${USR}/R3@mine`, `zfs destroy ${USR}/R3@mine`);
+    await refused(`zfs clone ${USR}/R3@R2 ${USR}/mine`, "clones of", `zfs destroy ${USR}/mine`);
+    await refused(
+      `zfs set readonly=off ${USR}/R3; mount -t zfs ${USR}/R3 /media; head -c 300000 /dev/urandom >/media/own; umount /media`,
+      "",
+      `zfs rollback ${USR}/R3@R2`,
+    );
+    // What the second one received in part is no loss.
+    await lines(`
+      bundle send --stream usr /tmp/links/R3.bundle >/tmp/stream
+      head -c $(($(stat -c %s /tmp/stream) - 400)) /tmp/stream | zfs receive -s -u ${USR}/R3@R3 2>/dev/null || true
+      [[ $(zfs get -H -o value receive_resume_token ${USR}/R3) != - ]]
+      bundle abort`);
+    expect(await site()).toBe(before);
+    // Nor is what it received whole.
+    await lines(`${RESET}; ${stopping.killed("install /tmp/links", "journal: finishing")}; bundle abort`);
+    expect(await site()).toBe(before);
+  });
 });
 
 it("has another boot by a command of the site's, and back", async () => {
@@ -525,6 +565,43 @@ it("stays under way where a stream was destroyed by hand after it was to boot ne
     expect(await lines(ends === "abort" ? POOL : MADE)).toBe(ends === "abort" ? pool : made);
     expect(await lines(running())).toBe(unchanged);
   }
+});
+
+describe("giving it up", () => {
+  /** With all received, and the clone written. */
+  const received = (): string => `${RESET}; ${stopping.killed(`install ${FILE}`, "journal: activating")}`;
+
+  it("comes to its end where a dataset was busy, when it is not any more", async () => {
+    await lines(`${received()}; mount -t zfs -o ro ${USR}/R2 /media`);
+    const busy = await stopping.attempt("cd /media; bundle abort");
+    expect([busy.status, busy.stderr]).toEqual([17, expect.stringMatching(/busy.*\n/)]);
+    expect(await lines(`zfs list -H -t all -o name -r ${USR}/R2`)).toBe(`${USR}/R2`);
+    expect(await lines("bundle status")).toContain("goes on with: bundle abort");
+    // What came since is not lost.
+    await lines(`zfs snapshot ${USR}/R2@mine`);
+    expect((await refusal("bundle abort"))[0]).toMatchObject({
+      code: "base-modified",
+      message: `giving it up would lose of ${USR}/R2: ${USR}/R2@mine`,
+    });
+    await lines(`zfs destroy ${USR}/R2@mine; umount /media; bundle abort`);
+    expect(await site()).toBe(before);
+  });
+
+  it("comes to its end after a kill between a snapshot and its dataset", async () => {
+    await lines(received());
+    const steps = await stopping.stepsOf("abort");
+    const first = steps.indexOf("zfs destroy");
+    expect(steps[first + 1]).toBe("zfs destroy");
+    await lines(`${received()}; ${stopping.killed("abort", first + 2)}`);
+    expect(await lines(`zfs list -H -t all -o name -r ${USR}/R2`)).toBe(`${USR}/R2`);
+    await lines("bundle abort");
+    expect(await site()).toBe(before);
+  });
+
+  it("leaves the snapshots of one that was promoted", async () => {
+    await lines(`${received()}; zfs promote ${USR}/R2; bundle abort`);
+    expect(await site()).toBe(before);
+  });
 });
 
 it("goes on only in the environment in which it was begun", async () => {
