@@ -16,7 +16,14 @@ import {
 import type { RootPlan } from "../root/plan.js";
 import { parseResumeToken } from "../stream/resume-token.js";
 import { ownMounts } from "../system/mounts.js";
-import { datasetExists, fullName, getProperties, holdSnapshots, releaseSnapshot } from "../system/zfs.js";
+import {
+  datasetExists,
+  findInHistory,
+  fullName,
+  getProperties,
+  holdSnapshots,
+  releaseSnapshot,
+} from "../system/zfs.js";
 import { changeKeys } from "../trust/keys.js";
 import {
   finishEnvironment,
@@ -709,8 +716,10 @@ export async function releaseBases(
   kept: readonly InstalledStream[] = [],
 ): Promise<void> {
   const guids = new Set(kept.map(({ base }) => base?.guid));
-  for (const stream of streams) {
-    const base = baseOf(stream);
-    if (base !== undefined && !guids.has(stream.base?.guid)) await releaseSnapshot(HOLD_TAG, base);
+  for (const { dataset, origin = dataset, base } of streams) {
+    if (base === null || guids.has(base.guid)) continue;
+    // By its guid: where an environment was promoted, as zectl does, another dataset has it now.
+    const found = (await findInHistory(origin, base.guid)) ?? (await findInHistory(dataset, base.guid));
+    if (found !== undefined) await releaseSnapshot(HOLD_TAG, found);
   }
 }

@@ -500,7 +500,11 @@ describe("several bundles", () => {
       await lines(back);
     };
     await refused(`zfs snapshot ${USR}/R3@mine`, `${USR}/R3@mine`, `zfs destroy ${USR}/R3@mine`);
-    await refused(`zfs clone ${USR}/R3@R2 ${USR}/mine`, "clones of", `zfs destroy ${USR}/mine`);
+    await refused(
+      `zfs clone -o mountpoint=none ${USR}/R3@R2 ${USR}/mine`,
+      "clones of",
+      `zfs destroy ${USR}/mine`,
+    );
     await refused(
       `zfs set readonly=off ${USR}/R3; mount -t zfs ${USR}/R3 /media; head -c 300000 /dev/urandom >/media/own; umount /media`,
       "",
@@ -565,6 +569,23 @@ it("stays under way where a stream was destroyed by hand after it was to boot ne
     expect(await lines(ends === "abort" ? POOL : MADE)).toBe(ends === "abort" ? pool : made);
     expect(await lines(running())).toBe(unchanged);
   }
+});
+
+it("lets the base go where a dataset was promoted, as zectl does, and has it now", async () => {
+  const isHeld = (dataset: string): Promise<string> =>
+    lines(`zfs list -H -p -t snapshot -o userrefs ${dataset}@R1`);
+  await lines(`${RESET}; bundle install ${FILE}; zfs promote ${USR}/R2`);
+  expect(await isHeld(`${USR}/R2`)).toBe("1");
+  await lines("bundle rollback");
+  expect(await isHeld(`${USR}/R2`)).toBe("0");
+  // One that was made later has it, and what was made of it is gone.
+  await lines(`zfs promote ${USR}/gentoo; ${RESET}; bundle install ${FILE}
+    zfs clone -o mountpoint=none ${USR}/gentoo@R1 ${USR}/three; zfs promote ${USR}/three; zfs destroy -r ${USR}/R2`);
+  expect(await isHeld(`${USR}/three`)).toBe("1");
+  await lines("bundle rollback");
+  expect(await isHeld(`${USR}/three`)).toBe("0");
+  await lines(`zfs promote ${USR}/gentoo; zfs destroy ${USR}/three; ${RESET}`);
+  expect(await site()).toBe(before);
 });
 
 describe("giving it up", () => {
