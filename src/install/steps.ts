@@ -460,7 +460,12 @@ async function afterFailure(cause: unknown, journal: Journal, work: Work): Promi
   if (kept !== undefined) return withWays(error, kept, journal);
   try {
     // Also after an interruption, to its end.
-    if (await isBegun(work)) await undo(journal, { ...work, signal: new AbortController().signal });
+    if (await isBegun(work)) {
+      const environment = environmentOf(journal);
+      // It may have been booted since it was activated.
+      if (environment !== null) requireNotRunning(environment);
+      await undo(journal, { ...work, signal: new AbortController().signal });
+    }
     return withHint(error, `${none}; the site is as it was before`);
   } catch (failure) {
     const why = failure instanceof Error ? failure.message : String(failure);

@@ -571,6 +571,19 @@ it("stays under way where a stream was destroyed by hand after it was to boot ne
   }
 });
 
+it("is not given up by itself while it is mounted", async () => {
+  await lines(
+    `${RESET}; ${stopping.killed(`install ${FILE}`, "zfs receive")}; mount -t zfs -o zfsutil ${ROOT}/R2 /media`,
+  );
+  const [error] = await refusal(`PATH=/tmp/cut:$PATH bundle install ${FILE}`);
+  expect(error?.hint).toMatch(
+    /what was prepared is not taken back: the boot environment .* is mounted on \/media/,
+  );
+  expect(await lines("bundle status")).toContain("under way: release R2 (2)");
+  await lines(`umount /media; bundle install ${FILE}`);
+  expect(await lines(MADE)).toBe(made);
+});
+
 it("lets the base go where a dataset was promoted, as zectl does, and has it now", async () => {
   const isHeld = (dataset: string): Promise<string> =>
     lines(`zfs list -H -p -t snapshot -o userrefs ${dataset}@R1`);
