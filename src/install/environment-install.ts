@@ -362,7 +362,8 @@ async function requireOwn(making: Making): Promise<void> {
 const marksIn = ({ environment: { chain }, release }: Making): ChainEnd =>
   chain ?? { release: release.name, identity: release.identity };
 
-async function isOwn(dataset: string, identity: string): Promise<boolean> {
+/** Whether zferry made a dataset for the bundle with that identity. */
+export async function isOwn(dataset: string, identity: string): Promise<boolean> {
   const [own] = await listProperties(dataset, ["zferry:identity"]);
   const property = own?.properties["zferry:identity"];
   return property?.local === true && property.value === identity;
@@ -386,7 +387,7 @@ export async function removeClone(
   if ((await datasetExists(origin)) && (await hasSnapshot(from))) await destroy(fullName(from));
 }
 
-async function isCloneOf(clone: string, dataset: string): Promise<boolean> {
+export async function isCloneOf(clone: string, dataset: string): Promise<boolean> {
   const { origin } = await getProperties(clone, ["origin"]);
   return origin.startsWith(`${dataset}@`);
 }

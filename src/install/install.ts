@@ -49,7 +49,6 @@ import {
   isRecorded,
   isWritten,
   openState,
-  phasesOf,
   type Installation,
   type InstallJournal,
   type Journal,
@@ -185,13 +184,14 @@ async function phaseToGoOnFrom(
   streams: readonly StreamPlan[],
 ): Promise<InstallJournal["phase"]> {
   const { phase, origin, environment } = journal;
-  if (environment !== null && !isWritten(journal) && !(await datasetExists(environment.dataset)))
-    return "holding";
-  const phases = phasesOf(journal);
+  if (isWritten(journal)) {
+    // A phase before that would say that / is as it was. Who took a stream back may have taken / back, too: in place it is written again.
+    const isMissing = streams.some(({ received }) => !received);
+    return phase === "recording" && environment === null && isMissing ? "writing" : phase;
+  }
+  if (environment !== null && !(await datasetExists(environment.dataset))) return "holding";
   // What version 1 of the journal called receiving began with the holds.
-  if (origin === null && phase === "receiving") return "holding";
-  const isBehind = phases.indexOf(phase) > phases.indexOf("receiving");
-  return isBehind && streams.some(({ received }) => !received) ? "receiving" : phase;
+  return origin === null && phase === "receiving" ? "holding" : phase;
 }
 
 /** Whether only its bundle leads an install on: to receive what is missing, or to plan `/` again, which has changed. */

@@ -16,7 +16,14 @@ import {
 import type { RootPlan } from "../root/plan.js";
 import { parseResumeToken } from "../stream/resume-token.js";
 import { ownMounts } from "../system/mounts.js";
-import { datasetExists, getProperties, holdSnapshots, releaseSnapshot } from "../system/zfs.js";
+import {
+  datasetExists,
+  findInHistory,
+  fullName,
+  getProperties,
+  holdSnapshots,
+  releaseSnapshot,
+} from "../system/zfs.js";
 import { changeKeys } from "../trust/keys.js";
 import {
   finishEnvironment,
@@ -31,7 +38,7 @@ import { requireUnused, type Live, type StreamPlan } from "./plan.js";
 import { discardPartial, isReceived, receiveStream, tokenOf, type ReceiveOptions } from "./receive.js";
 import { forgetMerge, rememberMerge } from "./merge-mark.js";
 import { apartFrom, composeParts, sharedPart, sharedPaths } from "./shared-mounts.js";
-import { datasetOfRoot, siteRoot, withRoot, type SiteRoot } from "./site-root.js";
+import { datasetOfRoot, rootMount, siteRoot, withRoot, type SiteRoot } from "./site-root.js";
 import {
   baseOf,
   beganAt,
@@ -53,7 +60,7 @@ import {
   type SiteState,
   type StateFolder,
 } from "./state.js";
-import { describeLoss, findWayBack, takeBack } from "./take-back.js";
+import { describeLoss, findWayBack, removeLeft, snapshotsOfMade, takeBack } from "./take-back.js";
 import { keySetOf } from "./trust.js";
 
 // The steps of an install and of a rollback, one a phase. Each is journalled before it begins, can be done again from its
@@ -195,6 +202,20 @@ const allStreams = (journal: InstallJournal): InstalledStream[] =>
     return { ...first, target: all.at(-1)?.target ?? first.target, ...(rawBytes === 0 ? {} : { rawBytes }) };
   });
 
+/** What the datasets of an install are marked with: of several bundles that make one environment, all with the last one's. */
+const identityOf = ({ environment, release }: InstallJournal): string =>
+  environment?.chain?.identity ?? release.identity;
+
+async function takeStreamBack(stream: InstalledStream, journal: InstallJournal, work: Work): Promise<void> {
+  const identity = identityOf(journal);
+  if (await isReceived(stream)) {
+    work.step(`taking ${stream.dataset} back to what it was`);
+    return takeBack(await findWayBack(stream), identity, work);
+  }
+  await discardPartial(stream.dataset, work);
+  await removeLeft(stream, identity, work);
+}
+
 const INSTALL: Steps<InstallJournal> = {
   holding: {
     async do(journal) {
@@ -214,11 +235,8 @@ const INSTALL: Steps<InstallJournal> = {
       await makeClone(journal);
     }),
     undo: inEnvironment(async (journal, options) => {
-      for (const stream of streamsDone(journal.environment).toReversed()) {
-        if (!(await isReceived(stream))) continue;
-        options.step(`taking ${stream.dataset} back to what it was`);
-        await takeBack(await findWayBack(stream));
-      }
+      for (const stream of streamsDone(journal.environment).toReversed())
+        await takeStreamBack(stream, journal, options);
       const parts = doneLinks(journal).map(({ shared }) => shared);
       await revertShared(composeParts(parts), journal.environment, options);
       await removeClone(journal, options);
@@ -234,14 +252,7 @@ const INSTALL: Steps<InstallJournal> = {
       }
     },
     async undo(journal, options) {
-      for (const stream of ownStreams(journal).toReversed()) {
-        if (await isReceived(stream)) {
-          options.step(`taking ${stream.dataset} back to what it was`);
-          await takeBack(await findWayBack(stream));
-        } else {
-          await discardPartial(stream.dataset, options);
-        }
-      }
+      for (const stream of ownStreams(journal).toReversed()) await takeStreamBack(stream, journal, options);
     },
   },
 
@@ -278,13 +289,13 @@ const ROLLBACK: Steps<RollbackJournal> = {
   preparing,
 
   "rolling-back": {
-    async do({ streams, lost }, { step }) {
+    async do({ streams, lost, release }, options) {
       for (const stream of streams) {
         const way = await findWayBack(stream);
         if (way.done) continue;
         requireAgreed(way.loss, lost);
-        step(`rolling ${stream.dataset} back to ${stream.base?.snapshot ?? ""}`);
-        await takeBack(way);
+        options.step(`rolling ${stream.dataset} back to ${stream.base?.snapshot ?? ""}`);
+        await takeBack(way, release.identity, options);
       }
     },
     // Only while nothing is rolled back.
@@ -345,13 +356,32 @@ export function requireAgreed(loss: Loss, agreed: readonly Loss[]): void {
  */
 export async function carryOut(journal: Journal, outdated: RootPlan | null, work: Work): Promise<void> {
   if (outdated !== null) await discardOutdated(outdated, environmentOf(journal), work);
-  if (journal.operation === "install") await advance(journal, INSTALL, phasesOf(journal), work);
-  else if (journal.operation === "rollback") await advance(journal, ROLLBACK, PHASES.rollback, work);
+  if (journal.operation === "install") {
+    await receiveMissing(journal, work);
+    await advance(journal, INSTALL, phasesOf(journal), work);
+  } else if (journal.operation === "rollback") await advance(journal, ROLLBACK, PHASES.rollback, work);
   else {
     await advance(journal, MERGE, PHASES.merge, work);
     await work.folder.removeJournal();
   }
   await finishRecorded(work.folder);
+}
+
+/**
+ * Receives what somebody took back by hand after `/` was written. The journal keeps its phase meanwhile: what goes on, or is given up,
+ * after a failure has to know how far `/` is.
+ */
+async function receiveMissing(journal: InstallJournal, work: Work): Promise<void> {
+  if (!isWritten(journal) || work.streams.every(({ received }) => received)) return;
+  try {
+    // Neither into what is not there any more, nor beside a / that has become another.
+    if (journal.environment !== null) await rootMount(journal.environment);
+    await INSTALL[journal.phase].check?.(journal, work);
+    await work.folder.writeJournal(journal);
+    await INSTALL.receiving.do(journal, work);
+  } catch (error) {
+    throw await afterFailure(error, journal, work);
+  }
 }
 
 async function discardOutdated(
@@ -430,7 +460,12 @@ async function afterFailure(cause: unknown, journal: Journal, work: Work): Promi
   if (kept !== undefined) return withWays(error, kept, journal);
   try {
     // Also after an interruption, to its end.
-    if (await isBegun(work)) await undo(journal, { ...work, signal: new AbortController().signal });
+    if (await isBegun(work)) {
+      const environment = environmentOf(journal);
+      // It may have been booted since it was activated.
+      if (environment !== null) requireNotRunning(environment);
+      await undo(journal, { ...work, signal: new AbortController().signal });
+    }
     return withHint(error, `${none}; the site is as it was before`);
   } catch (failure) {
     const why = failure instanceof Error ? failure.message : String(failure);
@@ -472,7 +507,7 @@ async function describeDone(journal: Journal): Promise<string | undefined> {
   return isWritten(journal) ? PARTLY : undefined;
 }
 
-/** "usr is received", "43 MiB of usr are received"; undefined when nothing is. */
+/** "usr is received", "43 MiB of usr are received"; undefined when nothing is, and the rest can be taken back. */
 async function describeReceived(journal: InstallJournal): Promise<string | undefined> {
   const found: string[] = [];
   for (const stream of ownStreams(journal)) {
@@ -482,10 +517,13 @@ async function describeReceived(journal: InstallJournal): Promise<string | undef
     else if (taken > 0) found.push(`${formatBytes(taken)}${of} of ${role} are received`);
   }
   for (const { release } of doneLinks(journal)) found.unshift(`release ${release.name} is in it`);
-  if (environmentOf(journal) !== null) return found.length === 0 ? undefined : found.join(", ");
+  if (found.length > 0) return found.join(", ");
+  if (!isWritten(journal)) return undefined;
+  const environment = environmentOf(journal);
   // A bundle may have no stream that was left to be received.
-  if (found.length === 0 && isWritten(journal)) return PARTLY;
-  return found.length === 0 ? undefined : found.join(", ");
+  if (environment === null) return PARTLY;
+  // Where there were any, somebody took them back by hand: the rest is not given up by itself.
+  return ownStreams(journal).length === 0 ? undefined : `${environment.dataset} stays`;
 }
 
 /** "usr is rolled back"; undefined when nothing is. */
@@ -538,14 +576,19 @@ export async function requireUndoable(
   }
   const { environment } = journal;
   if (environment !== null) requireNotRunning(environment);
-  for (const stream of ownStreams(journal)) {
+  const streams = [...(environment === null ? [] : streamsDone(environment)), ...ownStreams(journal)];
+  const own = new Set(streams.map(({ target }) => target.guid));
+  for (const stream of streams) {
     const { dataset, base } = stream;
-    if (await isReceived(stream)) await requireRollback(stream, live);
+    if (await isReceived(stream)) await requireRollback(stream, own, live);
     else if (environment === null && base !== null && !(await datasetExists(dataset))) {
       throw new ZferryError("base-missing", `there is no dataset ${dataset}, which the install began with`, {
         details: { dataset, expected: base.guid },
         hint: "bring it back to its name, or import its pool",
       });
+    } else {
+      const left = (await snapshotsOfMade(stream, identityOf(journal))) ?? [];
+      requireNoLoss(dataset, left.filter(({ guid }) => !own.has(guid)).map(fullName));
     }
   }
   const { root } = journal;
@@ -591,17 +634,27 @@ async function requireNotRolledBack(journal: RollbackJournal): Promise<void> {
   );
 }
 
-async function requireRollback(stream: InstalledStream, live: Live | undefined): Promise<void> {
+/** @param own guids of all that is being given up */
+async function requireRollback(
+  stream: InstalledStream,
+  own: ReadonlySet<string>,
+  live: Live | undefined,
+): Promise<void> {
   const { dataset } = stream;
   const { loss, blocked } = await findWayBack(stream);
-  const lost = [...describeLoss(loss), ...blocked];
-  if (lost.length > 0) {
-    throw new ZferryError("base-modified", `giving it up would lose of ${dataset}: ${lost.join(", ")}`, {
-      details: { dataset, lost },
-      hint: "save and remove that first",
-    });
-  }
+  // A later bundle's stream into the same dataset is asked by itself, and has what was written since.
+  const snapshots = loss.snapshots.filter(({ guid }) => !own.has(guid));
+  const written = snapshots.length === loss.snapshots.length ? loss.written : 0;
+  requireNoLoss(dataset, [...describeLoss({ dataset, snapshots, written }), ...blocked]);
   await requireUnused(dataset, live);
+}
+
+function requireNoLoss(dataset: string, lost: readonly string[]): void {
+  if (lost.length === 0) return;
+  throw new ZferryError("base-modified", `giving it up would lose of ${dataset}: ${lost.join(", ")}`, {
+    details: { dataset, lost },
+    hint: "save and remove that first",
+  });
 }
 
 /** The release counts as installed from here on. The key change is a part of it: both are written at once. */
@@ -668,8 +721,10 @@ export async function releaseBases(
   kept: readonly InstalledStream[] = [],
 ): Promise<void> {
   const guids = new Set(kept.map(({ base }) => base?.guid));
-  for (const stream of streams) {
-    const base = baseOf(stream);
-    if (base !== undefined && !guids.has(stream.base?.guid)) await releaseSnapshot(HOLD_TAG, base);
+  for (const { dataset, origin = dataset, base } of streams) {
+    if (base === null || guids.has(base.guid)) continue;
+    // By its guid: where an environment was promoted, as zectl does, another dataset has it now.
+    const found = (await findInHistory(origin, base.guid)) ?? (await findInHistory(dataset, base.guid));
+    if (found !== undefined) await releaseSnapshot(HOLD_TAG, found);
   }
 }

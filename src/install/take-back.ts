@@ -1,6 +1,18 @@
 import { ZferryError } from "../errors.js";
 import { formatBytes } from "../report.js";
-import { destroy, fullName, getProperties, listSnapshots, rollback, type Snapshot } from "../system/zfs.js";
+import {
+  datasetExists,
+  destroy,
+  fullName,
+  getProperties,
+  listSnapshots,
+  promote,
+  rollback,
+  setProperty,
+  type Snapshot,
+} from "../system/zfs.js";
+import { isCloneOf, isOwn } from "./environment-install.js";
+import { patiently, type ReceiveOptions } from "./receive.js";
 import type { InstalledStream, Loss } from "./state.js";
 
 // A dataset goes back to what it was before a stream. formats/state.md, Rolling back
@@ -44,7 +56,9 @@ export async function findWayBack(stream: InstalledStream): Promise<WayBack> {
   for (const snapshot of leaving) {
     const name = fullName(snapshot);
     const { clones, userrefs } = await getProperties(name, ["clones", "userrefs"]);
-    if (!["", "-"].includes(clones)) blocked.push(`clones of ${name}: ${clones}`);
+    // What a receive into the dataset itself has taken so far is such a clone, too, and is discarded.
+    const others = clones.split(",").filter((each) => !["", "-", `${dataset}/%recv`].includes(each));
+    if (others.length > 0) blocked.push(`clones of ${name}: ${others.join(",")}`);
     if (!["0", "-"].includes(userrefs)) blocked.push(`holds on ${name}: zfs holds shows them`);
   }
   return {
@@ -63,11 +77,50 @@ export const describeLoss = ({ dataset, snapshots, written }: Loss): string[] =>
   ...(written === 0 ? [] : [`${formatBytes(written)} written since`]),
 ];
 
-/** Goes the way, whatever is lost: it is for the caller to look first. */
-export async function takeBack({ stream: { dataset, target }, to, done }: WayBack): Promise<void> {
+/**
+ * Goes the way, whatever is lost: it is for the caller to look first.
+ * @param identity of the bundle that the stream's install has
+ */
+export async function takeBack(
+  { stream, to, done }: WayBack,
+  identity: string,
+  options: Pick<ReceiveOptions, "signal" | "step">,
+): Promise<void> {
   if (done) return;
   if (to !== null) return rollback(to);
+  const { dataset, target, origin } = stream;
+  if (origin === undefined) await setProperty(dataset, IDENTITY, identity);
+  // What activated its environment may have promoted it, as zectl does: then it has the snapshots that the other one had.
+  else if ((await datasetExists(origin)) && (await isCloneOf(origin, dataset))) await promote(origin);
   const received = (await listSnapshots(dataset)).find(({ guid }) => guid === target.guid);
-  if (received !== undefined) await destroy(fullName(received));
-  await destroy(dataset);
+  if (received !== undefined) await patiently(options, () => destroy(fullName(received)));
+  await patiently(options, () => destroy(dataset));
+}
+
+/** What tells whose a dataset is, also when the snapshot is gone that it was received with. */
+const IDENTITY = "zferry:identity";
+
+/**
+ * The snapshots of a dataset that a stream made; undefined where it made none, and where what is there is somebody else's.
+ * @param identity as of `takeBack`
+ */
+export async function snapshotsOfMade(
+  { dataset, base, origin }: InstalledStream,
+  identity: string,
+): Promise<Snapshot[] | undefined> {
+  if (base !== null && origin === undefined) return undefined;
+  if (!(await datasetExists(dataset)) || !(await isOwn(dataset, identity))) return undefined;
+  return listSnapshots(dataset);
+}
+
+/** Destroys what is left of a dataset that a stream made, where `takeBack` was ended between the snapshot and the dataset. */
+export async function removeLeft(
+  stream: InstalledStream,
+  identity: string,
+  options: Pick<ReceiveOptions, "signal" | "step">,
+): Promise<void> {
+  const snapshots = await snapshotsOfMade(stream, identity);
+  if (snapshots?.length !== 0) return;
+  options.step(`destroying ${stream.dataset}`);
+  await patiently(options, () => destroy(stream.dataset));
 }

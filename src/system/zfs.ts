@@ -126,6 +126,20 @@ export async function findSnapshots(parent: string, guid: string): Promise<Snaps
     });
 }
 
+/**
+ * A snapshot of a dataset, or of those that it was made from. What was made of it may have been promoted since, and has it now.
+ * @returns undefined where there is no such dataset, or no such snapshot any more
+ */
+export async function findInHistory(dataset: string, guid: string): Promise<Snapshot | undefined> {
+  for (let at = dataset; at !== "" && (await datasetExists(at));) {
+    const found = (await listSnapshots(at)).find((each) => each.guid === guid);
+    if (found !== undefined) return found;
+    const { origin } = await getProperties(at, ["origin"]);
+    at = origin.slice(0, Math.max(0, origin.indexOf("@")));
+  }
+  return undefined;
+}
+
 /** Properties as `zfs get -p` prints them; one that a dataset does not have is "-". */
 export async function getProperties<Name extends string>(
   dataset: string,
@@ -219,18 +233,30 @@ export interface DependedSnapshot extends Snapshot {
  */
 export async function listDepended(name: string): Promise<DependedSnapshot[]> {
   const depth = name.includes("@") ? [] : ["-d", "1"];
-  const args = ["list", "-H", "-p", "-t", "snapshot", "-o", "name,guid,userrefs,createtxg,clones", "-s", "createtxg"];
-  return rows(await zfs([...args, ...depth, name])).map(([full = "", guid = "", holds = "", createtxg = "", clones = ""]) => {
-    const at = full.indexOf("@");
-    return {
-      dataset: full.slice(0, at),
-      name: full.slice(at + 1),
-      guid,
-      holds: Number(holds) || 0,
-      createtxg: Number(createtxg),
-      clones: clones.split(",").filter((clone) => clone !== "" && clone !== "-"),
-    };
-  });
+  const args = [
+    "list",
+    "-H",
+    "-p",
+    "-t",
+    "snapshot",
+    "-o",
+    "name,guid,userrefs,createtxg,clones",
+    "-s",
+    "createtxg",
+  ];
+  return rows(await zfs([...args, ...depth, name])).map(
+    ([full = "", guid = "", holds = "", createtxg = "", clones = ""]) => {
+      const at = full.indexOf("@");
+      return {
+        dataset: full.slice(0, at),
+        name: full.slice(at + 1),
+        guid,
+        holds: Number(holds) || 0,
+        createtxg: Number(createtxg),
+        clones: clones.split(",").filter((clone) => clone !== "" && clone !== "-"),
+      };
+    },
+  );
 }
 
 /** The file systems and volumes below a dataset. */

@@ -75,6 +75,55 @@ describe("what people do in between", () => {
     expect(await site.state()).toBe(site.installed);
   });
 
+  it("rolls /usr back by hand, and it cannot be received again: both ways stay open, and / is not forgotten", async () => {
+    // As a medium or a pool that fails: after as many bytes it takes no more.
+    const taking = (bytes: number): string => `CUT=${bytes} PATH=/tmp/cut:$PATH bundle install ${FILE}`;
+    await site.machine.write(
+      "/tmp/cut/zfs",
+      `#!/bin/bash
+[[ $1 == receive && $2 == -s ]] || exec /usr/sbin/zfs "$@"
+exec /usr/sbin/zfs "$@" < <(head -c $CUT)
+`,
+      "755",
+    );
+    const rounds: [half: string, bytes: number, ends: string][] = [
+      [whileWriting(), 0, "abort"],
+      [bothDone(), 3_000_000, "abort"],
+      [bothDone(), 0, "install"],
+    ];
+    for (const [half, bytes, ends] of rounds) {
+      const where = `${bytes} bytes, then ${ends}`;
+      await site.lines(`${half}\nzfs rollback -r ${SITE_USR}@R1`);
+      const { status, stderr } = await site.attempt(taking(bytes));
+      expect([where, status === 0, stderr]).toEqual([
+        where,
+        false,
+        expect.stringMatching(
+          bytes === 0
+            ? /\/ may be written in part; to go on: bundle install; to give it up: bundle abort/
+            : /MiB of usr are received; to go on: bundle install; to give it up: bundle abort/,
+        ),
+      ]);
+      expect(await site.lines("bundle status")).toMatch(/under way: release R2 .*, writing the files of \//);
+      await site.lines(`bundle ${ends}`);
+      expect(`${where}\n${await site.state()}`).toBe(
+        `${where}\n${ends === "abort" ? site.before : site.installed}`,
+      );
+    }
+  });
+
+  it("rolls both halves back by hand: neither is taken for installed", async () => {
+    await site.lines(`${bothDone()}
+      zfs rollback -r ${SITE_USR}@R1; zfs rollback ${RPOOL}/ROOT/site@fresh`);
+    const { status, stderr } = await site.attempt(`bundle install ${FILE}`);
+    const told = await site.lines("bundle status");
+    // / has lost what was prepared in it.
+    expect([status === 0, stderr]).toEqual([false, expect.stringContaining("to give it up: bundle abort")]);
+    expect(told).toContain("under way: release R2 (2)");
+    await site.lines("bundle abort");
+    expect(await site.state()).toBe(site.before);
+  });
+
   it("changes the configuration: neither gone on with nor given up, until it is brought back", async () => {
     const config = "/etc/zferry/site.toml";
     await site.lines(`${whileWriting()}\ncp ${config} /tmp/site.toml`);

@@ -106,6 +106,12 @@ const RESET = `
   rmdir /run/zferry-* 2>/dev/null || true
   zpool set bootfs=${ROOT}/site ${RPOOL}`;
 
+/** A `zfs` that receives nothing. */
+const CUT = `#!/bin/bash
+[[ $1 == receive ]] || exec /usr/sbin/zfs "$@"
+exec /usr/sbin/zfs "$@" </dev/null
+`;
+
 let machine: Machine;
 let stopping: Stopping;
 let before: string;
@@ -134,6 +140,7 @@ beforeAll(async () => {
   await machine.write("/etc/zferry/build.toml", BUILD_CONFIG);
   await useConfig(siteConfig());
   await machine.write("/tmp/fstab", FSTAB);
+  await machine.write("/tmp/cut/zfs", CUT, "755");
   await distribution(machine, "build-host");
   await lines(SET_UP);
   await distribution(machine, "site");
@@ -482,6 +489,50 @@ describe("several bundles", () => {
       expect(`${where}\n${await lines(isMade ? ALL : POOL)}`).toBe(`${where}\n${isMade ? all : pool}`);
     }
   });
+
+  it("are not given up where something came into what the first one received", async () => {
+    await lines(`${RESET}; ${MAKE_FOLDER}`);
+    const steps = await stopping.stepsOf("install /tmp/links");
+    const linking = steps.indexOf("journal: linking");
+    const second = linking + steps.slice(linking).indexOf("zfs receive");
+    await lines(`${RESET}; ${stopping.killed("install /tmp/links", second + 1)}`);
+    const refused = async (change: string, lost: string, back: string): Promise<void> => {
+      await lines(change);
+      const there = await lines(POOL);
+      const [error] = await refusal("bundle abort");
+      expect([change, error]).toEqual([
+        change,
+        expect.objectContaining({
+          code: "base-modified",
+          message: expect.stringContaining(`giving it up would lose of ${USR}/R3: ${lost}`) as string,
+        }),
+      ]);
+      expect(await lines(POOL)).toBe(there);
+      expect(await lines("bundle status")).toContain("gives it up: bundle abort");
+      await lines(back);
+    };
+    await refused(`zfs snapshot ${USR}/R3@mine`, `${USR}/R3@mine`, `zfs destroy ${USR}/R3@mine`);
+    await refused(
+      `zfs clone -o mountpoint=none ${USR}/R3@R2 ${USR}/mine`,
+      "clones of",
+      `zfs destroy ${USR}/mine`,
+    );
+    await refused(
+      `zfs set readonly=off ${USR}/R3; mount -t zfs ${USR}/R3 /media; head -c 300000 /dev/urandom >/media/own; umount /media`,
+      "",
+      `zfs rollback ${USR}/R3@R2`,
+    );
+    // What the second one received in part is no loss.
+    await lines(`
+      bundle send --stream usr /tmp/links/R3.bundle >/tmp/stream
+      head -c $(($(stat -c %s /tmp/stream) - 400)) /tmp/stream | zfs receive -s -u ${USR}/R3@R3 2>/dev/null || true
+      [[ $(zfs get -H -o value receive_resume_token ${USR}/R3) != - ]]
+      bundle abort`);
+    expect(await site()).toBe(before);
+    // Nor is what it received whole.
+    await lines(`${RESET}; ${stopping.killed("install /tmp/links", "journal: finishing")}; bundle abort`);
+    expect(await site()).toBe(before);
+  });
 });
 
 it("has another boot by a command of the site's, and back", async () => {
@@ -517,6 +568,86 @@ it("goes on in the midst of a stream that makes a dataset", async () => {
     bundle install ${FILE}`);
   expect(stderr).toMatch(new RegExp(`receiving usr into ${USR}/R2, from byte [1-9]`));
   expect(await lines(MADE)).toBe(made);
+});
+
+it("stays under way where a stream was destroyed by hand after it was to boot next, and cannot be received again", async () => {
+  for (const ends of ["abort", "install"]) {
+    await lines(`${RESET}; ${stopping.killed(`install ${FILE}`, "journal: recording")}
+      zfs destroy -r ${USR}/R2; zfs destroy -r ${OPT}/R2`);
+    const [error] = await refusal(`PATH=/tmp/cut:$PATH bundle install ${FILE}`);
+    expect(error?.hint).toContain(`${ROOT}/R2 stays; to go on: bundle install; to give it up: bundle abort`);
+    expect(await lines("bundle status")).toMatch(/under way: release R2 .*, having it boot next/);
+    await lines(`bundle ${ends}`);
+    expect(await lines(ends === "abort" ? POOL : MADE)).toBe(ends === "abort" ? pool : made);
+    expect(await lines(running())).toBe(unchanged);
+  }
+});
+
+it("is not given up by itself while it is mounted", async () => {
+  await lines(
+    `${RESET}; ${stopping.killed(`install ${FILE}`, "zfs receive")}; mount -t zfs -o zfsutil ${ROOT}/R2 /media`,
+  );
+  const [error] = await refusal(`PATH=/tmp/cut:$PATH bundle install ${FILE}`);
+  expect(error?.hint).toMatch(
+    /what was prepared is not taken back: the boot environment .* is mounted on \/media/,
+  );
+  expect(await lines("bundle status")).toContain("under way: release R2 (2)");
+  await lines(`umount /media; bundle install ${FILE}`);
+  expect(await lines(MADE)).toBe(made);
+});
+
+it("lets the base go where a dataset was promoted, as zectl does, and has it now", async () => {
+  const isHeld = (dataset: string): Promise<string> =>
+    lines(`zfs list -H -p -t snapshot -o userrefs ${dataset}@R1`);
+  await lines(`${RESET}; bundle install ${FILE}; zfs promote ${USR}/R2`);
+  expect(await isHeld(`${USR}/R2`)).toBe("1");
+  await lines("bundle rollback");
+  expect(await isHeld(`${USR}/R2`)).toBe("0");
+  // One that was made later has it, and what was made of it is gone.
+  await lines(`zfs promote ${USR}/gentoo; ${RESET}; bundle install ${FILE}
+    zfs clone -o mountpoint=none ${USR}/gentoo@R1 ${USR}/three; zfs promote ${USR}/three; zfs destroy -r ${USR}/R2`);
+  expect(await isHeld(`${USR}/three`)).toBe("1");
+  await lines("bundle rollback");
+  expect(await isHeld(`${USR}/three`)).toBe("0");
+  await lines(`zfs promote ${USR}/gentoo; zfs destroy ${USR}/three; ${RESET}`);
+  expect(await site()).toBe(before);
+});
+
+describe("giving it up", () => {
+  /** With all received, and the clone written. */
+  const received = (): string => `${RESET}; ${stopping.killed(`install ${FILE}`, "journal: activating")}`;
+
+  it("comes to its end where a dataset was busy, when it is not any more", async () => {
+    await lines(`${received()}; mount -t zfs -o ro ${USR}/R2 /media`);
+    const busy = await stopping.attempt("cd /media; bundle abort");
+    expect([busy.status, busy.stderr]).toEqual([17, expect.stringMatching(/busy.*\n/)]);
+    expect(await lines(`zfs list -H -t all -o name -r ${USR}/R2`)).toBe(`${USR}/R2`);
+    expect(await lines("bundle status")).toContain("goes on with: bundle abort");
+    // What came since is not lost.
+    await lines(`zfs snapshot ${USR}/R2@mine`);
+    expect((await refusal("bundle abort"))[0]).toMatchObject({
+      code: "base-modified",
+      message: `giving it up would lose of ${USR}/R2: ${USR}/R2@mine`,
+    });
+    await lines(`zfs destroy ${USR}/R2@mine; umount /media; bundle abort`);
+    expect(await site()).toBe(before);
+  });
+
+  it("comes to its end after a kill between a snapshot and its dataset", async () => {
+    await lines(received());
+    const steps = await stopping.stepsOf("abort");
+    const first = steps.indexOf("zfs destroy");
+    expect(steps[first + 1]).toBe("zfs destroy");
+    await lines(`${received()}; ${stopping.killed("abort", first + 2)}`);
+    expect(await lines(`zfs list -H -t all -o name -r ${USR}/R2`)).toBe(`${USR}/R2`);
+    await lines("bundle abort");
+    expect(await site()).toBe(before);
+  });
+
+  it("leaves the snapshots of one that was promoted", async () => {
+    await lines(`${received()}; zfs promote ${USR}/R2; bundle abort`);
+    expect(await site()).toBe(before);
+  });
 });
 
 it("goes on only in the environment in which it was begun", async () => {
