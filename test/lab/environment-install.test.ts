@@ -1,85 +1,24 @@
-import { randomBytes } from "node:crypto";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { MNT, openMachine, type Machine } from "./guest.js";
+import {
+  EnvironmentSite,
+  FILE,
+  FSTAB,
+  NEW,
+  OPT,
+  POOL,
+  RESET,
+  ROOT,
+  SITE,
+  siteConfig,
+  USR,
+} from "./environment-site.js";
+import { MNT } from "./guest.js";
 import { shareOf } from "./rounds.js";
-import { Stopping } from "./stopped-site.js";
-import { distribution, RPOOL, script, TANK } from "./system.js";
+import { RPOOL, script } from "./system.js";
 
-/*
- * Installs as a boot environment: formats/environments.md. The site is not the system that runs: / is rpool/ROOT/site, /usr and /opt
- * are datasets of their own, as its /etc/fstab has them, and so is /data, below that of /, which is never cloned. All of the site's
- * pool is encrypted. Every test begins with it at R1.
- */
+// Installs as a boot environment: formats/environments.md. Every test begins with the site at R1.
 
-const FILE = "/tmp/R2.bundle";
-const SITE = `${MNT}/site`;
-const ROOT = `${RPOOL}/ROOT`;
-const [USR, OPT] = [`${RPOOL}/SYSTEM/USR`, `${RPOOL}/SYSTEM/OPT`];
-const NEW = [`${ROOT}/R2`, `${USR}/R2`, `${OPT}/R2`];
-
-const BUILD_CONFIG = `product = "gentoo"
-[streams]
-usr = "${TANK}/BUILD/gentoo/usr"
-opt = "${TANK}/BUILD/opt"
-[root]
-path = "${MNT}/build"
-dataset = "${TANK}/BUILD/gentoo"
-[create]
-key = "/etc/zferry/release.key"
-level = 3
-`;
-const AFTER = '["/tools/busybox", "sh", "-ec", "ls /usr/bin/sshd /opt/app /proc/self/status >/tools/seen"]';
-const siteConfig = (after = AFTER): string => `product = "gentoo"
-[streams]
-usr = "${USR}/gentoo"
-opt = "${OPT}/gentoo"
-[root]
-path = "${SITE}"
-[install]
-mode = "boot-environment"
-after = [${after}]
-[boot-environment]
-container = "${ROOT}"
-accept = ["/tools"]
-`;
-const FSTAB = `# of this site
-${ROOT}/site/data /data zfs zfsutil 0 0
-${USR}/gentoo\t/usr  zfs ro,nodev 0 0
-LABEL=none /srv ext4 nofail 0 0
-${OPT}/gentoo /opt zfs ro 0 0
-`;
-
-const SET_UP = `
-  zfs create -p -o mountpoint=${MNT}/build-opt ${TANK}/BUILD/opt
-  echo one >${MNT}/build-opt/app
-  printf '#!/bin/sh\\n' >${MNT}/build/usr/bin/init; chmod 755 ${MNT}/build/usr/bin/init
-  bundle keygen --no-password -o /etc/zferry/release
-  install -D -m 644 /etc/zferry/release.pub /etc/zferry/keys/release.pub
-  bundle snapshot R1`;
-const MAKE_SITE = `
-  zfs create -p -o readonly=on ${OPT}; zfs send ${TANK}/BUILD/opt@R1 | zfs receive -u -o mountpoint=legacy ${OPT}/gentoo
-  cd /; zfs unmount ${USR}/gentoo; zfs unmount ${ROOT}/site
-  zfs set mountpoint=legacy ${USR}/gentoo; zfs set canmount=noauto ${ROOT}/site; zfs set mountpoint=/ ${ROOT}/site
-  zfs set org.example:own='a value' compression=lz4 zferry:release=old ${ROOT}/site
-  mount -t zfs -o zfsutil ${ROOT}/site ${SITE}
-  cd ${SITE}; mkdir -p opt boot tools proc sys dev; ln -s usr/bin sbin
-  cp "$(command -v busybox)" tools/busybox
-  touch boot/vmlinuz-6.1 boot/initrd.img-6.1
-  cp /tmp/fstab etc/fstab
-  printf '/opt\\n/tools\\n/data\\n' >>.git/info/exclude
-  git add -A; git commit -qm 'what boots'
-  mount -t zfs -o ro ${USR}/gentoo usr; mount -t zfs -o ro ${OPT}/gentoo opt
-  mkdir data; zfs create -o canmount=noauto ${ROOT}/site/data; mount -t zfs -o zfsutil ${ROOT}/site/data data; echo log >data/log
-  zpool set bootfs=${ROOT}/site ${RPOOL}; zfs snapshot ${ROOT}/site@fresh
-  echo two >${MNT}/build-opt/app`;
-
-/** What of a pool can be switched, made or held. */
-const POOL = `
-  zpool get -H -o value bootfs ${RPOOL}
-  zfs list -H -p -t all -o name,userrefs -s name -r ${RPOOL}`;
 const REST = `ls -A /var/lib/zferry 2>/dev/null | grep -vx -e lock || true; ls -d /run/zferry-* 2>/dev/null || true; grep -v '/[.]zfs/' /proc/self/mounts`;
-/** The system that was cloned, to the last byte, with its repository. */
-const running = (): string => `${script(machine, `fingerprint ${SITE}`)} | sha256sum`;
 /** All of the new one but times and numbers. */
 const MADE = `
   ${POOL}
@@ -93,65 +32,31 @@ const MADE = `
   for each in ${USR} ${OPT}; do
     mount -t zfs -o ro $each/R2 /media; (cd /media; find . -type f -print0 | sort -z | xargs -0 sha256sum); umount /media
   done`;
-/** Brings the site back to R1. */
-const RESET = `
-  cd /; rm -rf /var/lib/zferry
-  for name in ${[...NEW.map((name) => name.replace(/2$/, "3")), ...NEW].join(" ")}; do
-    zfs receive -A $name 2>/dev/null || true
-    zfs destroy -r $name 2>/dev/null || true
-  done
-  for name in ${USR} ${OPT}; do zfs release zferry:base $name/gentoo@R1 2>/dev/null || true; done
-  zfs destroy ${ROOT}/site@zferry-R2,zferry-R3 2>/dev/null || true
-  zfs rollback ${ROOT}/site@fresh
-  rmdir /run/zferry-* 2>/dev/null || true
-  zpool set bootfs=${ROOT}/site ${RPOOL}`;
-
 /** A `zfs` that receives nothing. */
 const CUT = `#!/bin/bash
 [[ $1 == receive ]] || exec /usr/sbin/zfs "$@"
 exec /usr/sbin/zfs "$@" </dev/null
 `;
 
-let machine: Machine;
-let stopping: Stopping;
+let place: EnvironmentSite;
 let before: string;
 let pool: string;
 let unchanged: string;
 let made: string;
 
-const lines = (text: string): Promise<string> => stopping.lines(text);
-async function refusal(command: string): Promise<{ code: string; message: string; hint?: string }[]> {
-  const { status, stderr } = await stopping.attempt(`${command} --json`);
-  expect(status).not.toBe(0);
-  type Told = { code: string; message: string; hint?: string; also?: Told[] };
-  const { error } = JSON.parse(stderr) as { error: Told };
-  return [error, ...(error.also ?? [])];
-}
+const lines = (text: string): Promise<string> => place.lines(text);
+const refusal = (command: string) => place.refusal(command);
+const useConfig = (text: string): Promise<void> => place.useConfig(text);
 const site = (): Promise<string> => lines(`${POOL}\n${REST}`);
-const useConfig = (text: string): Promise<void> => machine.write("/etc/zferry/site.toml", text);
 
 beforeAll(async () => {
-  machine = await openMachine();
-  stopping = new Stopping(machine);
-  await machine.createPool("tank");
-  await machine.write("/tmp/key", randomBytes(32));
-  const encryption = ["encryption=on", "keyformat=raw", "keylocation=file:///tmp/key"];
-  await machine.createPool("rpool", { args: encryption.flatMap((each) => ["-O", each]) });
-  await machine.write("/etc/zferry/build.toml", BUILD_CONFIG);
-  await useConfig(siteConfig());
-  await machine.write("/tmp/fstab", FSTAB);
-  await machine.write("/tmp/cut/zfs", CUT, "755");
-  await distribution(machine, "build-host");
-  await lines(SET_UP);
-  await distribution(machine, "site");
-  await lines(MAKE_SITE);
-  await distribution(machine, "change 2");
-  await lines(`bundle snapshot R2 -m two; bundle create --base R1 --target R2 --expires-days 30 -o ${FILE}`);
+  place = await EnvironmentSite.open();
+  await place.machine.write("/tmp/cut/zfs", CUT, "755");
   before = await site();
   pool = await lines(POOL);
-  unchanged = await lines(running());
+  unchanged = await place.running();
 });
-afterAll(() => machine?.close());
+afterAll(() => place?.machine.close());
 
 describe("an install as a boot environment", () => {
   it("tells what it would do, and changes nothing", async () => {
@@ -164,7 +69,7 @@ describe("an install as a boot environment", () => {
 
   it("makes both halves beside the running ones, and switches both at once", async () => {
     expect(await lines(`bundle install ${FILE}`)).toContain("installed gentoo release R2 (2)");
-    expect(await lines(running())).toBe(unchanged);
+    expect(await place.running()).toBe(unchanged);
     made = await lines(MADE);
     expect(made.split("\n")[0]).toBe(`${ROOT}/R2`);
     for (const line of [
@@ -189,7 +94,7 @@ describe("an install as a boot environment", () => {
       FSTAB.replaceAll("/gentoo", "/R2").trim(),
     );
     // The new /usr is the build host's.
-    const usr = (folder: string): string => script(machine, `fingerprint ${folder}`);
+    const usr = (folder: string): string => script(place.machine, `fingerprint ${folder}`);
     const [there, built] = (
       await lines(`mount -t zfs -o ro ${USR}/R2 /media
         ${usr("/media")} | sha256sum; umount /media; ${usr(`${MNT}/build/usr/.zfs/snapshot/R2`)} | sha256sum`)
@@ -248,13 +153,13 @@ describe("nothing is changed", () => {
     await lines(
       `${RESET}; cd ${SITE}; sed -i 's/^Option28 .*/Option28 of-this-site/' etc/sshd_config; git commit -qam own`,
     );
-    const here = await lines(running());
+    const here = await place.running();
     expect((await refusal(`bundle install ${FILE}`))[0]?.code).toBe("merge-conflict");
     expect(await site()).toBe(before);
-    expect(await lines(running())).toBe(here);
+    expect(await place.running()).toBe(here);
     const settled = await lines(`bundle resolve --ours /etc/sshd_config ${FILE}; bundle plan ${FILE}`);
     expect(settled).toContain("conflict of contents in etc/sshd_config: settled by");
-    expect(await lines(running())).toBe(here);
+    expect(await place.running()).toBe(here);
   });
 
   it("where a name is something else's", async () => {
@@ -334,7 +239,7 @@ describe("nothing is changed", () => {
     ]);
     await useConfig(siteConfig());
     await lines(RESET);
-    expect(await lines(running())).toBe(unchanged);
+    expect(await place.running()).toBe(unchanged);
   });
 });
 
@@ -383,7 +288,7 @@ describe("commands of the site", () => {
     expect((await refusal("bundle install"))[0]?.code).toBe("environment-missing");
     expect(await lines("bundle abort")).toContain("gave up gentoo release R2 (2)");
     expect(await site()).toBe(before);
-    expect(await lines(running())).toBe(unchanged);
+    expect(await place.running()).toBe(unchanged);
   });
 });
 
@@ -459,7 +364,7 @@ describe("several bundles", () => {
     for (const line of [`${ROOT}/R3\tzferry:release\tR3`, `three`, "Install R3\nInstall R2", `${OPT}/R3 `])
       expect(all).toContain(line);
     expect(all).not.toContain(`${ROOT}/R2`);
-    expect(await lines(running())).toBe(unchanged);
+    expect(await place.running()).toBe(unchanged);
     expect((await lines("bundle history")).split("\n")).toHaveLength(2);
     expect(await lines("bundle install /tmp/links")).toContain("release R3 (3) is installed; nothing to do");
     expect(await lines("bundle rollback")).toContain(`boots next: ${ROOT}/site`);
@@ -468,7 +373,7 @@ describe("several bundles", () => {
 
   it("go on, or are given up, after a kill in the midst of them", async () => {
     await lines(RESET);
-    const steps = await stopping.stepsOf("install /tmp/links");
+    const steps = await place.stepsOf("install /tmp/links");
     const linking = steps.indexOf("journal: linking");
     expect(linking).toBeGreaterThan(0);
     const second = linking + steps.slice(linking).indexOf("zfs receive");
@@ -479,7 +384,7 @@ describe("several bundles", () => {
     ];
     for (const [step, command] of moments) {
       const where = `killed before ${step}, ${steps[step - 1]}, then ${command}`;
-      await lines(`${RESET}; ${stopping.killed("install /tmp/links", step)}`);
+      await lines(`${RESET}; ${place.killed("install /tmp/links", step)}`);
       const status = await lines("bundle status");
       expect(status).toContain(`${ROOT}/R3, by several bundles up to release R3`);
       if (step === linking + 1)
@@ -492,10 +397,10 @@ describe("several bundles", () => {
 
   it("are not given up where something came into what the first one received", async () => {
     await lines(`${RESET}; ${MAKE_FOLDER}`);
-    const steps = await stopping.stepsOf("install /tmp/links");
+    const steps = await place.stepsOf("install /tmp/links");
     const linking = steps.indexOf("journal: linking");
     const second = linking + steps.slice(linking).indexOf("zfs receive");
-    await lines(`${RESET}; ${stopping.killed("install /tmp/links", second + 1)}`);
+    await lines(`${RESET}; ${place.killed("install /tmp/links", second + 1)}`);
     const refused = async (change: string, lost: string, back: string): Promise<void> => {
       await lines(change);
       const there = await lines(POOL);
@@ -530,7 +435,7 @@ describe("several bundles", () => {
       bundle abort`);
     expect(await site()).toBe(before);
     // Nor is what it received whole.
-    await lines(`${RESET}; ${stopping.killed("install /tmp/links", "journal: finishing")}; bundle abort`);
+    await lines(`${RESET}; ${place.killed("install /tmp/links", "journal: finishing")}; bundle abort`);
     expect(await site()).toBe(before);
   });
 });
@@ -554,14 +459,14 @@ it("is given up where the site's command promoted it, as zectl does, and failed"
   expect(await lines(`zfs get -H -o value origin ${ROOT}/site`)).toBe(`${ROOT}/R2@zferry-R2`);
   await lines("bundle abort");
   expect(await site()).toBe(before);
-  expect(await lines(running())).toBe(unchanged);
+  expect(await place.running()).toBe(unchanged);
   await useConfig(siteConfig());
 });
 
 it("goes on in the midst of a stream that makes a dataset", async () => {
   // What a kill in the midst leaves: the same receive, of a stream that ends too early.
-  const { stderr } = await stopping.attempt(`${RESET}
-    ${stopping.killed(`install ${FILE}`, "zfs receive")}
+  const { stderr } = await place.attempt(`${RESET}
+    ${place.killed(`install ${FILE}`, "zfs receive")}
     bundle send --stream usr ${FILE} >/tmp/stream; size=$(stat -c %s /tmp/stream)
     head -c $((size - 200000)) /tmp/stream |
       zfs receive -s -u -o origin=${USR}/gentoo@R1 -o mountpoint=legacy ${USR}/R2@R2 || true
@@ -572,20 +477,20 @@ it("goes on in the midst of a stream that makes a dataset", async () => {
 
 it("stays under way where a stream was destroyed by hand after it was to boot next, and cannot be received again", async () => {
   for (const ends of ["abort", "install"]) {
-    await lines(`${RESET}; ${stopping.killed(`install ${FILE}`, "journal: recording")}
+    await lines(`${RESET}; ${place.killed(`install ${FILE}`, "journal: recording")}
       zfs destroy -r ${USR}/R2; zfs destroy -r ${OPT}/R2`);
     const [error] = await refusal(`PATH=/tmp/cut:$PATH bundle install ${FILE}`);
     expect(error?.hint).toContain(`${ROOT}/R2 stays; to go on: bundle install; to give it up: bundle abort`);
     expect(await lines("bundle status")).toMatch(/under way: release R2 .*, having it boot next/);
     await lines(`bundle ${ends}`);
     expect(await lines(ends === "abort" ? POOL : MADE)).toBe(ends === "abort" ? pool : made);
-    expect(await lines(running())).toBe(unchanged);
+    expect(await place.running()).toBe(unchanged);
   }
 });
 
 it("is not given up by itself while it is mounted", async () => {
   await lines(
-    `${RESET}; ${stopping.killed(`install ${FILE}`, "zfs receive")}; mount -t zfs -o zfsutil ${ROOT}/R2 /media`,
+    `${RESET}; ${place.killed(`install ${FILE}`, "zfs receive")}; mount -t zfs -o zfsutil ${ROOT}/R2 /media`,
   );
   const [error] = await refusal(`PATH=/tmp/cut:$PATH bundle install ${FILE}`);
   expect(error?.hint).toMatch(
@@ -615,11 +520,11 @@ it("lets the base go where a dataset was promoted, as zectl does, and has it now
 
 describe("giving it up", () => {
   /** With all received, and the clone written. */
-  const received = (): string => `${RESET}; ${stopping.killed(`install ${FILE}`, "journal: activating")}`;
+  const received = (): string => `${RESET}; ${place.killed(`install ${FILE}`, "journal: activating")}`;
 
   it("comes to its end where a dataset was busy, when it is not any more", async () => {
     await lines(`${received()}; mount -t zfs -o ro ${USR}/R2 /media`);
-    const busy = await stopping.attempt("cd /media; bundle abort");
+    const busy = await place.attempt("cd /media; bundle abort");
     expect([busy.status, busy.stderr]).toEqual([17, expect.stringMatching(/busy.*\n/)]);
     expect(await lines(`zfs list -H -t all -o name -r ${USR}/R2`)).toBe(`${USR}/R2`);
     expect(await lines("bundle status")).toContain("goes on with: bundle abort");
@@ -635,10 +540,10 @@ describe("giving it up", () => {
 
   it("comes to its end after a kill between a snapshot and its dataset", async () => {
     await lines(received());
-    const steps = await stopping.stepsOf("abort");
+    const steps = await place.stepsOf("abort");
     const first = steps.indexOf("zfs destroy");
     expect(steps[first + 1]).toBe("zfs destroy");
-    await lines(`${received()}; ${stopping.killed("abort", first + 2)}`);
+    await lines(`${received()}; ${place.killed("abort", first + 2)}`);
     expect(await lines(`zfs list -H -t all -o name -r ${USR}/R2`)).toBe(`${USR}/R2`);
     await lines("bundle abort");
     expect(await site()).toBe(before);
@@ -651,7 +556,7 @@ describe("giving it up", () => {
 });
 
 it("goes on only in the environment in which it was begun", async () => {
-  await lines(`${RESET}; ${stopping.killed(`install ${FILE}`, "zfs snapshot")}
+  await lines(`${RESET}; ${place.killed(`install ${FILE}`, "zfs snapshot")}
     zfs clone -o canmount=noauto -o mountpoint=/ ${ROOT}/site@fresh ${ROOT}/two; ${boot("two", "gentoo")}`);
   expect((await refusal(`bundle install ${FILE}`))[0]).toMatchObject({
     code: "install-pending",
@@ -664,140 +569,18 @@ it("goes on only in the environment in which it was begun", async () => {
 
 it("is gone on with, or given up, after a kill before any step", async () => {
   await lines(RESET);
-  const steps = await stopping.stepsOf(`install ${FILE}`);
+  const steps = await place.stepsOf(`install ${FILE}`);
   for (const step of ["zfs clone", "zfs receive", "mount", "chroot", "zpool set", "journal: activating"])
     expect(steps).toContain(step);
   for (const [index, step] of shareOf(steps, 0, 16)) {
     const ends = index % 32 < 16 ? "install" : "abort";
     const where = `killed before ${index + 1}, ${step}, then ${ends}`;
     await lines(`${RESET}
-        ${stopping.killed(`install ${FILE}`, index + 1)}
+        ${place.killed(`install ${FILE}`, index + 1)}
         ${ends === "abort" ? "bundle abort" : `bundle install ${FILE}`}`);
     const isDone = index > steps.indexOf("state");
     const isMade = ends === "install" || isDone;
     expect(`${where}\n${await lines(isMade ? MADE : POOL)}`).toBe(`${where}\n${isMade ? made : pool}`);
-    expect(`${where}\n${await lines(running())}`).toBe(`${where}\n${unchanged}`);
+    expect(`${where}\n${await place.running()}`).toBe(`${where}\n${unchanged}`);
   }
 }, 2_400_000);
-
-describe("an EFI partition, which all environments share,", () => {
-  const EFI = `${SITE}/boot/efi`;
-  const mount = `mount -o loop,fmask=0022,dmask=0022 /root/efi.img ${EFI}`;
-  const shared = siteConfig().replace("accept", 'shared = ["/boot/efi"]\naccept');
-  const contents = `cd ${EFI}; find . | sort; find . -type f -print0 | sort -z | xargs -0 sha256sum; cd /`;
-  const MADE_OF = ["E2", "E3"].flatMap((name) => [ROOT, USR, OPT].map((parent) => `${parent}/${name}`));
-  const reset = `
-    cd /; umount ${EFI}; rm -rf /var/lib/zferry
-    for name in ${[...MADE_OF, ...NEW].join(" ")}; do
-      zfs receive -A $name 2>/dev/null || true; zfs destroy -r $name 2>/dev/null || true
-    done
-    for name in ${USR} ${OPT}; do zfs release zferry:base $name/gentoo@R1 2>/dev/null || true; done
-    zfs destroy ${ROOT}/site@zferry-E2,zferry-E3,zferry-R2 2>/dev/null || true
-    zfs rollback ${ROOT}/site@efi; zpool set bootfs=${ROOT}/site ${RPOOL}
-    rmdir /run/zferry-* 2>/dev/null || true; cp /root/efi.fresh /root/efi.img; ${mount}`;
-  /** As a power cut would leave it: what FAT numbers its files with is gone. */
-  const again = `umount ${EFI}; ${mount}`;
-  const bundle = (name: string): string => `/tmp/efi/${name}.bundle`;
-  let fresh: string;
-  let changed: string;
-
-  beforeAll(async () => {
-    await lines(`${RESET}; modprobe -a loop vfat; mkfs.vfat -C /root/efi.img 4096; mkdir -p ${EFI}; ${mount}
-      mkdir -p ${EFI}/EFI/BOOT; echo own >${EFI}/EFI/BOOT/own.efi
-      cd ${SITE}; git add -A; git commit -qm 'the EFI partition'; cd /; umount ${EFI}
-      cp /root/efi.img /root/efi.fresh; zfs snapshot ${ROOT}/site@efi; ${mount}
-      mkdir -p /tmp/efi ${MNT}/build/boot/efi/EFI/new; cd ${MNT}/build/boot/efi/EFI; echo one >new/app.efi; echo two >new/two.efi
-      bundle snapshot E1 -m E1; bundle create --base R1 --target E1 -o /tmp/E1.bundle
-      chmod 755 new/*; bundle snapshot E2 -m E2; bundle create --base R1 --target E2 -o ${bundle("E2")}
-      echo three >new/app.efi; rm new/two.efi; bundle snapshot E3 -m E3; bundle create --base E2 --target E3 -o ${bundle("E3")}`);
-    fresh = await lines(contents);
-    expect(fresh).toContain("./EFI/BOOT/own.efi");
-  }, 600_000);
-
-  it("is only read where nothing of it changes", async () => {
-    await useConfig(siteConfig());
-    expect(await lines(`bundle install ${FILE}`)).toContain("installed gentoo release R2 (2)");
-    expect(await lines(contents)).toBe(fresh);
-    // It is there when the new one has booted.
-    const seen = `mount -t zfs -o zfsutil ${ROOT}/R2 /media; mount --bind ${EFI} /media/boot/efi
-      cd /media; git status --porcelain; git ls-files boot/efi; cd /; umount -R /media`;
-    expect(await lines(seen)).toBe("boot/efi/EFI/BOOT/own.efi");
-  });
-
-  it("is not changed without leave, which the plan tells how to give", async () => {
-    await lines(reset);
-    const [error] = await refusal(`bundle plan ${bundle("E2")}`);
-    expect(error).toMatchObject({
-      code: "dataset-unsuitable",
-      hint: expect.stringContaining('shared = ["/boot/efi"] under [boot-environment]') as string,
-    });
-    expect(error?.message).toMatch(
-      /on \/boot\/efi, which is \/dev\/loop\d+ \(vfat\): boot\/efi\/EFI\/new\/app\.efi, .*two\.efi/,
-    );
-    await useConfig(siteConfig().replace("accept", 'shared = ["/boot"]\naccept'));
-    expect((await refusal(`bundle plan ${bundle("E2")}`))[0]).toMatchObject({
-      code: "not-configured",
-      message: "nothing is mounted on /boot, which all boot environments share",
-    });
-    await useConfig(siteConfig().replace("accept", 'shared = ["/usr"]\naccept'));
-    expect((await refusal(`bundle plan ${bundle("E2")}`))[0]?.message).toContain("what a stream replaces");
-  });
-
-  it("is not changed to what FAT cannot keep", async () => {
-    await useConfig(shared);
-    const [error] = await refusal("bundle plan /tmp/E1.bundle");
-    expect(error?.code).toBe("worktree-dirty");
-    expect(error?.message).toContain("boot/efi/EFI/new/app.efi (permissions 644, there 755)");
-    expect(await lines(contents)).toBe(fresh);
-  });
-
-  it("is changed at once where that is allowed, which is told, and not turned back", async () => {
-    const plan = await lines(`bundle plan ${bundle("E2")}`);
-    expect(plan).toMatch(
-      /shared by all boot environments, the running one too, and changed at once: \d+\n +boot\/efi\//,
-    );
-    expect(await lines(contents)).toBe(fresh);
-    const here = await lines(`umount ${EFI}; ${running()}; ${mount}`);
-    expect(await lines(`bundle install ${bundle("E2")}`)).toContain("changed at once: ");
-    changed = await lines(contents);
-    expect(changed).toContain("./EFI/new/app.efi");
-    expect(changed).not.toContain(".zferry-");
-    expect(await lines(`umount ${EFI}; ${running()}; ${mount}`)).toBe(here);
-    const rollback = await lines("bundle rollback");
-    expect(rollback).toMatch(/not turned back, since all environments share them: \d+\n +boot\/efi\//);
-    expect(await lines(contents)).toBe(changed);
-  });
-
-  it("is gone on with, or as it was, after a kill before any step and another mount", async () => {
-    await lines(reset);
-    const steps = await stopping.stepsOf(`install ${bundle("E2")}`);
-    const at = (phase: string): number => steps.indexOf(`journal: ${phase}`) + 1;
-    const moments: [number, string][] = [
-      [at("receiving"), "abort"],
-      [at("receiving"), "install"],
-      [at("writing") + 2, "install"],
-      [at("finishing"), "abort"],
-      [at("activating"), "install"],
-      [at("recording"), "abort"],
-    ];
-    for (const [step, ends] of moments) {
-      const where = `killed before ${step}, ${steps[step - 1]}, then ${ends}`;
-      await lines(`${reset}; ${stopping.killed(`install ${bundle("E2")}`, step)}; ${again}
-        ${ends === "abort" ? "bundle abort" : `bundle install ${bundle("E2")}`}`);
-      expect(`${where}\n${await lines(contents)}`).toBe(`${where}\n${ends === "abort" ? fresh : changed}`);
-    }
-  });
-
-  it("is as it was when several bundles are given up, and what a second one made of it stays", async () => {
-    await lines(reset);
-    const steps = await stopping.stepsOf("install /tmp/efi");
-    const last = await lines(contents);
-    expect(last).toContain("./EFI/new/app.efi");
-    expect(last).not.toContain("two.efi");
-    const second = steps.lastIndexOf("journal: finishing") + 1;
-    await lines(`${reset}; ${stopping.killed("install /tmp/efi", second)}; ${again}`);
-    expect(await lines(contents)).toBe(last);
-    expect(await lines("bundle abort")).toContain("gave up");
-    expect(await lines(contents)).toBe(fresh);
-  });
-});

@@ -10,7 +10,7 @@ if [[ ${ZFERRY_LAB_LOCAL:-} == 1 || (-z ${ZFERRY_LAB_LOCAL:-} && -e /dev/zfs && 
   echo "testing on this machine's own ZFS, on pools in files; ZFERRY_LAB_LOCAL=0 tests 2.1 and 2.3 in virtual machines,"
   echo "and what needs them: power cuts, boot environments, and a system that runs from what is replaced"
   only_guests=()
-  for suite in chain copy dist dracut-openrc environment-install environments guest live merge power prune trial; do only_guests+=(--exclude "test/lab/$suite.test.ts"); done
+  for suite in chain copy dist dracut-openrc environment-install environments guest live merge power prune shared trial; do only_guests+=(--exclude "test/lab/$suite.test.ts"); done
   run_vitest lab-local --project lab "${only_guests[@]}" "$@"
   exit
 fi
@@ -21,7 +21,7 @@ for version in "${versions[@]}"; do npx tsx test/lab/lab.ts --build "$version"; 
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 declare -A jobs
-declare -A LEFT_TO_OTHERS=([2.1]="chain copy dracut-openrc environments faults live merge power undo" [2.3]="between dist environment-install gentoo guest prune root trial")
+declare -A LEFT_TO_OTHERS=([2.1]="chain copy dracut-openrc environments faults live merge power shared undo" [2.3]="between dist environment-install gentoo guest prune resume root trial")
 # An emulated machine with two processors keeps two of this one busy, and a good part of it in vain.
 (($(nproc) >= 2 * ${#versions[@]})) || export ZFERRY_LAB_CPUS=${ZFERRY_LAB_CPUS:-1}
 for version in "${versions[@]}"; do
