@@ -121,7 +121,7 @@ describe("an EFI partition, which all environments share,", () => {
       [at("activating"), "install"],
       [at("recording"), "abort"],
     ];
-    for (const [, [step, ends]] of shareOf(moments, 0, 2)) {
+    for (const [, [step, ends]] of shareOf(moments, 1, 2)) {
       const where = `killed before ${step}, ${steps[step - 1]}, then ${ends}`;
       await lines(`${reset}; ${place.killed(`install ${bundle("E2")}`, step)}; ${again}
         ${ends === "abort" ? "bundle abort" : `bundle install ${bundle("E2")}`}`);
