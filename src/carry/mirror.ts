@@ -1,12 +1,12 @@
 import { createHash } from "node:crypto";
-import { lstatSync, mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
+import { lstatSync, mkdirSync, readdirSync, rmSync, type Stats } from "node:fs";
 import { join } from "node:path";
 import { VerifiedBundle, type Bundle } from "../bundle/reader.js";
 import { encodeHead, resigned } from "../bundle/writer.js";
 import { ofFile, throwAll, ZferryError } from "../errors.js";
 import { inOrder } from "../in-order.js";
 import { formatTime, throwIfInterrupted, type Environment } from "../report.js";
-import { linkBundleFile, openBundleFile, writeBundleFile, type OpenedFile } from "../system/bundle-file.js";
+import { openBundleFile, writeBundleFile, type OpenedFile } from "../system/bundle-file.js";
 import { guarded, syncPath, writeFileDurably } from "../system/files.js";
 import { isMissing, readSmallFile } from "../system/key-files.js";
 import { lockFolder } from "../system/lock.js";
@@ -75,10 +75,15 @@ export async function addToMirror(
       bundles.map(({ bundle }) => ({ name: bundle.name, product: bundle.manifest.product })),
       before,
     );
+    const adding = new Set(bundles.map(({ bundle }) => bundle.identity));
+    requireListed(
+      folder,
+      [...entries.values()].filter(({ identity }) => !adding.has(identity)),
+    );
     for (const { file, bundle } of bundles) {
       const entry = entryOf(bundle, pathOf(bundle));
       const present = entries.get(entry.identity);
-      if (present?.path === entry.path && isFile(join(folder, entry.path), entry.size)) continue;
+      if (present?.path === entry.path && isAlone(folder, present)) continue;
       await bringIn(file, bundle, join(folder, entry.path), env);
       entries.set(entry.identity, entry);
       added.push(entry);
@@ -339,17 +344,38 @@ function pathOf({ manifest, sums, signatures }: Bundle): string {
   return `${manifest.release.name}-${head.slice(0, 16)}.bundle`;
 }
 
-const isFile = (path: string, size: number): boolean => {
-  const stat = statSync(path, { throwIfNoEntry: false });
-  return stat?.isFile() === true && stat.size === size;
-};
+const statIn = (folder: string, { path }: IndexEntry): Stats | undefined =>
+  lstatSync(join(folder, path), { throwIfNoEntry: false });
 
-/** Links the file, or copies it, checking each byte again; volumes are joined. One that is there is of an add that did not end. */
+/** Whether a listed file is there, and has no other name by which it could be changed: older versions made hard links. */
+function isAlone(folder: string, entry: IndexEntry): boolean {
+  const stat = statIn(folder, entry);
+  return stat?.isFile() === true && stat.size === entry.size && stat.nlink === 1;
+}
+
+/**
+ * Refuses to sign again that a mirror has what is not there as the index has it.
+ * @throws ZferryError `content-mismatch`, of all such files
+ */
+function requireListed(folder: string, entries: readonly IndexEntry[]): void {
+  const faults = entries.flatMap((entry) => {
+    const stat = statIn(folder, entry);
+    if (stat?.isFile() === true && stat.size === entry.size) return [];
+    const path = join(folder, entry.path);
+    const what = stat?.isFile() === true ? `has ${stat.size} bytes` : "is no file that is there";
+    return new ZferryError("content-mismatch", `${path}: ${what}, the index says ${entry.size} bytes`, {
+      details: { file: path, expected: entry.size, found: stat?.size ?? 0 },
+      hint: `add that bundle again in the same command, or list what is there: bundle mirror index ${folder}`,
+    });
+  });
+  throwAll(faults);
+}
+
+/**
+ * Copies the file, checking each byte again; volumes are joined. Not by another name of the same file: who writes to that one later
+ * would change what is published.
+ */
 async function bringIn(file: OpenedFile, bundle: Bundle, path: string, env: Environment): Promise<void> {
-  const present = statSync(path, { throwIfNoEntry: false });
-  if (present?.ino === file.stat.ino && present.dev === file.stat.dev) return;
-  guarded(path, () => rmSync(path, { force: true }));
-  if (!file.inVolumes && (await linkBundleFile(file, path))) return;
   const copied = async function* (): AsyncGenerator<Uint8Array> {
     let done = 0;
     for await (const piece of resigned(bundle, bundle.signatures)) {
@@ -357,7 +383,7 @@ async function bringIn(file: OpenedFile, bundle: Bundle, path: string, env: Envi
       env.progress.update(`copying ${file.name}`, (done += piece.length), bundle.size);
     }
   };
-  await writeBundleFile(path, copied(), env.signal);
+  await writeBundleFile(path, copied(), env.signal, { over: true });
 }
 
 function writeIndex(

@@ -9,6 +9,7 @@ import {
   readFileSync,
   rmSync,
   statSync,
+  symlinkSync,
   utimesSync,
   writeFileSync,
 } from "node:fs";
@@ -59,13 +60,39 @@ describe("bundle mirror add", () => {
     expect(statSync(folder.file("m/index.signed")).mode & 0o777).toBe(0o644);
   });
 
-  test("links what everyone may read, and copies what not", async () => {
+  // A hard link was made: what was written to the given name later was what the mirror had.
+  test("copies, so that what is done to the given file later changes nothing", async () => {
     chmodSync(folder.file("R3.bundle"), 0o600);
-    await mirror("add", "R2.bundle", "R3.bundle", "m");
-    const [two, three] = bundles().map((name) => statSync(folder.file(`m/${name}`)));
-    expect(two?.ino).toBe(statSync(folder.file("R2.bundle")).ino);
-    expect(three?.ino).not.toBe(statSync(folder.file("R3.bundle")).ino);
-    expect((three?.mode ?? 0) & 0o777).toBe(0o644);
+    copyFileSync(folder.file("R2.bundle"), folder.file("next.bundle"));
+    await mirror("add", "next.bundle", "m");
+    copyFileSync(folder.file("R3.bundle"), folder.file("next.bundle"));
+    await mirror("add", "next.bundle", "m");
+    const [two, three] = bundles().map((name) => folder.file(`m/${name}`)) as [string, string];
+    expect([readFileSync(two).equals(r2), readFileSync(three).equals(r3)]).toEqual([true, true]);
+    expect(statSync(three).mode & 0o777).toBe(0o644);
+    // As older versions left it.
+    linkSync(two, folder.file("linked.bundle"));
+    await mirror("add", "R2.bundle", "m");
+    expect(statSync(two).nlink).toBe(1);
+  });
+
+  test.each<[string, (path: string) => void, string]>([
+    ["gone", (path) => rmSync(path), "is no file that is there"],
+    ["another file", (path) => writeFileSync(path, r3.subarray(1)), `has ${r3.length - 1} bytes`],
+    ["a link", (path) => (rmSync(path), symlinkSync("../R2.bundle", path)), "is no file that is there"],
+  ])("does not list again what is %s by now", async (_, change, what) => {
+    await mirror("add", "R2.bundle", "m");
+    const [name = ""] = bundles();
+    change(folder.file(`m/${name}`));
+    const before = [files(), readFileSync(folder.file("m/index.signed"), "hex")];
+    expect(told(await mirror("add", "R3.bundle", "m"))).toEqual({
+      status: 12,
+      message: `m/${name}: ${what}, the index says ${r2.length} bytes`,
+      hint: "add that bundle again in the same command, or list what is there: bundle mirror index m",
+    });
+    expect([files(), readFileSync(folder.file("m/index.signed"), "hex")]).toEqual(before);
+    expect((await mirror("add", "R2.bundle", "R3.bundle", "m")).status).toBe(0);
+    expect(readFileSync(folder.file(`m/${name}`)).equals(r2)).toBe(true);
   });
 
   test("adds one at a time; the counter rises, and what is there stays", async () => {
