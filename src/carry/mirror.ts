@@ -49,7 +49,7 @@ export interface ChangedMirror {
 const DAY_SECONDS = 86_400;
 
 /**
- * Verifies bundles and adds them, each under a name of its own; one that is there already, with the same signatures, stays.
+ * Verifies bundles and adds them, each under a name of its own; one that is there already stays, if it has the same signatures, or one more.
  * @throws ZferryError `product-mismatch`, `site-busy`, and what is wrong with a bundle, before anything is added
  */
 export async function addToMirror(
@@ -83,7 +83,17 @@ export async function addToMirror(
     for (const { file, bundle } of bundles) {
       const entry = entryOf(bundle, pathOf(bundle));
       const present = entries.get(entry.identity);
-      if (present?.path === entry.path && isAlone(folder, present)) continue;
+      if (present !== undefined && isThere(folder, present)) {
+        // By another name it could be changed: older versions made hard links.
+        if (present.path === entry.path && statIn(folder, present)?.nlink === 1) continue;
+        const more = present.signers.filter((id) => !entry.signers.includes(id));
+        if (more.length > 0) {
+          env.note(
+            `${file.name} is the same bundle as ${present.path}, which stays: that one is also signed by ${more.join(", ")}`,
+          );
+          continue;
+        }
+      }
       await bringIn(file, bundle, join(folder, entry.path), env);
       entries.set(entry.identity, entry);
       added.push(entry);
@@ -347,11 +357,10 @@ function pathOf({ manifest, sums, signatures }: Bundle): string {
 const statIn = (folder: string, { path }: IndexEntry): Stats | undefined =>
   lstatSync(join(folder, path), { throwIfNoEntry: false });
 
-/** Whether a listed file is there, and has no other name by which it could be changed: older versions made hard links. */
-function isAlone(folder: string, entry: IndexEntry): boolean {
+const isThere = (folder: string, entry: IndexEntry): boolean => {
   const stat = statIn(folder, entry);
-  return stat?.isFile() === true && stat.size === entry.size && stat.nlink === 1;
-}
+  return stat?.isFile() === true && stat.size === entry.size;
+};
 
 /**
  * Refuses to sign again that a mirror has what is not there as the index has it.
@@ -359,9 +368,9 @@ function isAlone(folder: string, entry: IndexEntry): boolean {
  */
 function requireListed(folder: string, entries: readonly IndexEntry[]): void {
   const faults = entries.flatMap((entry) => {
-    const stat = statIn(folder, entry);
-    if (stat?.isFile() === true && stat.size === entry.size) return [];
+    if (isThere(folder, entry)) return [];
     const path = join(folder, entry.path);
+    const stat = statIn(folder, entry);
     const what = stat?.isFile() === true ? `has ${stat.size} bytes` : "is no file that is there";
     return new ZferryError("content-mismatch", `${path}: ${what}, the index says ${entry.size} bytes`, {
       details: { file: path, expected: entry.size, found: stat?.size ?? 0 },

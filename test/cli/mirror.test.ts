@@ -116,6 +116,25 @@ describe("bundle mirror add", () => {
     expect((await index()).bundles[0]?.signers).toHaveLength(2);
   });
 
+  // It took the place of the one with more, whose signature was lost.
+  test("a bundle with one signature less does not, and is told", async () => {
+    copyFileSync(folder.file("R2.bundle"), folder.file("both.bundle"));
+    await runHere("sign", "both.bundle", "--key", "other.key");
+    await mirror("add", "both.bundle", "m");
+    const [both = ""] = bundles();
+    const { status, stderr } = await mirror("add", "R2.bundle", "R3.bundle", "m");
+    expect([status, stderr]).toEqual([
+      0,
+      `R2.bundle is the same bundle as ${both}, which stays: that one is also signed by ${other.publicKey.keyId}\n`,
+    ]);
+    expect(bundles()).toEqual([both, expect.stringMatching(/^R3-/)]);
+    expect((await index()).bundles[0]?.signers).toHaveLength(2);
+    // It is better than none.
+    rmSync(folder.file(`m/${both}`));
+    await mirror("add", "R2.bundle", "m");
+    expect((await index()).bundles[0]?.signers).toEqual([KEY.keyId]);
+  });
+
   test("takes an index key of its own, with --trust for the bundles'", async () => {
     const args = ["mirror", "add", "R2.bundle", "m", "--key", "other.key"];
     expect(errorOf(await runHere(...args, "--json")).code).toBe("signature-missing");
