@@ -61,7 +61,9 @@ export async function addToMirror(
   guarded(folder, () => mkdirSync(folder, { mode: 0o755, recursive: true }));
   return whileLocked(folder, async () => {
     const before = (await readIndex(folder, options))?.index;
-    const entries = new Map((before?.bundles ?? []).map((entry) => [entry.identity, entry]));
+    const unlisted = before === undefined ? await readUnlisted(folder, options, env) : [];
+    const listed = before?.bundles ?? onlyOnce(unlisted, env);
+    const entries = new Map(listed.map((entry) => [entry.identity, entry]));
     const added: IndexEntry[] = [];
     const removed: IndexEntry[] = [];
     const bundles: { file: OpenedFile; bundle: Bundle }[] = [];
@@ -72,7 +74,10 @@ export async function addToMirror(
       bundles.push({ file, bundle });
     }
     const product = productOf(
-      bundles.map(({ bundle }) => ({ name: bundle.name, product: bundle.manifest.product })),
+      [
+        ...namesOf(folder, unlisted),
+        ...bundles.map(({ bundle }) => ({ name: bundle.name, product: bundle.manifest.product })),
+      ],
       before,
     );
     const adding = new Set(bundles.map(({ bundle }) => bundle.identity));
@@ -128,10 +133,7 @@ export async function removeFromMirror(
     }
     const left = present.filter((each) => !taken.includes(each));
     const removed = taken.map(({ entry }) => entry);
-    const product = productOf(
-      present.map(({ entry, product }) => ({ name: join(folder, entry.path), product })),
-      before,
-    );
+    const product = productOf(namesOf(folder, present), before);
     const index = writeIndex(folder, product, onlyOnce(left, env), before, options, env);
     removeFiles(folder, removed);
     return { index, added: [], removed };
@@ -164,6 +166,15 @@ export async function indexMirror(
     const index = writeIndex(folder, product, onlyOnce(present, env), before, options, env);
     return { index, added: [], removed: [] };
   });
+}
+
+/** What a folder has whose index is missing: one that has only what is added now would have all the rest unpublished. */
+async function readUnlisted(folder: string, options: MirrorOptions, env: Environment): Promise<Found[]> {
+  const found = await readFolder(folder, undefined, options, env);
+  if (found.length > 0) {
+    env.note(`${folder} has no ${INDEX_NAME}: what lies there is listed, bundles: ${found.length}`);
+  }
+  return found;
 }
 
 async function whileLocked<Result>(folder: string, work: () => Promise<Result>): Promise<Result> {
@@ -258,7 +269,7 @@ async function readFolder(
     else found.push(each);
   }
   throwAll(faults);
-  requireOneProduct(found.map(({ entry, product }) => ({ name: join(folder, entry.path), product })));
+  requireOneProduct(namesOf(folder, found));
   return found;
 }
 
@@ -321,6 +332,9 @@ interface OfProduct {
   readonly name: string;
   readonly product: string;
 }
+
+const namesOf = (folder: string, found: readonly Found[]): OfProduct[] =>
+  found.map(({ entry, product }) => ({ name: join(folder, entry.path), product }));
 
 const productOf = (bundles: readonly OfProduct[], before: MirrorIndex | undefined): string =>
   requireOneProduct([

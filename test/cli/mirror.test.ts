@@ -187,6 +187,23 @@ describe("bundle mirror add", () => {
     ]);
   });
 
+  // Only what was added was listed then, and all the rest unpublished, with exit status 0.
+  test("where the index is missing, lists what lies there too", async () => {
+    await mirror("add", "R2.bundle", "m");
+    rmSync(folder.file("m/index.signed"));
+    const { status, stderr } = await mirror("add", "R3.bundle", "m");
+    expect([status, stderr]).toEqual([0, "m has no index.signed: what lies there is listed, bundles: 1\n"]);
+    expect((await index()).bundles.map(({ release }) => release.name)).toEqual(["R2", "R3"]);
+
+    rmSync(folder.file("m/index.signed"));
+    writeFileSync(folder.file("office.bundle"), await pack({ product: "office" }));
+    expect(errorOf(await mirror("add", "office.bundle", "m", "--json")).code).toBe("product-mismatch");
+    writeFileSync(folder.file("m/torn.bundle"), r3.subarray(0, 1_000));
+    const torn = await mirror("add", "R3.bundle", "m");
+    expect([torn.status, torn.stderr]).toEqual([12, expect.stringMatching(/^bundle: m\/torn\.bundle: /)]);
+    expect(existsSync(folder.file("m/index.signed"))).toBe(false);
+  });
+
   test("killed while it copies, leaves nothing that the next one does not remove", async () => {
     await mirror("add", "R2.bundle", "m");
     writeFileSync(folder.file("m/.R3-x.bundle.0123456789ab"), "half");
