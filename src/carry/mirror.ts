@@ -3,6 +3,7 @@ import { lstatSync, mkdirSync, readdirSync, rmSync, type Stats } from "node:fs";
 import { join } from "node:path";
 import { VerifiedBundle, type Bundle } from "../bundle/reader.js";
 import { encodeHead, resigned } from "../bundle/writer.js";
+import { canonicalJson } from "../canonical-json.js";
 import { ofFile, throwAll, ZferryError } from "../errors.js";
 import { inOrder } from "../in-order.js";
 import { formatTime, throwIfInterrupted, type Environment } from "../report.js";
@@ -88,13 +89,15 @@ export async function addToMirror(
     for (const { file, bundle } of bundles) {
       const entry = entryOf(bundle, pathOf(bundle));
       const present = entries.get(entry.identity);
-      if (present !== undefined && isThere(folder, present)) {
-        // By another name it could be changed: older versions made hard links.
-        if (present.path === entry.path && statIn(folder, present)?.nlink === 1) continue;
+      if (present !== undefined) {
         const more = present.signers.filter((id) => !entry.signers.includes(id));
-        if (more.length > 0) {
+        // By another name it could be changed: older versions made hard links.
+        const isSame = present.path === entry.path && statIn(folder, present)?.nlink === 1;
+        if ((isSame || more.length > 0) && (await isWhole(folder, present, file, options, env))) {
           env.note(
-            `${file.name} is the same bundle as ${present.path}, which stays: that one is also signed by ${more.join(", ")}`,
+            isSame
+              ? `${file.name} is there already: ${present.path}`
+              : `${file.name} is the same bundle as ${present.path}, which stays: that one is also signed by ${more.join(", ")}`,
           );
           continue;
         }
@@ -375,6 +378,36 @@ const isThere = (folder: string, entry: IndexEntry): boolean => {
   const stat = statIn(folder, entry);
   return stat?.isFile() === true && stat.size === entry.size;
 };
+
+/** Whether a listed file is what the index says of it, every byte; if not, it is told that another takes its place. */
+async function isWhole(
+  folder: string,
+  entry: IndexEntry,
+  by: OpenedFile,
+  { trusted, threads }: MirrorOptions,
+  env: Environment,
+): Promise<boolean> {
+  const path = join(folder, entry.path);
+  const stat = statIn(folder, entry);
+  if (stat === undefined) return false;
+  // Then it was verified just now.
+  if (stat.ino === by.stat.ino && stat.dev === by.stat.dev) return true;
+  const faultOf = async (): Promise<string | undefined> => {
+    const file = await openBundleFile(path, threads);
+    try {
+      const found = entryOf(await verified(file, trusted, env), entry.path);
+      return canonicalJson(found) === canonicalJson(entry) ? undefined : "is not what the index says of it";
+    } finally {
+      await file.close();
+    }
+  };
+  const fault = await faultOf().catch((error: unknown) => {
+    if (!(error instanceof ZferryError) || error.code === "interrupted") throw error;
+    return error.message;
+  });
+  if (fault !== undefined) env.note(`${path} is replaced by ${by.name}: ${fault}`);
+  return fault === undefined;
+}
 
 /**
  * Refuses to sign again that a mirror has what is not there as the index has it.

@@ -204,6 +204,22 @@ describe("bundle mirror add", () => {
     expect(existsSync(folder.file("m/index.signed"))).toBe(false);
   });
 
+  // Only its size was compared: the damaged one stayed, with exit status 0.
+  test("puts a whole bundle in the place of one that is damaged, and says when it is there already", async () => {
+    await mirror("add", "R2.bundle", "m");
+    const [name = ""] = bundles();
+    const same = await mirror("add", "R2.bundle", "m");
+    expect([same.status, same.stderr]).toEqual([0, `R2.bundle is there already: ${name}\n`]);
+    expect((await mirror("add", `m/${name}`, "m")).stderr).toBe(`m/${name} is there already: ${name}\n`);
+    for (const at of [700, r2.length - 1_500]) {
+      writeFileSync(folder.file(`m/${name}`), flipped(r2, at));
+      const { status, stdout, stderr } = await mirror("add", "R2.bundle", "m");
+      expect([status, stderr]).toEqual([0, expect.stringContaining(`m/${name} is replaced by R2.bundle: `)]);
+      expect(stdout.toString()).toContain(`added ${name}`);
+      expect(readFileSync(folder.file(`m/${name}`)).equals(r2)).toBe(true);
+    }
+  });
+
   test("killed while it copies, leaves nothing that the next one does not remove", async () => {
     await mirror("add", "R2.bundle", "m");
     writeFileSync(folder.file("m/.R3-x.bundle.0123456789ab"), "half");
