@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
-import { lstatSync, mkdirSync, readdirSync, rmSync, type Stats } from "node:fs";
-import { join } from "node:path";
+import { chmodSync, lstatSync, mkdirSync, readdirSync, rmSync, type Stats } from "node:fs";
+import { dirname, join, resolve } from "node:path";
 import { VerifiedBundle, type Bundle } from "../bundle/reader.js";
 import { encodeHead, resigned } from "../bundle/writer.js";
 import { canonicalJson } from "../canonical-json.js";
@@ -59,7 +59,7 @@ export async function addToMirror(
   options: MirrorOptions,
   env: Environment,
 ): Promise<ChangedMirror> {
-  guarded(folder, () => mkdirSync(folder, { mode: 0o755, recursive: true }));
+  guarded(folder, () => makeFolder(folder));
   return whileLocked(folder, async () => {
     const before = (await readIndex(folder, options))?.index;
     const unlisted = before === undefined ? await readUnlisted(folder, options, env) : [];
@@ -169,6 +169,15 @@ export async function indexMirror(
     const index = writeIndex(folder, product, onlyOnce(present, env), before, options, env);
     return { index, added: [], removed: [] };
   });
+}
+
+/** Makes a folder, and those above it, which a web server can read whatever the umask is. */
+function makeFolder(folder: string): void {
+  const first = mkdirSync(folder, { recursive: true });
+  if (first === undefined) return;
+  for (let made = resolve(folder); made.startsWith(resolve(first)); made = dirname(made)) {
+    chmodSync(made, 0o755);
+  }
 }
 
 /** What a folder has whose index is missing: one that has only what is added now would have all the rest unpublished. */
@@ -439,7 +448,7 @@ async function bringIn(file: OpenedFile, bundle: Bundle, path: string, env: Envi
       env.progress.update(`copying ${file.name}`, (done += piece.length), bundle.size);
     }
   };
-  await writeBundleFile(path, copied(), env.signal, { over: true });
+  await writeBundleFile(path, copied(), env.signal, { over: true, mode: 0o644 });
 }
 
 function writeIndex(

@@ -271,12 +271,14 @@ export function syncingEarly(file: FileHandle): {
   };
 }
 
-/** How a file comes in the place of another. */
-interface Replacing {
+/** How a file gets its name. */
+interface Naming {
   /** The file that is to be replaced, as it was opened; the new one gets its owner and mode. */
   readonly replace?: Stats;
   /** Whether the new file takes the place of whatever is there. */
   readonly over?: boolean;
+  /** Whatever the umask is. */
+  readonly mode?: number;
 }
 
 /**
@@ -288,10 +290,10 @@ export async function writeBundleFile(
   path: string,
   pieces: AsyncIterable<Uint8Array>,
   signal: AbortSignal,
-  replacing: Replacing = {},
+  naming: Naming = {},
 ): Promise<number> {
   let bytes = 0;
-  await writeWhole(path, signal, replacing, async (part) => {
+  await writeWhole(path, signal, naming, async (part) => {
     for await (const piece of pieces) {
       throwIfInterrupted(signal);
       await writing(path, () => writeAll(part, piece, bytes));
@@ -305,7 +307,7 @@ export async function writeBundleFile(
 async function writeWhole(
   path: string,
   signal: AbortSignal,
-  { replace, over = false }: Replacing,
+  { replace, over = false, mode }: Naming,
   write: (part: FileHandle) => Promise<void>,
 ): Promise<void> {
   const temporary = temporaryBeside(path);
@@ -318,6 +320,7 @@ async function writeWhole(
         await writing(path, () => part.chown(replace.uid, replace.gid));
         await writing(path, () => part.chmod(replace.mode & 0o7777));
       }
+      if (mode !== undefined) await writing(path, () => part.chmod(mode));
       await writing(path, () => part.sync());
     } finally {
       await part.close();

@@ -1,4 +1,4 @@
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import {
   chmodSync,
   copyFileSync,
@@ -17,7 +17,7 @@ import { beforeEach, describe, expect, test } from "vitest";
 import { encodeIndex, verifyIndex } from "../../src/carry/index-format.js";
 import { encodePublicKey, encodeSecretKey, generateKeyPair } from "../../src/trust/minisign.js";
 import { flipped, KEY, pack, PUBLIC_KEY } from "../bundle/support.js";
-import { errorOf, inFolder, PUBLIC, run, SECRET, told } from "./support.js";
+import { CLI, errorOf, inFolder, PUBLIC, run, SECRET, told } from "./support.js";
 
 const folder = inFolder();
 const runHere = (...args: string[]) => run(args, { cwd: folder.path });
@@ -218,6 +218,16 @@ describe("bundle mirror add", () => {
       expect(stdout.toString()).toContain(`added ${name}`);
       expect(readFileSync(folder.file(`m/${name}`)).equals(r2)).toBe(true);
     }
+  });
+
+  test("makes what a web server can read, whatever the umask is", async () => {
+    const args = [process.execPath, CLI, "mirror", "add", "R2.bundle", "a/m", "--key", SECRET];
+    const command = args.map((word) => `'${word}'`).join(" ");
+    expect(spawnSync("sh", ["-c", `umask 077; ${command}`], { cwd: folder.path }).status).toBe(0);
+    const modes = ["a", "a/m", ...readdirSync(folder.file("a/m")).map((name) => `a/m/${name}`)].map((name) =>
+      (statSync(folder.file(name)).mode & 0o777).toString(8),
+    );
+    expect(modes).toEqual(["755", "755", "644", "644", "644"]);
   });
 
   test("killed while it copies, leaves nothing that the next one does not remove", async () => {
