@@ -4,7 +4,7 @@ import { basename, dirname, join } from "node:path";
 import { systemCode, ZferryError } from "../errors.js";
 import { syncingEarly, writeAll } from "./bundle-file.js";
 import { mapSystemError, syncPath } from "./files.js";
-import { lockDescriptor } from "./lock.js";
+import { openLocked } from "./part-file.js";
 import { run } from "./process.js";
 
 /** A folder on what is carried, and what is known of its file system. */
@@ -148,7 +148,6 @@ export const partialOf = (path: string): string => join(dirname(path), `.${basen
  */
 export async function openPartial(path: string): Promise<PartialFile> {
   const partial = partialOf(path);
-  const { O_RDWR, O_CREAT, O_NOFOLLOW, O_NONBLOCK } = constants;
   const told = async <Value>(work: () => Promise<Value>): Promise<Value> => {
     try {
       return await work();
@@ -158,44 +157,33 @@ export async function openPartial(path: string): Promise<PartialFile> {
       throw goingOn(mapSystemError(error, path));
     }
   };
-  const handle = await open(partial, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0o644).catch(
-    (error: unknown) => {
-      throw isInTheWay(error) ? mapSystemError(error, partial) : goingOn(mapSystemError(error, path));
+  const { file: handle, stat } = await openLocked(partial, {
+    message: `${path}: another process is copying to it`,
+    hint: "wait for it to end",
+  }).catch((error: unknown) => {
+    if (error instanceof ZferryError) throw error;
+    throw isInTheWay(error) ? mapSystemError(error, partial) : goingOn(mapSystemError(error, path));
+  });
+  const early = syncingEarly(handle);
+  return {
+    path: partial,
+    size: stat.size,
+    truncate: (size) => told(() => handle.truncate(size)),
+    write: (bytes, offset) =>
+      told(async () => {
+        await writeAll(handle, bytes, offset);
+        await early.wrote(bytes.length);
+      }),
+    sync: () =>
+      told(async () => {
+        await early.ended();
+        await handle.sync();
+      }),
+    async close() {
+      await early.ended().catch(() => undefined);
+      await handle.close();
     },
-  );
-  try {
-    const found = await handle.stat();
-    if (!found.isFile()) {
-      throw new ZferryError("io-failed", `${partial}: is not a regular file`, { details: { file: partial } });
-    }
-    lockDescriptor(handle.fd, path, {
-      message: `${path}: another process is copying to it`,
-      hint: "wait for it to end",
-    });
-    const early = syncingEarly(handle);
-    return {
-      path: partial,
-      size: found.size,
-      truncate: (size) => told(() => handle.truncate(size)),
-      write: (bytes, offset) =>
-        told(async () => {
-          await writeAll(handle, bytes, offset);
-          await early.wrote(bytes.length);
-        }),
-      sync: () =>
-        told(async () => {
-          await early.ended();
-          await handle.sync();
-        }),
-      async close() {
-        await early.ended().catch(() => undefined);
-        await handle.close();
-      },
-    };
-  } catch (error) {
-    await handle.close();
-    throw error;
-  }
+  };
 }
 
 /** No copy left it: it has to be removed. */
