@@ -123,7 +123,7 @@ describe("bundle copy", () => {
       stderr: "warning: to is on the file system that R2.bundle is on: is the medium mounted there?\n",
     });
     expect(signed.stdout.toString()).toMatch(
-      /^R2\.bundle: 8\.5 KiB, signed by 0E07B77755AB6E15 \(.*\)\n {2}to\/R2\.bundle: copied, 8\.5 KiB; read back .*\n/,
+      /^R2\.bundle: 8\.5 KiB, signed by 0E07B77755AB6E15 \(.*\)\n {2}to\/R2\.bundle: copied, 8\.5 KiB; read back .*\n$/,
     );
     const again = await runHere("copy", "R2.bundle", "to");
     expect(again.status).toBe(0);
@@ -138,6 +138,7 @@ describe("bundle copy", () => {
     const { stdout } = await runHere("copy", "R2.bundle", "to", "--json", "--volume-size", "5000");
     expect(JSON.parse(stdout.toString())).toEqual({
       folder: "to",
+      warnings: ["to is on the file system that R2.bundle is on: is the medium mounted there?"],
       copies: [
         {
           file: "R2.bundle",
@@ -278,6 +279,28 @@ describe.skipIf(!hasMounts)("a folder in memory", () => {
 });
 
 describe.skipIf(!hasSticks)("sticks", () => {
+  // Nothing was said, but that the medium could be taken out.
+  test("a folder of the system's own disk is told, wherever the bundle comes from", async () => {
+    const here = mkdtempSync("/zferry-copy-");
+    try {
+      copyFileSync(EXAMPLE, join(stick("one", 12), "R2.bundle"));
+      const { status, stdout, stderr } = await runHere("copy", "one/R2.bundle", here);
+      expect([status, stderr]).toEqual([
+        0,
+        `warning: ${here} is on the file system that / is on: is the medium mounted there?\n`,
+      ]);
+      expect(stdout.toString()).not.toContain("all of it is on the medium");
+      stick("two", 12);
+      const mounted = await runHere("copy", "one/R2.bundle", "two");
+      expect([mounted.stderr, mounted.stdout.toString()]).toEqual([
+        "",
+        expect.stringMatching(/\nall of it is on the medium: two can be unmounted, and then taken out\n$/),
+      ]);
+    } finally {
+      rmSync(here, { recursive: true });
+    }
+  });
+
   test("three of them carry a bundle that none has room for, as each says", async () => {
     putNoise();
     const sticks = ["one", "two", "three"].map((name) => stick(name, 12));
