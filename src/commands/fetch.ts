@@ -118,8 +118,12 @@ export async function runFetch(
       client,
       connections: connections ?? CONNECTIONS.usual,
       retries: retries ?? RETRIES.usual,
-      pause: (failures) =>
-        sleep(Math.min(LONGEST_PAUSE_SECONDS, 2 ** (failures - 1)) * 1000, undefined, { signal: env.signal }),
+      pause(failures, reason) {
+        const seconds = Math.min(LONGEST_PAUSE_SECONDS, 2 ** (failures - 1));
+        // A line that breaks now and then goes on after a second.
+        if (seconds > 1) env.note(`trying again in ${seconds} s: ${reason}`);
+        return sleep(seconds * 1000, undefined, { signal: env.signal });
+      },
       note: (line) => env.note(line),
       progress: env.progress,
       signal: env.signal,

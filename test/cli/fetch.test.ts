@@ -171,6 +171,15 @@ describe("bundle fetch from nginx", () => {
     expect(sent.reduce((sum, [, bytes]) => sum + Number(bytes), 0)).toBeLessThan(r2.length);
   });
 
+  test("tells why it waits, and how long", async () => {
+    await nginx(port, "location ~ bundle$ { return 503; }");
+    const { status, stderr } = await fetch([address(), ...FROM, "--retries", "2"]);
+    expect([status, stderr]).toEqual([
+      16,
+      expect.stringMatching(/^trying again in 2 s: (http:.*\.bundle: the server answers 503)\nbundle: \1\n/),
+    ]);
+  });
+
   test("is not faster than it may be", async () => {
     await nginx(port);
     const started = performance.now();
