@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { createServer, type AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -320,6 +321,26 @@ test(`200 faulty downloads: none is accepted wrong, and all but the impossible c
     if (fault !== "none") expect([fault, met.get(fault)]).toEqual([fault, expect.toSatisfy((n) => n >= 10)]);
   }
   expect(met.get("stall")).toBeGreaterThan(0);
+});
+
+// It waited until the time was over.
+test("an interruption ends the wait for a proxy that says nothing", async () => {
+  const proxy = createServer(() => stop.controller.abort());
+  await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
+  const { port } = proxy.address() as AddressInfo;
+  const patient = await openHttp({
+    caFile: undefined,
+    bytesPerSecond: undefined,
+    timeoutSeconds: 600,
+    signal: stop.controller.signal,
+    env: { https_proxy: `http://127.0.0.1:${port}` },
+  });
+  try {
+    expect((await refusal(() => patient.get(new URL("https://mirror.example/")))).code).toBe("interrupted");
+  } finally {
+    patient.close();
+    proxy.close();
+  }
 });
 
 describe("an index", () => {
