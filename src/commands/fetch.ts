@@ -2,7 +2,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Command } from "commander";
-import { CHAIN_HINT, chooseChain, type Chain, type ChainStart } from "../carry/chain.js";
+import { CHAIN_HINT, chooseChain, FULL_HINT, type Chain, type ChainStart } from "../carry/chain.js";
 import {
   fetchBundle,
   fetchIndex,
@@ -280,10 +280,11 @@ function chooseFor(
     if (!(error instanceof ZferryError)) throw error;
     const { code, message, details, hint } = error;
     // As the chain tells it to the site itself.
+    const made = `have a bundle made for it: bundle create --for ${path}`;
     const about = message.replace(/^you have /, "it has ").replaceAll("this site", "it");
     throw new ZferryError(code, `for site ${site}: ${about}`, {
       details,
-      hint: hint?.replace(CHAIN_HINT, `have a bundle made for it: bundle create --for ${path}`),
+      hint: hint?.replace(CHAIN_HINT, made).replace(FULL_HINT, made),
       cause: error,
     });
   }

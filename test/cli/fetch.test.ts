@@ -365,6 +365,24 @@ describe("bundle fetch --for", () => {
     });
   });
 
+  // The hint was --full, which is refused beside --for.
+  test("names it also where the mirror has a full bundle only", async () => {
+    const stream = seal([
+      begin({ toname: "tank/usr@R3", fromguid: 0n, toguid: 3n }),
+      endRecord({ toguid: 3n }),
+    ]);
+    const release = { name: "R3", sequence: 3 };
+    writeFileSync(folder.file("full.bundle"), await pack({ release, streams: [input("usr", stream)] }));
+    await run(["mirror", "add", "full.bundle", "m", "--key", SECRET], { cwd: folder.path });
+    write(signed());
+    const { status, message, hint } = told(await fetch([address(), ...SIGNED]));
+    expect([status, message, hint]).toEqual([
+      13,
+      "for site plant: it has no known release, and the newest here, R3, is here as a full bundle only",
+      "have a bundle made for it: bundle create --for plant.request; as far as what is here leads: --to R2",
+    ]);
+  });
+
   test.each([
     [-40 * 86_400, /was made at .*, 40 days ago: the site may have another release by now\n/],
     [3 * 86_400, /was made at .*, which is yet to come: the site's clock is wrong, or this one\n/],
