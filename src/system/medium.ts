@@ -1,5 +1,5 @@
 import { constants, type Stats } from "node:fs";
-import { chmod, lstat, open, rename, rm, stat, statfs, type FileHandle } from "node:fs/promises";
+import { access, chmod, lstat, open, rename, rm, stat, statfs, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { systemCode, ZferryError } from "../errors.js";
 import { syncingEarly, writeAll } from "./bundle-file.js";
@@ -41,7 +41,10 @@ export type ReadBack = "direct" | "asked" | "fuse" | "zfs" | "memory";
 
 /** @throws ZferryError `io-failed` when it is no folder */
 export async function openMedium(folder: string): Promise<Medium> {
-  const found = await stat(folder).catch(() => undefined);
+  const found = await stat(folder).catch((error: unknown) => {
+    if (systemCode(error) === "ENOENT") return undefined;
+    throw mapSystemError(error, folder);
+  });
   if (found?.isDirectory() !== true) {
     throw new ZferryError(
       "io-failed",
@@ -54,6 +57,18 @@ export async function openMedium(folder: string): Promise<Medium> {
   }
   const { type, bavail, bsize } = await statfs(folder);
   return { folder, free: bavail * bsize, blockBytes: bsize, fat: type === MSDOS, stat: found };
+}
+
+/**
+ * Refuses what cannot be written to before the work of reading what would go there.
+ * @throws ZferryError `io-failed`
+ */
+export async function requireWritable({ folder }: Medium): Promise<void> {
+  try {
+    await access(folder, constants.W_OK | constants.X_OK);
+  } catch (error) {
+    throw mapSystemError(error, folder);
+  }
 }
 
 /**
@@ -197,6 +212,8 @@ function goingOn(error: unknown): unknown {
     const volumes = "it takes no file of this size: --volume-size 4095M writes volumes";
     return new ZferryError(code, message, { details, hint: volumes, cause: error });
   }
+  // Another time it would be the same.
+  if (["EACCES", "EPERM", "EROFS"].includes(String(details["reason"]))) return error;
   const again = "run the same command again: it goes on where it stopped";
   return new ZferryError(code, message, {
     details,

@@ -2,6 +2,7 @@ import { spawnSync } from "node:child_process";
 import { randomBytes, randomInt } from "node:crypto";
 import { once } from "node:events";
 import {
+  chmodSync,
   closeSync,
   copyFileSync,
   mkdirSync,
@@ -278,7 +279,52 @@ describe.skipIf(!hasMounts)("a folder in memory", () => {
   });
 });
 
+// The whole bundle was read first, and the hint was to run the same again.
+test("a folder that this user may not write to, or not enter, is refused before the bundle is read", async () => {
+  putNoise();
+  // Past its head nothing is right, but it is not looked at.
+  const damaged = openSync(folder.file("R2.bundle"), "r+");
+  writeSync(damaged, Buffer.alloc(8), 0, 8, 20 * MIB);
+  closeSync(damaged);
+  for (const name of ["to", "shut/to"]) mkdirSync(folder.file(name), { recursive: true });
+  chmodSync(folder.path, 0o755);
+  chmodSync(folder.file("to"), 0o555);
+  chmodSync(folder.file("shut"), 0o700);
+  const user = process.getuid?.() === 0 ? { uid: 65_534, gid: 65_534 } : {};
+  if (process.getuid?.() !== 0) chmodSync(folder.file("shut"), 0o000);
+  const tried = (to: string): object => {
+    const args = [CLI, "copy", "R2.bundle", to, "-q"];
+    const { status, stderr } = spawnSync(process.execPath, args, {
+      cwd: folder.path,
+      encoding: "utf8",
+      ...user,
+    });
+    return { status, said: stderr.replace(/^warning: .*\n/, "") };
+  };
+  const denied = (call: string, to: string) => ({
+    status: 16,
+    said: `bundle: cannot ${call} ${to}: permission denied\n`,
+  });
+  expect(tried("to")).toEqual(denied("access", "to"));
+  expect(tried("shut/to")).toEqual(denied("stat", "shut/to"));
+  chmodSync(folder.file("shut"), 0o700);
+});
+
 describe.skipIf(!hasSticks)("sticks", () => {
+  test("that are write-protected are refused before the bundle is read, and compared where it is there", async () => {
+    putNoise();
+    const point = stick("one", 64);
+    expect((await runHere("copy", "R2.bundle", "one")).status).toBe(0);
+    must("mount", "-o", "remount,ro", point);
+    expect((await runHere("copy", "R2.bundle", "one")).stdout.toString()).toContain("is there already");
+    const { status, message, hint } = told(await runHere("copy", "R2.bundle", "one", "--volume-size", "9M"));
+    expect([status, message, hint]).toEqual([
+      16,
+      "cannot access one: the file system is read-only",
+      expect.stringMatching(/^mount it for writing, such as: [^;]*$/),
+    ]);
+  });
+
   // Nothing was said, but that the medium could be taken out.
   test("a folder of the system's own disk is told, wherever the bundle comes from", async () => {
     const here = mkdtempSync("/zferry-copy-");
