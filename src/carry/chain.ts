@@ -345,7 +345,7 @@ function missing<Of extends Link>(
   });
 }
 
-const FULL_HINT = "a full bundle makes the datasets of a new site: if this is one, --full";
+export const FULL_HINT = "a full bundle makes the datasets of a new site: if this is one, --full";
 
 /** What a bundle starts from: the release that leads there, or else the snapshot or guid. */
 function baseOf({ streams }: Link, known: readonly Link[], start: ChainStart): string {

@@ -16,6 +16,7 @@ import {
   partialOf,
   removePartial,
   requireThere,
+  requireWritable,
   syncMedium,
   type Medium,
   type MediumFile,
@@ -118,6 +119,8 @@ export async function copyBundles(sources: readonly OpenedFile[], options: CopyO
       targets.push({ work, part, path, present: await isPresent(path, part), resumed: 0 });
     }
   }
+  // One that is write-protected can be compared all the same.
+  if (targets.some(({ present }) => !present)) await requireWritable(medium);
   await requireSpace(works, targets, medium, volumeBytes);
   for (const { bundle } of works) {
     await bundle.checkContents((done, total) => {

@@ -27,8 +27,8 @@ export interface FetchOptions {
   readonly connections: number;
   /** How often in a row a mirror may fail before it is left alone. */
   readonly retries: number;
-  /** Waits before the so-manieth try in a row. */
-  pause(failures: number): Promise<void>;
+  /** Waits before the so-manieth try in a row, and may tell why. */
+  pause(failures: number, reason: string): Promise<void>;
   note(line: string): void;
   readonly progress: ProgressReport;
   readonly signal: AbortSignal;
@@ -154,7 +154,7 @@ async function retried<Result>(
       if (!(error instanceof ZferryError && mayPass(error))) throw error;
       mirror.failures += 1;
       if (isLasting(error) || mirror.failures > retries) throw error;
-      await pause(mirror.failures);
+      await pause(mirror.failures, error.message);
     }
   }
 }
@@ -246,12 +246,25 @@ async function fetchHead(
       continue;
     }
     const url = new URL(entry.path, mirror.url);
+    const begin = (): RemoteSource => remoteSource(options.client, url, entry.size, mirror);
+    let source = begin();
+    let isWrong = false;
     try {
       return await retried(mirror, options, isHeads, async () => {
-        const source = remoteSource(options.client, url, entry.size, mirror);
+        const before = source.have();
+        const bundle = await VerifiedBundle.verify(source, trust).catch((error: unknown) => {
+          if (!(error instanceof ZferryError && isTransfer(error))) {
+            isWrong = true;
+            source = begin();
+          } else if (!isWrong && source.have() - before >= PROGRESS_BYTES) {
+            // Not once it was wrong: what came would end no row, then.
+            mirror.failures = 0;
+          }
+          throw error;
+        });
         // A bundle that is swapped for another, though that is signed too, is not what the index names.
-        const bundle = await VerifiedBundle.verify(source, trust);
         if (bundle.identity !== entry.identity) {
+          [source, isWrong] = [begin(), true];
           throw new ZferryError(
             "content-mismatch",
             `${url.href}: ${SUMS_NAME} has SHA-256 ${bundle.identity}, the index says ${entry.identity}`,
@@ -277,31 +290,43 @@ function noteLeft({ message }: ZferryError, mirrors: readonly Mirror[], note: Fe
   if (mirrors.some(({ fault }) => fault === undefined)) note(`left alone: ${message}`);
 }
 
-/** A file on a server, of which as much is read as is looked at. */
-function remoteSource(client: HttpClient, url: URL, size: number, mirror: Mirror): ByteSource {
+interface RemoteSource extends ByteSource {
+  /** Bytes from its beginning that came so far. */
+  have(): number;
+}
+
+/** A file on a server, of which as much is read as is looked at. What came before a failure stays, and is gone on with. */
+function remoteSource(client: HttpClient, url: URL, size: number, mirror: Mirror): RemoteSource {
   let bytes: Buffer = Buffer.alloc(0);
   const growTo = async (end: number): Promise<void> => {
     const pieces: Buffer[] = [bytes];
     let have = bytes.length;
     const to = Math.min(size, Math.max(end, have + HEAD_BYTES));
-    const download = await getPart(client, url, { start: have, end: to }, size, mirror);
-    let at = download.start;
-    for await (const piece of download.body) {
-      const from = Math.max(0, have - at);
-      at += piece.length;
-      if (from < piece.length) {
-        const fresh = piece.subarray(from, Math.min(piece.length, from + to - have));
-        pieces.push(fresh);
-        have += fresh.length;
+    try {
+      const download = await getPart(client, url, { start: have, end: to }, size, mirror);
+      let at = download.start;
+      for await (const piece of download.body) {
+        const from = Math.max(0, have - at);
+        at += piece.length;
+        if (from < piece.length) {
+          const fresh = piece.subarray(from, Math.min(piece.length, from + to - have));
+          pieces.push(fresh);
+          have += fresh.length;
+        }
+        if (have >= to) break;
       }
-      if (have >= to) break;
+    } catch (error) {
+      // More was asked for than is needed now.
+      if (have < end || !(error instanceof ZferryError && isTransfer(error))) throw error;
+    } finally {
+      bytes = Buffer.concat(pieces);
     }
-    bytes = Buffer.concat(pieces);
     if (have < end) throw cutOff(url, have, size);
   };
   return {
     name: url.href,
     size,
+    have: () => bytes.length,
     async read(offset, length) {
       if (bytes.length < offset + length) await growTo(offset + length);
       return bytes.subarray(offset, offset + length);
@@ -488,7 +513,7 @@ async function fetchMembers(
       if (isNews) noteLeft(error, mirrors, note);
     } else {
       // Who waits for it notices an interruption by itself.
-      mirror.resting = pause(mirror.failures).catch(() => undefined);
+      mirror.resting = pause(mirror.failures, error.message).catch(() => undefined);
     }
   };
 

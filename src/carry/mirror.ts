@@ -1,12 +1,13 @@
 import { createHash } from "node:crypto";
-import { lstatSync, mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
-import { join } from "node:path";
+import { chmodSync, lstatSync, mkdirSync, readdirSync, rmSync, type Stats } from "node:fs";
+import { dirname, join, resolve } from "node:path";
 import { VerifiedBundle, type Bundle } from "../bundle/reader.js";
 import { encodeHead, resigned } from "../bundle/writer.js";
+import { canonicalJson } from "../canonical-json.js";
 import { ofFile, throwAll, ZferryError } from "../errors.js";
 import { inOrder } from "../in-order.js";
 import { formatTime, throwIfInterrupted, type Environment } from "../report.js";
-import { linkBundleFile, openBundleFile, writeBundleFile, type OpenedFile } from "../system/bundle-file.js";
+import { openBundleFile, writeBundleFile, type OpenedFile } from "../system/bundle-file.js";
 import { guarded, syncPath, writeFileDurably } from "../system/files.js";
 import { isMissing, readSmallFile } from "../system/key-files.js";
 import { lockFolder } from "../system/lock.js";
@@ -49,7 +50,7 @@ export interface ChangedMirror {
 const DAY_SECONDS = 86_400;
 
 /**
- * Verifies bundles and adds them, each under a name of its own; one that is there already, with the same signatures, stays.
+ * Verifies bundles and adds them, each under a name of its own; one that is there already stays, if it has the same signatures, or one more.
  * @throws ZferryError `product-mismatch`, `site-busy`, and what is wrong with a bundle, before anything is added
  */
 export async function addToMirror(
@@ -58,10 +59,12 @@ export async function addToMirror(
   options: MirrorOptions,
   env: Environment,
 ): Promise<ChangedMirror> {
-  guarded(folder, () => mkdirSync(folder, { mode: 0o755, recursive: true }));
+  guarded(folder, () => makeFolder(folder));
   return whileLocked(folder, async () => {
     const before = (await readIndex(folder, options))?.index;
-    const entries = new Map((before?.bundles ?? []).map((entry) => [entry.identity, entry]));
+    const unlisted = before === undefined ? await readUnlisted(folder, options, env) : [];
+    const listed = before?.bundles ?? onlyOnce(unlisted, env);
+    const entries = new Map(listed.map((entry) => [entry.identity, entry]));
     const added: IndexEntry[] = [];
     const removed: IndexEntry[] = [];
     const bundles: { file: OpenedFile; bundle: Bundle }[] = [];
@@ -72,13 +75,33 @@ export async function addToMirror(
       bundles.push({ file, bundle });
     }
     const product = productOf(
-      bundles.map(({ bundle }) => ({ name: bundle.name, product: bundle.manifest.product })),
+      [
+        ...namesOf(folder, unlisted),
+        ...bundles.map(({ bundle }) => ({ name: bundle.name, product: bundle.manifest.product })),
+      ],
       before,
+    );
+    const adding = new Set(bundles.map(({ bundle }) => bundle.identity));
+    requireListed(
+      folder,
+      [...entries.values()].filter(({ identity }) => !adding.has(identity)),
     );
     for (const { file, bundle } of bundles) {
       const entry = entryOf(bundle, pathOf(bundle));
       const present = entries.get(entry.identity);
-      if (present?.path === entry.path && isFile(join(folder, entry.path), entry.size)) continue;
+      if (present !== undefined) {
+        const more = present.signers.filter((id) => !entry.signers.includes(id));
+        // By another name it could be changed: older versions made hard links.
+        const isSame = present.path === entry.path && statIn(folder, present)?.nlink === 1;
+        if ((isSame || more.length > 0) && (await isWhole(folder, present, file, options, env))) {
+          env.note(
+            isSame
+              ? `${file.name} is there already: ${present.path}`
+              : `${file.name} is the same bundle as ${present.path}, which stays: that one is also signed by ${more.join(", ")}`,
+          );
+          continue;
+        }
+      }
       await bringIn(file, bundle, join(folder, entry.path), env);
       entries.set(entry.identity, entry);
       added.push(entry);
@@ -113,10 +136,7 @@ export async function removeFromMirror(
     }
     const left = present.filter((each) => !taken.includes(each));
     const removed = taken.map(({ entry }) => entry);
-    const product = productOf(
-      present.map(({ entry, product }) => ({ name: join(folder, entry.path), product })),
-      before,
-    );
+    const product = productOf(namesOf(folder, present), before);
     const index = writeIndex(folder, product, onlyOnce(left, env), before, options, env);
     removeFiles(folder, removed);
     return { index, added: [], removed };
@@ -149,6 +169,24 @@ export async function indexMirror(
     const index = writeIndex(folder, product, onlyOnce(present, env), before, options, env);
     return { index, added: [], removed: [] };
   });
+}
+
+/** Makes a folder, and those above it, which a web server can read whatever the umask is. */
+function makeFolder(folder: string): void {
+  const first = mkdirSync(folder, { recursive: true });
+  if (first === undefined) return;
+  for (let made = resolve(folder); made.startsWith(resolve(first)); made = dirname(made)) {
+    chmodSync(made, 0o755);
+  }
+}
+
+/** What a folder has whose index is missing: one that has only what is added now would have all the rest unpublished. */
+async function readUnlisted(folder: string, options: MirrorOptions, env: Environment): Promise<Found[]> {
+  const found = await readFolder(folder, undefined, options, env);
+  if (found.length > 0) {
+    env.note(`${folder} has no ${INDEX_NAME}: what lies there is listed, bundles: ${found.length}`);
+  }
+  return found;
 }
 
 async function whileLocked<Result>(folder: string, work: () => Promise<Result>): Promise<Result> {
@@ -243,7 +281,7 @@ async function readFolder(
     else found.push(each);
   }
   throwAll(faults);
-  requireOneProduct(found.map(({ entry, product }) => ({ name: join(folder, entry.path), product })));
+  requireOneProduct(namesOf(folder, found));
   return found;
 }
 
@@ -307,6 +345,9 @@ interface OfProduct {
   readonly product: string;
 }
 
+const namesOf = (folder: string, found: readonly Found[]): OfProduct[] =>
+  found.map(({ entry, product }) => ({ name: join(folder, entry.path), product }));
+
 const productOf = (bundles: readonly OfProduct[], before: MirrorIndex | undefined): string =>
   requireOneProduct([
     ...(before === undefined ? [] : [{ name: "the mirror", product: before.product }]),
@@ -339,17 +380,67 @@ function pathOf({ manifest, sums, signatures }: Bundle): string {
   return `${manifest.release.name}-${head.slice(0, 16)}.bundle`;
 }
 
-const isFile = (path: string, size: number): boolean => {
-  const stat = statSync(path, { throwIfNoEntry: false });
-  return stat?.isFile() === true && stat.size === size;
+const statIn = (folder: string, { path }: IndexEntry): Stats | undefined =>
+  lstatSync(join(folder, path), { throwIfNoEntry: false });
+
+const isThere = (folder: string, entry: IndexEntry): boolean => {
+  const stat = statIn(folder, entry);
+  return stat?.isFile() === true && stat.size === entry.size;
 };
 
-/** Links the file, or copies it, checking each byte again; volumes are joined. One that is there is of an add that did not end. */
+/** Whether a listed file is what the index says of it, every byte; if not, it is told that another takes its place. */
+async function isWhole(
+  folder: string,
+  entry: IndexEntry,
+  by: OpenedFile,
+  { trusted, threads }: MirrorOptions,
+  env: Environment,
+): Promise<boolean> {
+  const path = join(folder, entry.path);
+  const stat = statIn(folder, entry);
+  if (stat === undefined) return false;
+  // Then it was verified just now.
+  if (stat.ino === by.stat.ino && stat.dev === by.stat.dev) return true;
+  const faultOf = async (): Promise<string | undefined> => {
+    const file = await openBundleFile(path, threads);
+    try {
+      const found = entryOf(await verified(file, trusted, env), entry.path);
+      return canonicalJson(found) === canonicalJson(entry) ? undefined : "is not what the index says of it";
+    } finally {
+      await file.close();
+    }
+  };
+  const fault = await faultOf().catch((error: unknown) => {
+    if (!(error instanceof ZferryError) || error.code === "interrupted") throw error;
+    return error.message;
+  });
+  if (fault !== undefined) env.note(`${path} is replaced by ${by.name}: ${fault}`);
+  return fault === undefined;
+}
+
+/**
+ * Refuses to sign again that a mirror has what is not there as the index has it.
+ * @throws ZferryError `content-mismatch`, of all such files
+ */
+function requireListed(folder: string, entries: readonly IndexEntry[]): void {
+  const faults = entries.flatMap((entry) => {
+    if (isThere(folder, entry)) return [];
+    const path = join(folder, entry.path);
+    const stat = statIn(folder, entry);
+    const what = stat?.isFile() === true ? `has ${stat.size} bytes` : "is no file that is there";
+    return new ZferryError("content-mismatch", `${path}: ${what}, the index says ${entry.size} bytes`, {
+      details: { file: path, expected: entry.size, found: stat?.size ?? 0 },
+      hint: `add that bundle again in the same command, or list what is there: bundle mirror index ${folder}`,
+    });
+  });
+  throwAll(faults);
+}
+
+/**
+ * Copies the file, checking each byte again; volumes are joined. Not by another name of the same file: who writes to that one later
+ * would change what is published.
+ */
 async function bringIn(file: OpenedFile, bundle: Bundle, path: string, env: Environment): Promise<void> {
-  const present = statSync(path, { throwIfNoEntry: false });
-  if (present?.ino === file.stat.ino && present.dev === file.stat.dev) return;
-  guarded(path, () => rmSync(path, { force: true }));
-  if (!file.inVolumes && (await linkBundleFile(file, path))) return;
   const copied = async function* (): AsyncGenerator<Uint8Array> {
     let done = 0;
     for await (const piece of resigned(bundle, bundle.signatures)) {
@@ -357,7 +448,7 @@ async function bringIn(file: OpenedFile, bundle: Bundle, path: string, env: Envi
       env.progress.update(`copying ${file.name}`, (done += piece.length), bundle.size);
     }
   };
-  await writeBundleFile(path, copied(), env.signal);
+  await writeBundleFile(path, copied(), env.signal, { over: true, mode: 0o644 });
 }
 
 function writeIndex(

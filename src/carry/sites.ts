@@ -90,15 +90,21 @@ export const placeOf = (site: string, { sites }: Pick<BuildConfig, "sites">): st
 export const readStatementFile = (path: string, what: string): Promise<Buffer> =>
   readSmallFile(path, what, MAX_STATEMENT_BYTES, "statement-malformed");
 
+/** A receipt that was verified, and may be taken. */
+export interface CheckedReceipt {
+  readonly path: string;
+  readonly receipt: Receipt;
+  readonly bytes: Buffer;
+}
+
 /**
- * Takes a receipt into the folder, instead of an older one of the same site.
- * @returns the receipt, and whether it was taken: false where the one that is there is as new, or newer
- * @throws ZferryError `statement-malformed`, `signature-missing`, `signature-invalid`, `product-mismatch`, `site-busy`
+ * Verifies a receipt that is to be taken.
+ * @throws ZferryError `statement-malformed`, `signature-missing`, `signature-invalid`, `product-mismatch`, with the file and the site
  */
-export async function addReceipt(
+export async function checkReceipt(
   path: string,
   { product, sites }: Pick<BuildConfig, "product" | "sites">,
-): Promise<{ readonly receipt: Receipt; readonly taken: boolean }> {
+): Promise<CheckedReceipt> {
   const bytes = await readStatementFile(path, "receipt");
   const statement = parseReceipt(bytes, path);
   const { value: receipt } = statement;
@@ -109,7 +115,10 @@ export async function addReceipt(
       { details: { expected: product, found: receipt.product } },
     );
   }
-  if ((await signedBySite(statement, sites)) === undefined) {
+  const signer = await signedBySite(statement, sites).catch((error: unknown) => {
+    throw ofFile(error, `receipt ${path} of site ${receipt.site}`);
+  });
+  if (signer === undefined) {
     const why = statement.signature === undefined ? "is not signed" : "is by a site whose key is not known";
     throw new ZferryError("signature-missing", `receipt ${path} of site ${receipt.site} ${why}`, {
       details: { file: path, site: receipt.site },
@@ -119,6 +128,18 @@ export async function addReceipt(
           : `if you trust it, put its public key into ${join(sites.keys, `${receipt.site}.pub`)}`,
     });
   }
+  return { path, receipt, bytes };
+}
+
+/**
+ * Takes a receipt into the folder, instead of an older one of the same site.
+ * @returns whether it was taken: false where the one that is there is as new, or newer
+ * @throws ZferryError `site-busy`, `statement-malformed` for the one that is there
+ */
+export async function takeReceipt(
+  { receipt, bytes }: CheckedReceipt,
+  { sites }: Pick<BuildConfig, "sites">,
+): Promise<boolean> {
   guarded(sites.receipts, () => mkdirSync(sites.receipts, { recursive: true, mode: 0o755 }));
   const release = await acquireLock(join(sites.receipts, "lock"), {
     message: `${sites.receipts}: another process takes receipts there`,
@@ -130,40 +151,52 @@ export async function addReceipt(
       if (isMissing(error)) return undefined;
       throw error;
     });
-    if (before !== undefined && !isLater(receipt, parseReceipt(before, place).value)) {
-      return { receipt, taken: false };
-    }
+    if (before !== undefined && !isLater(receipt, parseKept(before, place).value)) return false;
     writeFileDurably(place, bytes, 0o644);
-    return { receipt, taken: true };
+    return true;
   } finally {
     await release();
   }
 }
 
+function parseKept(bytes: Uint8Array, place: string): Statement<Receipt> {
+  try {
+    return parseReceipt(bytes, place);
+  } catch (error) {
+    throw ofFile(error, place, `if it cannot be mended, remove ${place}`);
+  }
+}
+
 /** A site as its newest receipt tells it; `fault` says why that does not count any more. */
 export interface KnownSite {
-  readonly receipt: Receipt;
+  /** By the name of the file. */
+  readonly site: string;
+  /** Undefined where the file is no receipt. */
+  readonly receipt: Receipt | undefined;
   readonly fault: string | undefined;
 }
 
 /**
  * The newest receipt of each site, by its name. Each is verified again: a key may have been taken away.
- * @throws ZferryError `io-failed`, `statement-malformed` for a file of the folder
+ * @throws ZferryError `io-failed` for the folder; what is wrong with a file of it is that one's `fault`
  */
 export async function listSites({ sites }: Pick<BuildConfig, "sites">): Promise<KnownSite[]> {
   const known: KnownSite[] = [];
   for (const name of receiptsIn(sites.receipts)) {
     const path = join(sites.receipts, name);
-    const statement = parseReceipt(await readStatementFile(path, "receipt"), path);
+    const site = name.slice(0, -".receipt".length);
+    let receipt: Receipt | undefined;
     let fault: string | undefined;
     try {
+      const statement = parseReceipt(await readStatementFile(path, "receipt"), path);
+      receipt = statement.value;
       if ((await signedBySite(statement, sites)) === undefined) fault = "its key is not known any more";
+      if (receipt.site !== site) fault = `${path} is of site ${receipt.site}`;
     } catch (error) {
       if (!(error instanceof ZferryError)) throw error;
       fault = error.message;
     }
-    if (name !== `${statement.value.site}.receipt`) fault = `${path} is of site ${statement.value.site}`;
-    known.push({ receipt: statement.value, fault });
+    known.push({ site, receipt, fault });
   }
   return known;
 }

@@ -62,10 +62,11 @@ export async function runCopy(
   const opened: OpenedFile[] = [];
   try {
     for (const file of files) opened.push(await openGiven(file, options, env));
-    await warnOfNoMedium(opened, folder, env);
+    const warnings = await warningsOf(opened, folder);
+    for (const warning of warnings) env.note(`warning: ${warning}`);
     const { signal, progress } = env;
     const copies = await copyBundles(opened, { folder, trust, volumeBytes, volumes, signal, progress });
-    await env.write(env.json ? asJson(copies, folder) : asText(copies, folder));
+    await env.write(env.json ? asJson(copies, folder, warnings) : asText(copies, folder, warnings));
   } finally {
     env.progress.end();
     for (const file of opened) await file.close();
@@ -93,14 +94,15 @@ function rangeOf(text: string | undefined): VolumeRange | undefined {
 }
 
 /** Where nothing is mounted, the folder is one of this machine's own disk. */
-async function warnOfNoMedium(files: readonly OpenedFile[], folder: string, env: Environment): Promise<void> {
-  const device = (await stat(folder).catch(() => undefined))?.dev;
+async function warningsOf(files: readonly OpenedFile[], folder: string): Promise<string[]> {
+  const deviceOf = async (path: string): Promise<number | undefined> =>
+    (await stat(path).catch(() => undefined))?.dev;
+  const device = await deviceOf(folder);
+  if (device === undefined) return [];
   const same = files.find((file) => file.stat.isFile() && file.stat.dev === device);
-  if (same !== undefined) {
-    env.note(
-      `warning: ${folder} is on the file system that ${same.name} is on: is the medium mounted there?`,
-    );
-  }
+  const what = same?.name ?? (device === (await deviceOf("/")) ? "/" : undefined);
+  if (what === undefined) return [];
+  return [`${folder} is on the file system that ${what} is on: is the medium mounted there?`];
 }
 
 const HOW: Record<ReadBack, string> = {
@@ -111,7 +113,7 @@ const HOW: Record<ReadBack, string> = {
   memory: "read back from memory: there is no medium",
 };
 
-function asText(copies: readonly Copy[], folder: string): string {
+function asText(copies: readonly Copy[], folder: string, warnings: readonly string[]): string {
   const lines = copies.flatMap(({ bundle, files, parts, readBack }) => {
     const signed =
       bundle instanceof VerifiedBundle
@@ -127,15 +129,17 @@ function asText(copies: readonly Copy[], folder: string): string {
       }),
     ];
   });
-  if (copies.every(({ readBack }) => readBack !== "memory")) {
+  // Where there may be no medium, nothing is said of one.
+  if (warnings.length === 0 && copies.every(({ readBack }) => readBack !== "memory")) {
     lines.push(`all of it is on the medium: ${folder} can be unmounted, and then taken out`);
   }
   return lines.map((line) => `${printable(line)}\n`).join("");
 }
 
-const asJson = (copies: readonly Copy[], folder: string): string =>
+const asJson = (copies: readonly Copy[], folder: string, warnings: readonly string[]): string =>
   `${JSON.stringify({
     folder,
+    warnings,
     copies: copies.map(({ bundle, files, parts, readBack }) => ({
       file: bundle.name,
       bytes: bundle.size,

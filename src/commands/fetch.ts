@@ -2,8 +2,15 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Command } from "commander";
-import { CHAIN_HINT, chooseChain, type Chain, type ChainStart } from "../carry/chain.js";
-import { fetchBundle, fetchIndex, mirrorAt, startFrom, type FetchOptions } from "../carry/fetch.js";
+import { CHAIN_HINT, chooseChain, FULL_HINT, type Chain, type ChainStart } from "../carry/chain.js";
+import {
+  fetchBundle,
+  fetchIndex,
+  mirrorAt,
+  startFrom,
+  type FetchOptions,
+  type Mirror,
+} from "../carry/fetch.js";
 import { entryLink, type IndexEntry, type MirrorIndex } from "../carry/index-format.js";
 import type { SiteRequest } from "../carry/request.js";
 import { openSeenIndexes } from "../carry/seen.js";
@@ -89,7 +96,7 @@ export async function runFetch(
   options: FetchCommandOptions,
   env: Environment,
 ): Promise<void> {
-  const mirrors = urls.map(parseUrl).map(mirrorAt);
+  const addresses = urls.map(parseUrl);
   const connections = wholeNumber(options.connections, "--connections", 1, CONNECTIONS.most);
   const retries = wholeNumber(options.retries, "--retries", 0, RETRIES.most);
   const timeoutSeconds = wholeNumber(options.timeout, "--timeout", 1, TIMEOUT.most) ?? TIMEOUT.usual;
@@ -118,39 +125,64 @@ export async function runFetch(
       client,
       connections: connections ?? CONNECTIONS.usual,
       retries: retries ?? RETRIES.usual,
-      pause: (failures) =>
-        sleep(Math.min(LONGEST_PAUSE_SECONDS, 2 ** (failures - 1)) * 1000, undefined, { signal: env.signal }),
+      pause(failures, reason) {
+        const seconds = Math.min(LONGEST_PAUSE_SECONDS, 2 ** (failures - 1));
+        // A line that breaks now and then goes on after a second.
+        if (seconds > 1) env.note(`trying again in ${seconds} s: ${reason}`);
+        return sleep(seconds * 1000, undefined, { signal: env.signal });
+      },
       note: (line) => env.note(line),
       progress: env.progress,
       signal: env.signal,
     };
     const seen = await openSeenIndexes(await stateFolder(options));
-    const index = await fetchIndex(mirrors, trust.keys, seen, env.now(), fetching);
-    if (trust.product !== undefined && trust.product !== index.product) {
-      throw new ZferryError(
-        "product-mismatch",
-        `the mirror is of product ${index.product}, this site has ${trust.product}`,
-        { details: { found: index.product, expected: trust.product } },
-      );
+    const choosing = async (): Promise<Chosen> => {
+      const mirrors = addresses.map(mirrorAt);
+      const index = await fetchIndex(mirrors, trust.keys, seen, env.now(), fetching);
+      if (trust.product !== undefined && trust.product !== index.product) {
+        throw new ZferryError(
+          "product-mismatch",
+          `the mirror is of product ${index.product}, this site has ${trust.product}`,
+          { details: { found: index.product, expected: trust.product } },
+        );
+      }
+      const chain =
+        request === undefined
+          ? choose(index, await startOf(index, options), options)
+          : chooseFor(request, options.for as string, index, options);
+      return { mirrors, index, chain };
+    };
+    const brought = new Map<string, FetchedFile>();
+    const bring = async ({ mirrors, index, chain }: Chosen): Promise<void> => {
+      let trusted = trust;
+      for (const { entry } of chain.links) {
+        const file = join(output, entry.path);
+        const isThere = existsSync(file);
+        const bundle = isThere
+          ? await requireSame(file, entry, trusted, env)
+          : await fetchBundle(entry, index.product, mirrors, file, trusted, fetching);
+        trusted = trustAfter(trusted, bundle);
+        if (brought.has(file)) continue;
+        brought.set(file, { file, bytes: entry.size, release: entry.release, fetched: !isThere });
+        if (!env.json) await env.write(`${printable(file)}\n`);
+        if (entry.expires !== undefined && entry.expires * 1000 < env.now().getTime())
+          env.note(`${file} expired at ${formatTime(entry.expires)}`);
+      }
+    };
+    let chosen = await choosing();
+    try {
+      await bring(chosen);
+    } catch (error) {
+      if (!(error instanceof ZferryError) || ![error, ...error.also].some(isGone)) throw error;
+      // What was taken out of the mirror meanwhile is in no index of now.
+      const { index } = chosen;
+      chosen = await choosing();
+      if (chosen.index.counter === index.counter) throw error;
+      env.note(`the mirror was changed, and its index is read again: ${error.message}`);
+      await bring(chosen);
     }
-    const chain =
-      request === undefined
-        ? choose(index, await startOf(index, options), options)
-        : chooseFor(request, options.for as string, index, options);
-    const files: FetchedFile[] = [];
-    let trusted = trust;
-    for (const { entry } of chain.links) {
-      const file = join(output, entry.path);
-      const isThere = existsSync(file);
-      const bundle = isThere
-        ? await requireSame(file, entry, trusted, env)
-        : await fetchBundle(entry, index.product, mirrors, file, trusted, fetching);
-      trusted = trustAfter(trusted, bundle);
-      files.push({ file, bytes: entry.size, release: entry.release, fetched: !isThere });
-      if (!env.json) await env.write(`${printable(file)}\n`);
-      if (entry.expires !== undefined && entry.expires * 1000 < env.now().getTime())
-        env.note(`${file} expired at ${formatTime(entry.expires)}`);
-    }
+    const { index, chain } = chosen;
+    const files = chain.links.map(({ entry }) => brought.get(join(output, entry.path)) as FetchedFile);
     const bytes = files.reduce((sum, file) => sum + (file.fetched ? file.bytes : 0), 0);
     if (env.json) {
       const { product, counter, expires } = index;
@@ -167,6 +199,16 @@ export async function runFetch(
     client.close();
   }
 }
+
+/** What is to be fetched, as an index has it. */
+interface Chosen {
+  readonly mirrors: readonly Mirror[];
+  readonly index: MirrorIndex;
+  readonly chain: Chain<EntryLink>;
+}
+
+/** formats/mirror.md, The folder: a client may come while it changes. */
+const isGone = ({ details: { status } }: ZferryError): boolean => status === 404 || status === 410;
 
 interface FetchedFile {
   readonly file: string;
@@ -238,10 +280,11 @@ function chooseFor(
     if (!(error instanceof ZferryError)) throw error;
     const { code, message, details, hint } = error;
     // As the chain tells it to the site itself.
+    const made = `have a bundle made for it: bundle create --for ${path}`;
     const about = message.replace(/^you have /, "it has ").replaceAll("this site", "it");
     throw new ZferryError(code, `for site ${site}: ${about}`, {
       details,
-      hint: hint?.replace(CHAIN_HINT, `have a bundle made for it: bundle create --for ${path}`),
+      hint: hint?.replace(CHAIN_HINT, made).replace(FULL_HINT, made),
       cause: error,
     });
   }

@@ -1,7 +1,14 @@
 import type { Command } from "commander";
 import type { Receipt } from "../carry/receipt.js";
-import { addReceipt, listSites, placeOf, type KnownSite } from "../carry/sites.js";
-import { ZferryError } from "../errors.js";
+import {
+  checkReceipt,
+  listSites,
+  placeOf,
+  takeReceipt,
+  type CheckedReceipt,
+  type KnownSite,
+} from "../carry/sites.js";
+import { throwAll, ZferryError } from "../errors.js";
 import { formatTable, formatTime, printable, type Environment } from "../report.js";
 import { readBuildConfig } from "../system/settings.js";
 
@@ -37,7 +44,7 @@ async function runSites(
   const sites = await listSites(await readBuildConfig(options.config));
   if (env.json) {
     return env.write(
-      `${JSON.stringify({ sites: sites.map(({ receipt, fault = null }) => ({ ...receipt, fault })) })}\n`,
+      `${JSON.stringify({ sites: sites.map(({ site, receipt, fault = null }) => ({ site, ...receipt, fault })) })}\n`,
     );
   }
   await env.write(asText(sites));
@@ -46,9 +53,22 @@ async function runSites(
 async function runAdd(files: readonly string[], options: SitesOptions, env: Environment): Promise<void> {
   if (files.length === 0) throw new ZferryError("usage", "bundle sites add: name a receipt");
   const config = await readBuildConfig(options.config);
-  const added = [];
+  // All are verified before one is taken.
+  const checked: CheckedReceipt[] = [];
+  const faults: ZferryError[] = [];
   for (const file of files) {
-    const { receipt, taken } = await addReceipt(file, config);
+    try {
+      checked.push(await checkReceipt(file, config));
+    } catch (error) {
+      if (!(error instanceof ZferryError)) throw error;
+      faults.push(error);
+    }
+  }
+  throwAll(faults);
+  const added = [];
+  for (const each of checked) {
+    const { path: file, receipt } = each;
+    const taken = await takeReceipt(each, config);
     added.push({ file, site: receipt.site, taken, installed: receipt.installed });
     if (env.json) continue;
     const what = `site ${receipt.site} with ${describeInstalled(receipt)}`;
@@ -70,7 +90,8 @@ function asText(sites: readonly KnownSite[]): string {
   return formatTable([["SITE", "RELEASE", "SEQUENCE", "LAST", "RECEIPT OF", ""], ...rows]);
 }
 
-function rowOf({ receipt, fault }: KnownSite): string[] {
+function rowOf({ site: name, receipt, fault = "" }: KnownSite): string[] {
+  if (receipt === undefined) return [name, "-", "-", "-", "-", `does not count: ${fault}`];
   const { site, installed, installations, underWay, made } = receipt;
   const [last] = installations;
   const result =
@@ -85,6 +106,6 @@ function rowOf({ receipt, fault }: KnownSite): string[] {
     String(installed?.sequence ?? "-"),
     result,
     formatTime(made),
-    fault === undefined ? "" : `does not count: ${fault}`,
+    fault === "" ? "" : `does not count: ${fault}`,
   ];
 }

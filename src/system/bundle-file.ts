@@ -1,7 +1,7 @@
 import { spawn, type StdioOptions } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { constants, type Stats } from "node:fs";
-import { link, lstat, open, rename, rm, type FileHandle } from "node:fs/promises";
+import { lstat, open, rename, rm, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import type { ByteSource } from "../bundle/members.js";
 import { parseVolumeName, volumeName } from "../bundle/volumes.js";
@@ -119,37 +119,6 @@ async function hintAtVolumes(path: string, error: unknown): Promise<unknown> {
   });
 }
 
-const NO_LINK = new Set(["EXDEV", "EPERM", "EMLINK", "EOPNOTSUPP", "ENOTSUP", "ENOSYS"]);
-const READABLE_BY_ALL = 0o444;
-
-/**
- * Gives an opened bundle's file a second name, which it must not have yet. A web server must be able to read it.
- * @returns false where it must be copied: on another file system, or readable for its owner only
- * @throws ZferryError `output-exists`, `io-failed`
- */
-export async function linkBundleFile({ name, stat }: OpenedFile, path: string): Promise<boolean> {
-  if (!stat.isFile() || (stat.mode & READABLE_BY_ALL) !== READABLE_BY_ALL) return false;
-  const temporary = temporaryBeside(path);
-  try {
-    await link(name, temporary);
-  } catch (error) {
-    if (NO_LINK.has((error as NodeJS.ErrnoException).code ?? "")) return false;
-    throw mapSystemError(error, path);
-  }
-  try {
-    // What has this name now need not be what was opened, and checked.
-    await requireSame(temporary, stat, name);
-    syncPath(temporary);
-    await refuseExisting(path);
-    await writing(path, () => rename(temporary, path));
-  } catch (error) {
-    await rm(temporary, { force: true });
-    throw error;
-  }
-  syncPath(dirname(path));
-  return true;
-}
-
 /** A bundle's file in the making. Nothing has its final name before it is whole and on the disk. */
 export interface NewBundleFile {
   /** How many bytes the head will have, as far as that is known before the first `append`. */
@@ -188,7 +157,7 @@ export async function createBundleFile(path: string, signal: AbortSignal): Promi
   };
   const copyAfter = async (head: Uint8Array): Promise<void> => {
     const bytes = head.length + end - reserved;
-    await writeWhole(path, signal, undefined, async (part) => {
+    await writeWhole(path, signal, {}, async (part) => {
       // Without positions: the copy goes on where these end.
       await writing(path, () => part.writeFile(head));
       for (let at = 0; at < reserved;) at += (await file.read(Buffer.alloc(reserved - at), 0)).bytesRead;
@@ -302,9 +271,18 @@ export function syncingEarly(file: FileHandle): {
   };
 }
 
+/** How a file gets its name. */
+interface Naming {
+  /** The file that is to be replaced, as it was opened; the new one gets its owner and mode. */
+  readonly replace?: Stats;
+  /** Whether the new file takes the place of whatever is there. */
+  readonly over?: boolean;
+  /** Whatever the umask is. */
+  readonly mode?: number;
+}
+
 /**
  * Writes a bundle's file, so that there is the whole of it or nothing.
- * @param options.replace the file that is to be replaced, as it was opened; the new one gets its owner and mode
  * @returns the number of bytes
  * @throws ZferryError `output-exists`, `io-failed`, `no-space`, `interrupted`
  */
@@ -312,10 +290,10 @@ export async function writeBundleFile(
   path: string,
   pieces: AsyncIterable<Uint8Array>,
   signal: AbortSignal,
-  { replace }: { readonly replace?: Stats } = {},
+  naming: Naming = {},
 ): Promise<number> {
   let bytes = 0;
-  await writeWhole(path, signal, replace, async (part) => {
+  await writeWhole(path, signal, naming, async (part) => {
     for await (const piece of pieces) {
       throwIfInterrupted(signal);
       await writing(path, () => writeAll(part, piece, bytes));
@@ -329,7 +307,7 @@ export async function writeBundleFile(
 async function writeWhole(
   path: string,
   signal: AbortSignal,
-  replace: Stats | undefined,
+  { replace, over = false, mode }: Naming,
   write: (part: FileHandle) => Promise<void>,
 ): Promise<void> {
   const temporary = temporaryBeside(path);
@@ -342,11 +320,13 @@ async function writeWhole(
         await writing(path, () => part.chown(replace.uid, replace.gid));
         await writing(path, () => part.chmod(replace.mode & 0o7777));
       }
+      if (mode !== undefined) await writing(path, () => part.chmod(mode));
       await writing(path, () => part.sync());
     } finally {
       await part.close();
     }
-    await (replace === undefined ? refuseExisting(path) : requireSame(path, replace));
+    if (replace !== undefined) await requireSame(path, replace);
+    else if (!over) await refuseExisting(path);
     await writing(path, () => rename(temporary, path));
   } catch (error) {
     await rm(temporary, { force: true });
@@ -368,11 +348,11 @@ async function writing<Value>(path: string, work: () => Promise<Value>): Promise
 }
 
 /** Two who sign one file at a time must not lose a signature. Each has a lock on the file that it opened. */
-async function requireSame(path: string, before: Stats, shown = path): Promise<void> {
+async function requireSame(path: string, before: Stats): Promise<void> {
   const now = await lstat(path).catch(() => undefined);
   if (now?.ino === before.ino && now.dev === before.dev && now.mtimeMs === before.mtimeMs) return;
-  throw new ZferryError("io-failed", `${shown}: was changed or replaced in the meantime`, {
-    details: { file: shown },
+  throw new ZferryError("io-failed", `${path}: was changed or replaced in the meantime`, {
+    details: { file: path },
     hint: "run the same command again",
   });
 }

@@ -109,7 +109,8 @@ export async function openHttp(options: HttpOptions): Promise<HttpClient> {
       let agent = secure;
       if (proxy !== undefined) {
         agent =
-          tunnels.get(proxy.href) ?? new TunnelAgent(proxy, timeoutSeconds, { ...agentOptions, ...tls });
+          tunnels.get(proxy.href) ??
+          new TunnelAgent(proxy, timeoutSeconds, signal, { ...agentOptions, ...tls });
         tunnels.set(proxy.href, agent);
       }
       return https.get(url, { ...common, agent });
@@ -327,11 +328,13 @@ const proxyAuthorization = ({ username, password }: URL): http.OutgoingHttpHeade
 class TunnelAgent extends https.Agent {
   readonly #proxy: URL;
   readonly #timeoutSeconds: number;
+  readonly #signal: AbortSignal;
 
-  constructor(proxy: URL, timeoutSeconds: number, options: https.AgentOptions) {
+  constructor(proxy: URL, timeoutSeconds: number, signal: AbortSignal, options: https.AgentOptions) {
     super(options);
     this.#proxy = proxy;
     this.#timeoutSeconds = timeoutSeconds;
+    this.#signal = signal;
   }
 
   override createConnection(
@@ -348,6 +351,8 @@ class TunnelAgent extends https.Agent {
         path: target,
         agent: false,
         timeout: this.#timeoutSeconds * 1000,
+        // The request that waits for this connection has no socket that it could end.
+        signal: this.#signal,
         headers: { Host: target, ...proxyAuthorization(this.#proxy) },
       })
       .once("connect", ({ statusCode }, socket) => {

@@ -1,10 +1,10 @@
 import { constants, type Stats } from "node:fs";
-import { chmod, lstat, open, rename, rm, stat, statfs, type FileHandle } from "node:fs/promises";
+import { access, chmod, lstat, open, rename, rm, stat, statfs, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { systemCode, ZferryError } from "../errors.js";
 import { syncingEarly, writeAll } from "./bundle-file.js";
 import { mapSystemError, syncPath } from "./files.js";
-import { lockDescriptor } from "./lock.js";
+import { openLocked } from "./part-file.js";
 import { run } from "./process.js";
 
 /** A folder on what is carried, and what is known of its file system. */
@@ -41,7 +41,10 @@ export type ReadBack = "direct" | "asked" | "fuse" | "zfs" | "memory";
 
 /** @throws ZferryError `io-failed` when it is no folder */
 export async function openMedium(folder: string): Promise<Medium> {
-  const found = await stat(folder).catch(() => undefined);
+  const found = await stat(folder).catch((error: unknown) => {
+    if (systemCode(error) === "ENOENT") return undefined;
+    throw mapSystemError(error, folder);
+  });
   if (found?.isDirectory() !== true) {
     throw new ZferryError(
       "io-failed",
@@ -54,6 +57,18 @@ export async function openMedium(folder: string): Promise<Medium> {
   }
   const { type, bavail, bsize } = await statfs(folder);
   return { folder, free: bavail * bsize, blockBytes: bsize, fat: type === MSDOS, stat: found };
+}
+
+/**
+ * Refuses what cannot be written to before the work of reading what would go there.
+ * @throws ZferryError `io-failed`
+ */
+export async function requireWritable({ folder }: Medium): Promise<void> {
+  try {
+    await access(folder, constants.W_OK | constants.X_OK);
+  } catch (error) {
+    throw mapSystemError(error, folder);
+  }
 }
 
 /**
@@ -148,7 +163,6 @@ export const partialOf = (path: string): string => join(dirname(path), `.${basen
  */
 export async function openPartial(path: string): Promise<PartialFile> {
   const partial = partialOf(path);
-  const { O_RDWR, O_CREAT, O_NOFOLLOW, O_NONBLOCK } = constants;
   const told = async <Value>(work: () => Promise<Value>): Promise<Value> => {
     try {
       return await work();
@@ -158,44 +172,33 @@ export async function openPartial(path: string): Promise<PartialFile> {
       throw goingOn(mapSystemError(error, path));
     }
   };
-  const handle = await open(partial, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0o644).catch(
-    (error: unknown) => {
-      throw isInTheWay(error) ? mapSystemError(error, partial) : goingOn(mapSystemError(error, path));
+  const { file: handle, stat } = await openLocked(partial, {
+    message: `${path}: another process is copying to it`,
+    hint: "wait for it to end",
+  }).catch((error: unknown) => {
+    if (error instanceof ZferryError) throw error;
+    throw isInTheWay(error) ? mapSystemError(error, partial) : goingOn(mapSystemError(error, path));
+  });
+  const early = syncingEarly(handle);
+  return {
+    path: partial,
+    size: stat.size,
+    truncate: (size) => told(() => handle.truncate(size)),
+    write: (bytes, offset) =>
+      told(async () => {
+        await writeAll(handle, bytes, offset);
+        await early.wrote(bytes.length);
+      }),
+    sync: () =>
+      told(async () => {
+        await early.ended();
+        await handle.sync();
+      }),
+    async close() {
+      await early.ended().catch(() => undefined);
+      await handle.close();
     },
-  );
-  try {
-    const found = await handle.stat();
-    if (!found.isFile()) {
-      throw new ZferryError("io-failed", `${partial}: is not a regular file`, { details: { file: partial } });
-    }
-    lockDescriptor(handle.fd, path, {
-      message: `${path}: another process is copying to it`,
-      hint: "wait for it to end",
-    });
-    const early = syncingEarly(handle);
-    return {
-      path: partial,
-      size: found.size,
-      truncate: (size) => told(() => handle.truncate(size)),
-      write: (bytes, offset) =>
-        told(async () => {
-          await writeAll(handle, bytes, offset);
-          await early.wrote(bytes.length);
-        }),
-      sync: () =>
-        told(async () => {
-          await early.ended();
-          await handle.sync();
-        }),
-      async close() {
-        await early.ended().catch(() => undefined);
-        await handle.close();
-      },
-    };
-  } catch (error) {
-    await handle.close();
-    throw error;
-  }
+  };
 }
 
 /** No copy left it: it has to be removed. */
@@ -209,6 +212,8 @@ function goingOn(error: unknown): unknown {
     const volumes = "it takes no file of this size: --volume-size 4095M writes volumes";
     return new ZferryError(code, message, { details, hint: volumes, cause: error });
   }
+  // Another time it would be the same.
+  if (["EACCES", "EPERM", "EROFS"].includes(String(details["reason"]))) return error;
   const again = "run the same command again: it goes on where it stopped";
   return new ZferryError(code, message, {
     details,

@@ -1,4 +1,4 @@
-import { constants } from "node:fs";
+import { constants, type Stats } from "node:fs";
 import { lstat, open, rename, rm, statfs, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import type { ByteSource } from "../bundle/members.js";
@@ -22,8 +22,39 @@ export interface PartFile extends ByteSource {
 }
 
 const PIECE_BYTES = 256 << 10;
+const LOCK_TRIES = 10;
 
 export const partOf = (path: string): string => join(dirname(path), `.${basename(path)}.part`);
+
+/**
+ * Opens a file in the making, or begins it, and locks it until it is closed.
+ * @returns also its state under the lock
+ * @throws ZferryError `site-busy` with what `busy` says, `io-failed` for what is no regular file; else the system's own error
+ */
+export async function openLocked(
+  path: string,
+  busy: { readonly message: string; readonly hint: string },
+): Promise<{ file: FileHandle; stat: Stats }> {
+  const { O_CREAT, O_NOFOLLOW, O_NONBLOCK, O_RDWR } = constants;
+  for (let tries = 0; tries < LOCK_TRIES; tries += 1) {
+    const file = await open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0o644);
+    try {
+      if (!(await file.stat()).isFile()) {
+        throw new ZferryError("io-failed", `${path}: is not a regular file`, { details: { file: path } });
+      }
+      lockDescriptor(file.fd, path, busy);
+      const stat = await file.stat();
+      const named = await lstat(path).catch(() => undefined);
+      if (named?.ino === stat.ino && named.dev === stat.dev) return { file, stat };
+    } catch (error) {
+      await file.close();
+      throw error;
+    }
+    // Who had the lock gave the file its final name, or removed it: what is there by now is another one.
+    await file.close();
+  }
+  throw new ZferryError("site-busy", busy.message, { details: { file: path }, hint: busy.hint });
+}
 
 /**
  * Opens the part of a file that will have `size` bytes.
@@ -38,25 +69,20 @@ export async function openPartFile(path: string, size: number): Promise<PartFile
       throw mapSystemError(error, what);
     }
   };
-  const { O_CREAT, O_NOFOLLOW, O_NONBLOCK, O_RDWR } = constants;
-  const flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK;
-  const file = await guarded(() => open(part, flags, 0o644), part);
-  let isOurs = false;
+  const { file, stat } = await guarded(
+    () =>
+      openLocked(part, {
+        message: `${part} is locked: another process is downloading it`,
+        hint: "wait for it to end",
+      }),
+    part,
+  );
   const close = async (): Promise<void> => {
     // While it is locked: nobody else has it.
-    if (isOurs && (await file.stat()).size === 0) await rm(part, { force: true });
+    if ((await file.stat()).size === 0) await rm(part, { force: true });
     await file.close();
   };
   try {
-    const stat = await file.stat();
-    if (!stat.isFile()) {
-      throw new ZferryError("io-failed", `${part}: is not a regular file`, { details: { file: part } });
-    }
-    lockDescriptor(file.fd, part, {
-      message: `${part} is locked: another process is downloading it`,
-      hint: "wait for it to end",
-    });
-    isOurs = true;
     if (stat.size > size) await guarded(() => file.truncate(size));
     await requireSpace(part, size - Math.min(size, stat.blocks * 512));
   } catch (error) {

@@ -18,6 +18,7 @@ import { afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest
 import { copyBundles, type Copy, type CopyOptions } from "../../src/carry/copy.js";
 import { openBundleFile } from "../../src/system/bundle-file.js";
 import { openPartial } from "../../src/system/medium.js";
+import { openPartFile, partOf } from "../../src/system/part-file.js";
 import { input, pack, PUBLIC_KEY, refusal, TRUST } from "../bundle/support.js";
 import { begin, end, seal, write } from "../stream/support.js";
 import { generateKeyPair } from "../../src/trust/minisign.js";
@@ -184,6 +185,36 @@ describe("nothing is copied", () => {
       await other.close();
     }
   });
+});
+
+// The lock was on a file that another copy had given its name since it was opened: that one was cut and written again.
+test.each<[string, () => Promise<{ path: string; size: number; close(): Promise<void> }>, string]>([
+  ["a copy", () => openPartial(onStick("R2.bundle")), ".R2.bundle.partial"],
+  [
+    "a download",
+    async () => {
+      const file = await openPartFile(onStick("R2.bundle"), 9);
+      await file.write(0, Buffer.from("new"));
+      return { path: partOf(onStick("R2.bundle")), size: 0, close: () => file.close() };
+    },
+    ".R2.bundle.part",
+  ],
+])("%s does not write to a file that gets its name before the lock is there", async (_, opening, name) => {
+  writeFileSync(onStick(name), "of another");
+  const bin = join(folder, "bin");
+  mkdirSync(bin);
+  const { PATH } = process.env;
+  const move = `[ -e "${onStick("R2.bundle")}" ] || mv "${onStick(name)}" "${onStick("R2.bundle")}"`;
+  writeFileSync(join(bin, "flock"), `#!/bin/sh\n${move}\nPATH="${PATH}"\nexec flock "$@"\n`, { mode: 0o755 });
+  process.env["PATH"] = `${bin}:${PATH}`;
+  try {
+    const { path, size, close } = await opening();
+    expect([path, size]).toEqual([onStick(name), 0]);
+    await close();
+  } finally {
+    process.env["PATH"] = PATH;
+  }
+  expect(readFileSync(onStick("R2.bundle"), "utf8")).toBe("of another");
 });
 
 describe("a medium that fails", () => {

@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { createServer, type AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -100,6 +101,9 @@ const fetchFrom = (from: readonly FaultServer[], changed: Partial<FetchOptions> 
     options(changed),
   );
 
+const rangeStart = (asked: FaultServer["asked"][number] | undefined): number =>
+  Number(/=([0-9]+)-/.exec(asked?.range ?? "")?.[1]);
+
 describe("a bundle", () => {
   test("comes from an honest server, and nothing else is left", async () => {
     const { identity } = await fetchFrom([await serve(() => "none")]);
@@ -194,8 +198,38 @@ describe("a bundle", () => {
     const again = await serve(() => "none");
     await fetchFrom([again]);
     expect(readFileSync(target()).equals(whole)).toBe(true);
-    const asked = again.asked.map(({ range = "" }) => Number(/=([0-9]+)-/.exec(range)?.[1]));
+    const asked = again.asked.map(rangeStart);
     expect(Math.min(...asked)).toBeGreaterThan(100_000);
+  });
+
+  // What came of a head was thrown away each time, so that none ever came over a line that breaks before its end.
+  test.each([
+    ["at the half of what was asked for", 0.5, 0],
+    ["at a hundredth", 0.01, 20],
+  ])("comes over a line that breaks %s of its head", async (_, random, retries) => {
+    const [first] = (await Bundle.readUnverified(sourceOf(whole))).storedMembers;
+    const server = await serve(
+      () => (rangeStart(server.asked.at(-1)) < (first?.offset ?? 0) - 512 ? "cut" : "none"),
+      () => random,
+    );
+    await fetchFrom([server], { retries, connections: 1 });
+    expect(readFileSync(target()).equals(whole)).toBe(true);
+  });
+
+  test("comes over a line that breaks again and again within a long head, for each time 64 KiB of it came", async () => {
+    const long = await pack({ notes: "𝄞".repeat(65_536) });
+    const has = new Map([["R2.bundle", long]]);
+    let turn = 0;
+    const server = await serve(
+      () => ((turn += 1) <= 2 ? "cut" : "none"),
+      () => 0.4,
+      has,
+    );
+    await fetchFrom([server], { retries: 1, connections: 1 }, await entryOfBytes(long));
+    const came = Math.floor(0.4 * (256 << 10));
+    const more = Math.floor(0.4 * (long.length - came));
+    expect(server.asked.slice(0, 3).map(rangeStart)).toEqual([0, came, came + more]);
+    expect(readFileSync(target()).equals(long)).toBe(true);
   });
 
   test("is not spoilt by what lies in its part", async () => {
@@ -287,6 +321,26 @@ test(`200 faulty downloads: none is accepted wrong, and all but the impossible c
     if (fault !== "none") expect([fault, met.get(fault)]).toEqual([fault, expect.toSatisfy((n) => n >= 10)]);
   }
   expect(met.get("stall")).toBeGreaterThan(0);
+});
+
+// It waited until the time was over.
+test("an interruption ends the wait for a proxy that says nothing", async () => {
+  const proxy = createServer(() => stop.controller.abort());
+  await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
+  const { port } = proxy.address() as AddressInfo;
+  const patient = await openHttp({
+    caFile: undefined,
+    bytesPerSecond: undefined,
+    timeoutSeconds: 600,
+    signal: stop.controller.signal,
+    env: { https_proxy: `http://127.0.0.1:${port}` },
+  });
+  try {
+    expect((await refusal(() => patient.get(new URL("https://mirror.example/")))).code).toBe("interrupted");
+  } finally {
+    patient.close();
+    proxy.close();
+  }
 });
 
 describe("an index", () => {

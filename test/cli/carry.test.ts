@@ -191,10 +191,42 @@ describe("bundle sites", () => {
     expect((await sites()).stdout.toString()).toContain("does not count: its key is not known any more");
   });
 
-  test("says which file of its folder is damaged", async () => {
-    mkdirSync(folder.file("receipts"));
+  // Of all sites none was shown then.
+  test("shows a file of its folder that is no receipt, and all the others", async () => {
+    await receipt("-o", "out");
+    await sites("add", "out");
+    writeFileSync(folder.file("receipts/mine.receipt"), "{");
+    const { status, stdout } = await sites();
+    const [, mine, plant] = stdout.toString().split("\n");
+    expect([status, mine, plant]).toEqual([
+      0,
+      expect.stringMatching(/^mine .* does not count: .*receipts\/mine\.receipt/),
+      expect.stringMatching(/^plant /),
+    ]);
+    expect(JSON.parse((await sites("--json")).stdout.toString())).toMatchObject({
+      sites: [
+        { site: "mine", fault: expect.any(String) as string },
+        { site: "plant", fault: null },
+      ],
+    });
     writeFileSync(folder.file("receipts/plant.receipt"), "{");
-    expect(told(await sites()).message).toContain("receipts/plant.receipt");
+    const refused = told(await sites("add", "out"));
+    expect([refused.status, refused.hint]).toEqual([
+      10,
+      `if it cannot be mended, remove ${folder.file("receipts/plant.receipt")}`,
+    ]);
+  });
+
+  // Those before the first that is refused were taken, and that one was not named.
+  test("takes all receipts or none, and names each that is refused, with its site", async () => {
+    await receipt("-o", "good");
+    configureSite(signing().replace("plant", "other"));
+    await receipt("-o", "bad");
+    copyFileSync(keyFile("low-memory.pub"), folder.file("sites/other.pub"));
+    const { status, stderr } = await sites("add", "good", "bad", EXAMPLE);
+    expect([status, stderr]).toEqual([11, expect.stringMatching(/^bundle: receipt bad of site other: /)]);
+    expect(stderr).toContain(EXAMPLE);
+    expect(existsSync(folder.file("receipts"))).toBe(false);
   });
 });
 

@@ -2,6 +2,7 @@ import { spawnSync } from "node:child_process";
 import { randomBytes, randomInt } from "node:crypto";
 import { once } from "node:events";
 import {
+  chmodSync,
   closeSync,
   copyFileSync,
   mkdirSync,
@@ -123,7 +124,7 @@ describe("bundle copy", () => {
       stderr: "warning: to is on the file system that R2.bundle is on: is the medium mounted there?\n",
     });
     expect(signed.stdout.toString()).toMatch(
-      /^R2\.bundle: 8\.5 KiB, signed by 0E07B77755AB6E15 \(.*\)\n {2}to\/R2\.bundle: copied, 8\.5 KiB; read back .*\n/,
+      /^R2\.bundle: 8\.5 KiB, signed by 0E07B77755AB6E15 \(.*\)\n {2}to\/R2\.bundle: copied, 8\.5 KiB; read back .*\n$/,
     );
     const again = await runHere("copy", "R2.bundle", "to");
     expect(again.status).toBe(0);
@@ -138,6 +139,7 @@ describe("bundle copy", () => {
     const { stdout } = await runHere("copy", "R2.bundle", "to", "--json", "--volume-size", "5000");
     expect(JSON.parse(stdout.toString())).toEqual({
       folder: "to",
+      warnings: ["to is on the file system that R2.bundle is on: is the medium mounted there?"],
       copies: [
         {
           file: "R2.bundle",
@@ -277,7 +279,74 @@ describe.skipIf(!hasMounts)("a folder in memory", () => {
   });
 });
 
+// The whole bundle was read first, and the hint was to run the same again.
+test("a folder that this user may not write to, or not enter, is refused before the bundle is read", async () => {
+  putNoise();
+  // Past its head nothing is right, but it is not looked at.
+  const damaged = openSync(folder.file("R2.bundle"), "r+");
+  writeSync(damaged, Buffer.alloc(8), 0, 8, 20 * MIB);
+  closeSync(damaged);
+  for (const name of ["to", "shut/to"]) mkdirSync(folder.file(name), { recursive: true });
+  chmodSync(folder.path, 0o755);
+  chmodSync(folder.file("to"), 0o555);
+  chmodSync(folder.file("shut"), 0o700);
+  const user = process.getuid?.() === 0 ? { uid: 65_534, gid: 65_534 } : {};
+  if (process.getuid?.() !== 0) chmodSync(folder.file("shut"), 0o000);
+  const tried = (to: string): object => {
+    const args = [CLI, "copy", "R2.bundle", to, "-q"];
+    const { status, stderr } = spawnSync(process.execPath, args, {
+      cwd: folder.path,
+      encoding: "utf8",
+      ...user,
+    });
+    return { status, said: stderr.replace(/^warning: .*\n/, "") };
+  };
+  const denied = (call: string, to: string) => ({
+    status: 16,
+    said: `bundle: cannot ${call} ${to}: permission denied\n`,
+  });
+  expect(tried("to")).toEqual(denied("access", "to"));
+  expect(tried("shut/to")).toEqual(denied("stat", "shut/to"));
+  chmodSync(folder.file("shut"), 0o700);
+});
+
 describe.skipIf(!hasSticks)("sticks", () => {
+  test("that are write-protected are refused before the bundle is read, and compared where it is there", async () => {
+    putNoise();
+    const point = stick("one", 64);
+    expect((await runHere("copy", "R2.bundle", "one")).status).toBe(0);
+    must("mount", "-o", "remount,ro", point);
+    expect((await runHere("copy", "R2.bundle", "one")).stdout.toString()).toContain("is there already");
+    const { status, message, hint } = told(await runHere("copy", "R2.bundle", "one", "--volume-size", "9M"));
+    expect([status, message, hint]).toEqual([
+      16,
+      "cannot access one: the file system is read-only",
+      expect.stringMatching(/^mount it for writing, such as: [^;]*$/),
+    ]);
+  });
+
+  // Nothing was said, but that the medium could be taken out.
+  test("a folder of the system's own disk is told, wherever the bundle comes from", async () => {
+    const here = mkdtempSync("/zferry-copy-");
+    try {
+      copyFileSync(EXAMPLE, join(stick("one", 12), "R2.bundle"));
+      const { status, stdout, stderr } = await runHere("copy", "one/R2.bundle", here);
+      expect([status, stderr]).toEqual([
+        0,
+        `warning: ${here} is on the file system that / is on: is the medium mounted there?\n`,
+      ]);
+      expect(stdout.toString()).not.toContain("all of it is on the medium");
+      stick("two", 12);
+      const mounted = await runHere("copy", "one/R2.bundle", "two");
+      expect([mounted.stderr, mounted.stdout.toString()]).toEqual([
+        "",
+        expect.stringMatching(/\nall of it is on the medium: two can be unmounted, and then taken out\n$/),
+      ]);
+    } finally {
+      rmSync(here, { recursive: true });
+    }
+  });
+
   test("three of them carry a bundle that none has room for, as each says", async () => {
     putNoise();
     const sticks = ["one", "two", "three"].map((name) => stick(name, 12));

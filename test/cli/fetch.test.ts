@@ -6,7 +6,12 @@ import { connect, createServer, type AddressInfo } from "node:net";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { encodeRequest, type SiteRequest } from "../../src/carry/request.js";
 import { encodeRecord } from "../../src/stream/records.js";
-import { encodePublicKey, generateKeyPair, publicKeyLine } from "../../src/trust/minisign.js";
+import {
+  encodePublicKey,
+  encodeSecretKey,
+  generateKeyPair,
+  publicKeyLine,
+} from "../../src/trust/minisign.js";
 import { input, KEY, pack, PUBLIC_KEY } from "../bundle/support.js";
 import { begin, end as endRecord, seal, TOGUID } from "../stream/support.js";
 import { CLI, ended, errorOf, inFolder, PUBLIC, run, SECRET, told, type Running } from "./support.js";
@@ -169,6 +174,15 @@ describe("bundle fetch from nginx", () => {
       ...readFileSync(folder.file("access.log"), "utf8").matchAll(/bundle HTTP\/1\.1" 206 ([0-9]+)/g),
     ];
     expect(sent.reduce((sum, [, bytes]) => sum + Number(bytes), 0)).toBeLessThan(r2.length);
+  });
+
+  test("tells why it waits, and how long", async () => {
+    await nginx(port, "location ~ bundle$ { return 503; }");
+    const { status, stderr } = await fetch([address(), ...FROM, "--retries", "2"]);
+    expect([status, stderr]).toEqual([
+      16,
+      expect.stringMatching(/^trying again in 2 s: (http:.*\.bundle: the server answers 503)\nbundle: \1\n/),
+    ]);
   });
 
   test("is not faster than it may be", async () => {
@@ -351,6 +365,24 @@ describe("bundle fetch --for", () => {
     });
   });
 
+  // The hint was --full, which is refused beside --for.
+  test("names it also where the mirror has a full bundle only", async () => {
+    const stream = seal([
+      begin({ toname: "tank/usr@R3", fromguid: 0n, toguid: 3n }),
+      endRecord({ toguid: 3n }),
+    ]);
+    const release = { name: "R3", sequence: 3 };
+    writeFileSync(folder.file("full.bundle"), await pack({ release, streams: [input("usr", stream)] }));
+    await run(["mirror", "add", "full.bundle", "m", "--key", SECRET], { cwd: folder.path });
+    write(signed());
+    const { status, message, hint } = told(await fetch([address(), ...SIGNED]));
+    expect([status, message, hint]).toEqual([
+      13,
+      "for site plant: it has no known release, and the newest here, R3, is here as a full bundle only",
+      "have a bundle made for it: bundle create --for plant.request; as far as what is here leads: --to R2",
+    ]);
+  });
+
   test.each([
     [-40 * 86_400, /was made at .*, 40 days ago: the site may have another release by now\n/],
     [3 * 86_400, /was made at .*, which is yet to come: the site's clock is wrong, or this one\n/],
@@ -380,6 +412,50 @@ describe("bundle fetch", () => {
     writeFileSync(folder.file("m/index.signed"), old);
     expect(errorOf(await fetch([address(), ...FROM, "--json"])).code).toBe("index-rolled-back");
     expect(fetched()).toEqual([]);
+  });
+
+  // It ended with the 404, and the specification said that it reads the index again.
+  test("reads the index again where what it named is gone by then, and not where nothing changed", async () => {
+    const inPath = { cwd: folder.path };
+    writeFileSync(folder.file("other.key"), await encodeSecretKey(generateKeyPair().secretKey, undefined));
+    spawnSync("cp", ["-r", "m", "later"], inPath);
+    await run(["sign", "R2.bundle", "--key", "other.key"], inPath);
+    await run(["mirror", "add", "R2.bundle", "later", "--key", SECRET], inPath);
+    let now = "m";
+    const asked: string[] = [];
+    const server = createHttpServer(({ url = "", headers }, response) => {
+      asked.push(url.slice(1, 4));
+      if (url.endsWith(".bundle") && now === "m") now = "later";
+      const path = folder.file(`${now}${url}`);
+      if (!existsSync(path)) return void response.writeHead(404).end();
+      const [, from, to] = /^bytes=([0-9]+)-([0-9]+)$/.exec(headers.range ?? "") ?? [];
+      const bytes = readFileSync(path);
+      if (from === undefined) return void response.end(bytes);
+      const range = `bytes ${from}-${to}/${bytes.length}`;
+      response.writeHead(206, { "Content-Range": range }).end(bytes.subarray(Number(from), Number(to) + 1));
+    });
+    await new Promise<void>((resolve) => server.listen(port, "127.0.0.1", resolve));
+    const { status, stderr } = await fetch([address(), ...FROM]);
+    expect([status, stderr]).toEqual([
+      0,
+      expect.stringMatching(
+        /^the mirror was changed, and its index is read again: .*: the server answers 404\nrelease R2: 1 bundle, /,
+      ),
+    ]);
+    const [name = ""] = fetched();
+    expect(readFileSync(folder.file(`out/${name}`)).equals(readFileSync(folder.file("R2.bundle")))).toBe(
+      true,
+    );
+
+    rmSync(folder.file(`out/${name}`));
+    rmSync(folder.file(`later/${name}`));
+    asked.length = 0;
+    expect(told(await fetch([address(), ...FROM])).message).toBe(
+      `${address()}${name}: the server answers 404`,
+    );
+    expect(asked).toEqual(["ind", "R2-", "ind"]);
+    server.close();
+    server.closeAllConnections();
   });
 
   test("goes on over a change of keys, and by no other key", async () => {

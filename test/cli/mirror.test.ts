@@ -1,4 +1,4 @@
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import {
   chmodSync,
   copyFileSync,
@@ -9,6 +9,7 @@ import {
   readFileSync,
   rmSync,
   statSync,
+  symlinkSync,
   utimesSync,
   writeFileSync,
 } from "node:fs";
@@ -16,7 +17,7 @@ import { beforeEach, describe, expect, test } from "vitest";
 import { encodeIndex, verifyIndex } from "../../src/carry/index-format.js";
 import { encodePublicKey, encodeSecretKey, generateKeyPair } from "../../src/trust/minisign.js";
 import { flipped, KEY, pack, PUBLIC_KEY } from "../bundle/support.js";
-import { errorOf, inFolder, PUBLIC, run, SECRET, told } from "./support.js";
+import { CLI, errorOf, inFolder, PUBLIC, run, SECRET, told } from "./support.js";
 
 const folder = inFolder();
 const runHere = (...args: string[]) => run(args, { cwd: folder.path });
@@ -59,13 +60,39 @@ describe("bundle mirror add", () => {
     expect(statSync(folder.file("m/index.signed")).mode & 0o777).toBe(0o644);
   });
 
-  test("links what everyone may read, and copies what not", async () => {
+  // A hard link was made: what was written to the given name later was what the mirror had.
+  test("copies, so that what is done to the given file later changes nothing", async () => {
     chmodSync(folder.file("R3.bundle"), 0o600);
-    await mirror("add", "R2.bundle", "R3.bundle", "m");
-    const [two, three] = bundles().map((name) => statSync(folder.file(`m/${name}`)));
-    expect(two?.ino).toBe(statSync(folder.file("R2.bundle")).ino);
-    expect(three?.ino).not.toBe(statSync(folder.file("R3.bundle")).ino);
-    expect((three?.mode ?? 0) & 0o777).toBe(0o644);
+    copyFileSync(folder.file("R2.bundle"), folder.file("next.bundle"));
+    await mirror("add", "next.bundle", "m");
+    copyFileSync(folder.file("R3.bundle"), folder.file("next.bundle"));
+    await mirror("add", "next.bundle", "m");
+    const [two, three] = bundles().map((name) => folder.file(`m/${name}`)) as [string, string];
+    expect([readFileSync(two).equals(r2), readFileSync(three).equals(r3)]).toEqual([true, true]);
+    expect(statSync(three).mode & 0o777).toBe(0o644);
+    // As older versions left it.
+    linkSync(two, folder.file("linked.bundle"));
+    await mirror("add", "R2.bundle", "m");
+    expect(statSync(two).nlink).toBe(1);
+  });
+
+  test.each<[string, (path: string) => void, string]>([
+    ["gone", (path) => rmSync(path), "is no file that is there"],
+    ["another file", (path) => writeFileSync(path, r3.subarray(1)), `has ${r3.length - 1} bytes`],
+    ["a link", (path) => (rmSync(path), symlinkSync("../R2.bundle", path)), "is no file that is there"],
+  ])("does not list again what is %s by now", async (_, change, what) => {
+    await mirror("add", "R2.bundle", "m");
+    const [name = ""] = bundles();
+    change(folder.file(`m/${name}`));
+    const before = [files(), readFileSync(folder.file("m/index.signed"), "hex")];
+    expect(told(await mirror("add", "R3.bundle", "m"))).toEqual({
+      status: 12,
+      message: `m/${name}: ${what}, the index says ${r2.length} bytes`,
+      hint: "add that bundle again in the same command, or list what is there: bundle mirror index m",
+    });
+    expect([files(), readFileSync(folder.file("m/index.signed"), "hex")]).toEqual(before);
+    expect((await mirror("add", "R2.bundle", "R3.bundle", "m")).status).toBe(0);
+    expect(readFileSync(folder.file(`m/${name}`)).equals(r2)).toBe(true);
   });
 
   test("adds one at a time; the counter rises, and what is there stays", async () => {
@@ -87,6 +114,25 @@ describe("bundle mirror add", () => {
     expect(bundles()).toEqual([after]);
     expect(after).not.toBe(before);
     expect((await index()).bundles[0]?.signers).toHaveLength(2);
+  });
+
+  // It took the place of the one with more, whose signature was lost.
+  test("a bundle with one signature less does not, and is told", async () => {
+    copyFileSync(folder.file("R2.bundle"), folder.file("both.bundle"));
+    await runHere("sign", "both.bundle", "--key", "other.key");
+    await mirror("add", "both.bundle", "m");
+    const [both = ""] = bundles();
+    const { status, stderr } = await mirror("add", "R2.bundle", "R3.bundle", "m");
+    expect([status, stderr]).toEqual([
+      0,
+      `R2.bundle is the same bundle as ${both}, which stays: that one is also signed by ${other.publicKey.keyId}\n`,
+    ]);
+    expect(bundles()).toEqual([both, expect.stringMatching(/^R3-/)]);
+    expect((await index()).bundles[0]?.signers).toHaveLength(2);
+    // It is better than none.
+    rmSync(folder.file(`m/${both}`));
+    await mirror("add", "R2.bundle", "m");
+    expect((await index()).bundles[0]?.signers).toEqual([KEY.keyId]);
   });
 
   test("takes an index key of its own, with --trust for the bundles'", async () => {
@@ -139,6 +185,49 @@ describe("bundle mirror add", () => {
       11,
       "bundle mirror index makes it anew, of all the bundles that are there",
     ]);
+  });
+
+  // Only what was added was listed then, and all the rest unpublished, with exit status 0.
+  test("where the index is missing, lists what lies there too", async () => {
+    await mirror("add", "R2.bundle", "m");
+    rmSync(folder.file("m/index.signed"));
+    const { status, stderr } = await mirror("add", "R3.bundle", "m");
+    expect([status, stderr]).toEqual([0, "m has no index.signed: what lies there is listed, bundles: 1\n"]);
+    expect((await index()).bundles.map(({ release }) => release.name)).toEqual(["R2", "R3"]);
+
+    rmSync(folder.file("m/index.signed"));
+    writeFileSync(folder.file("office.bundle"), await pack({ product: "office" }));
+    expect(errorOf(await mirror("add", "office.bundle", "m", "--json")).code).toBe("product-mismatch");
+    writeFileSync(folder.file("m/torn.bundle"), r3.subarray(0, 1_000));
+    const torn = await mirror("add", "R3.bundle", "m");
+    expect([torn.status, torn.stderr]).toEqual([12, expect.stringMatching(/^bundle: m\/torn\.bundle: /)]);
+    expect(existsSync(folder.file("m/index.signed"))).toBe(false);
+  });
+
+  // Only its size was compared: the damaged one stayed, with exit status 0.
+  test("puts a whole bundle in the place of one that is damaged, and says when it is there already", async () => {
+    await mirror("add", "R2.bundle", "m");
+    const [name = ""] = bundles();
+    const same = await mirror("add", "R2.bundle", "m");
+    expect([same.status, same.stderr]).toEqual([0, `R2.bundle is there already: ${name}\n`]);
+    expect((await mirror("add", `m/${name}`, "m")).stderr).toBe(`m/${name} is there already: ${name}\n`);
+    for (const at of [700, r2.length - 1_500]) {
+      writeFileSync(folder.file(`m/${name}`), flipped(r2, at));
+      const { status, stdout, stderr } = await mirror("add", "R2.bundle", "m");
+      expect([status, stderr]).toEqual([0, expect.stringContaining(`m/${name} is replaced by R2.bundle: `)]);
+      expect(stdout.toString()).toContain(`added ${name}`);
+      expect(readFileSync(folder.file(`m/${name}`)).equals(r2)).toBe(true);
+    }
+  });
+
+  test("makes what a web server can read, whatever the umask is", async () => {
+    const args = [process.execPath, CLI, "mirror", "add", "R2.bundle", "a/m", "--key", SECRET];
+    const command = args.map((word) => `'${word}'`).join(" ");
+    expect(spawnSync("sh", ["-c", `umask 077; ${command}`], { cwd: folder.path }).status).toBe(0);
+    const modes = ["a", "a/m", ...readdirSync(folder.file("a/m")).map((name) => `a/m/${name}`)].map((name) =>
+      (statSync(folder.file(name)).mode & 0o777).toString(8),
+    );
+    expect(modes).toEqual(["755", "755", "644", "644", "644"]);
   });
 
   test("killed while it copies, leaves nothing that the next one does not remove", async () => {
