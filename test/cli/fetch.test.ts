@@ -212,6 +212,29 @@ describe("bundle fetch from nginx", () => {
   });
 });
 
+describe("bundle fetch through a proxy that cannot be", () => {
+  // The first ended with status 1; of the second another variable was named, and also where no proxy is needed.
+  test.each([
+    [
+      { http_proxy: "http://us%er:secret@127.0.0.1:9" },
+      "http_proxy: the proxy's user and password have a % that begins no %XX; a % itself is %25",
+    ],
+    [
+      { all_proxy: "socks5://u:secret@127.0.0.1:9" },
+      "all_proxy: the proxy must be an address that begins with http://",
+    ],
+  ])("names the variable of %j, and nothing of a password", async (env, message) => {
+    await nginx(port);
+    expect(told(await fetch([address(), ...FROM], env))).toEqual({
+      status: 2,
+      message,
+      hint: "no_proxy names the servers that need no proxy",
+    });
+    expect((await fetch([address(), ...FROM], { ...env, no_proxy: "127.0.0.1" })).status).toBe(0);
+    expect(isWhole()).toBe(true);
+  });
+});
+
 describe("bundle fetch over TLS", () => {
   test("believes the certificates of --ca-file, also through a proxy's CONNECT, and no others", async () => {
     const request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=mirror";
