@@ -12,7 +12,7 @@ import {
   generateKeyPair,
   publicKeyLine,
 } from "../../src/trust/minisign.js";
-import { input, KEY, pack, PUBLIC_KEY } from "../bundle/support.js";
+import { flipped, input, KEY, pack, PUBLIC_KEY } from "../bundle/support.js";
 import { begin, end as endRecord, seal, TOGUID } from "../stream/support.js";
 import { CLI, ended, errorOf, inFolder, PUBLIC, run, SECRET, told, type Running } from "./support.js";
 
@@ -479,6 +479,21 @@ describe("bundle fetch", () => {
     expect(asked).toEqual(["ind", "R2-", "ind"]);
     server.close();
     server.closeAllConnections();
+  });
+
+  test("onto a damaged file of the same name says that it has to be removed", async () => {
+    await nginx(port);
+    await fetch([address(), ...FROM]);
+    const path = `out/${fetched()[0]}`;
+    for (const bytes of [flipped(r2, r2.length - 1_500), r2.subarray(0, 1_000), Buffer.from("x")]) {
+      writeFileSync(folder.file(path), bytes);
+      const { status, message, hint } = told(await fetch([address(), ...FROM]));
+      expect([[10, 12].includes(status ?? 0), message]).toEqual([true, expect.stringContaining(path)]);
+      expect(hint).toBe(`remove ${path}: the same command fetches it again`);
+    }
+    rmSync(folder.file(path));
+    expect((await fetch([address(), ...FROM])).status).toBe(0);
+    expect(isWhole()).toBe(true);
   });
 
   test("goes on over a change of keys, and by no other key", async () => {
