@@ -244,6 +244,18 @@ export async function nameFile(path: string): Promise<void> {
 /** Lets go of what turned out not to be what was written. */
 export const removePartial = (path: string): Promise<void> => rm(partialOf(path), { force: true });
 
+/** Removes what an earlier copy left of a file, unless another process writes it. What cannot be removed is in nobody's way. */
+export async function dropPartial(path: string): Promise<void> {
+  const partial = partialOf(path);
+  if ((await lstat(partial).catch(() => undefined))?.isFile() !== true) return;
+  try {
+    const { file } = await openLocked(partial, { message: `${partial} is locked`, hint: "wait" });
+    await rm(partial, { force: true }).finally(() => file.close());
+  } catch (error) {
+    if (!(error instanceof ZferryError) && systemCode(error) === undefined) throw error;
+  }
+}
+
 /** Returns when everything that was written to this file system is on the medium: syncfs(2), which node has not. */
 export async function syncMedium(folder: string): Promise<void> {
   syncPath(folder);

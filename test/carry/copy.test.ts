@@ -307,6 +307,24 @@ describe("an interrupted copy", () => {
     expect(readFileSync(onStick("R2.bundle")).equals(bundle)).toBe(true);
   });
 
+  // What it left was there for ever, hidden, and took the room.
+  test("that is gone on with as volumes, or as others, leaves nothing of what it was", async () => {
+    await interrupt(4 * MIB);
+    writeFileSync(onStick(".R2.bundle.009.partial"), "");
+    writeFileSync(onStick(".R3.bundle.partial"), "of another");
+    const busy = await openPartial(onStick("R2.bundle.008"));
+    await copy({ volumeBytes: 4 * MIB });
+    await busy.close();
+    expect(names()).toEqual([
+      ".R2.bundle.008.partial",
+      ".R3.bundle.partial",
+      "R2.bundle.001",
+      "R2.bundle.002",
+    ]);
+    await copy();
+    expect(names()).toEqual([".R3.bundle.partial", "R2.bundle", "R2.bundle.001", "R2.bundle.002"]);
+  });
+
   test("whose partial file is a link does not follow it", async () => {
     symlinkSync(source, partial());
     expect((await refusal(() => copy())).code).toBe("io-failed");
