@@ -293,7 +293,10 @@ async function refuseMore(folder: string, { parts }: Work): Promise<void> {
   }
 }
 
-/** Lets go of what an interrupted copy of the same name left that was to be one file, or other volumes: nobody would see it, or go on with it. */
+/**
+ * Lets go of what an interrupted copy of the same name left that was to be one file, or other volumes: nobody would see it, or go on
+ * with it.
+ */
 async function dropOthers(folder: string, { parts }: Work): Promise<void> {
   const own = new Set(parts.map(({ name }) => partialOf(join(folder, name))));
   const nameOf = (part: string): string => parseVolumeName(part)?.bundle ?? part;

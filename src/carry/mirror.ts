@@ -50,7 +50,8 @@ export interface ChangedMirror {
 const DAY_SECONDS = 86_400;
 
 /**
- * Verifies bundles and adds them, each under a name of its own; one that is there already stays, if it has the same signatures, or one more.
+ * Verifies bundles and adds them, each under a name of its own. One that is there already stays, if it has the same signatures, or
+ * one more.
  * @throws ZferryError `product-mismatch`, `site-busy`, and what is wrong with a bundle, before anything is added
  */
 export async function addToMirror(
