@@ -4,7 +4,7 @@ import { basename, dirname, join } from "node:path";
 import { systemCode, ZferryError } from "../errors.js";
 import { syncingEarly, writeAll } from "./bundle-file.js";
 import { mapSystemError, syncPath } from "./files.js";
-import { openLocked } from "./part-file.js";
+import { openLocked, refuseMade } from "./part-file.js";
 import { run } from "./process.js";
 
 /** A folder on what is carried, and what is known of its file system. */
@@ -159,7 +159,7 @@ export const partialOf = (path: string): string => join(dirname(path), `.${basen
 
 /**
  * Opens what an earlier copy left of a file, or begins it. Nobody else can, until it is closed.
- * @throws ZferryError `site-busy`, `io-failed`, `no-space`
+ * @throws ZferryError `site-busy`, `output-exists`, `io-failed`, `no-space`
  */
 export async function openPartial(path: string): Promise<PartialFile> {
   const partial = partialOf(path);
@@ -178,6 +178,10 @@ export async function openPartial(path: string): Promise<PartialFile> {
   }).catch((error: unknown) => {
     if (error instanceof ZferryError) throw error;
     throw isInTheWay(error) ? mapSystemError(error, partial) : goingOn(mapSystemError(error, path));
+  });
+  await refuseMade(path, partial, stat).catch(async (error: unknown) => {
+    await handle.close();
+    throw error;
   });
   const early = syncingEarly(handle);
   return {
