@@ -104,9 +104,11 @@ export function chooseChain<Of extends Link>(
     if (to !== undefined && to === installed?.name) return { links: [], release: installed, left };
     throw new ZferryError(
       "chain-missing",
-      to === undefined
-        ? `no bundle here is one for this site, which has ${nameOf(start)}`
-        : `no bundle here leads to release ${to}, and this site has ${nameOf(start)}`,
+      links.length === 0
+        ? `no bundle is here that counts, and this site has ${nameOf(start)}`
+        : to === undefined
+          ? `no bundle here is one for this site, which has ${nameOf(start)}`
+          : `no bundle here leads to release ${to}, and this site has ${nameOf(start)}`,
       { details: { have: nameOf(start), ...(to === undefined ? {} : { wanted: to }) }, hint: CHAIN_HINT },
     );
   }

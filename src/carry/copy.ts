@@ -9,6 +9,7 @@ import { formatBytes, throwIfInterrupted, type ProgressReport } from "../report.
 import type { OpenedFile } from "../system/bundle-file.js";
 import {
   alignedMemory,
+  dropPartial,
   nameFile,
   openMedium,
   openOnMedium,
@@ -120,8 +121,11 @@ export async function copyBundles(sources: readonly OpenedFile[], options: CopyO
     }
   }
   // One that is write-protected can be compared all the same.
-  if (targets.some(({ present }) => !present)) await requireWritable(medium);
-  await requireSpace(works, targets, medium, volumeBytes);
+  if (targets.some(({ present }) => !present)) {
+    await requireWritable(medium);
+    for (const work of works) await dropOthers(folder, work);
+  }
+  await requireSpace(works, targets, await openMedium(folder), volumeBytes);
   for (const { bundle } of works) {
     await bundle.checkContents((done, total) => {
       throwIfInterrupted(signal);
@@ -286,6 +290,20 @@ async function refuseMore(folder: string, { parts }: Work): Promise<void> {
     if (other?.bundle !== bundle || other.number <= last.number) continue;
     const message = `the bundle has ${last.number} volumes`;
     throw isDifferent(join(folder, name), { message, details: {} });
+  }
+}
+
+/**
+ * Lets go of what an interrupted copy of the same name left that was to be one file, or other volumes: nobody would see it, or go on
+ * with it.
+ */
+async function dropOthers(folder: string, { parts }: Work): Promise<void> {
+  const own = new Set(parts.map(({ name }) => partialOf(join(folder, name))));
+  const nameOf = (part: string): string => parseVolumeName(part)?.bundle ?? part;
+  for (const name of await readdir(folder)) {
+    const [, left] = /^\.(.+)\.partial$/.exec(name) ?? [];
+    if (left === undefined || own.has(join(folder, name))) continue;
+    if (nameOf(left) === nameOf(parts[0]?.name ?? "")) await dropPartial(join(folder, left));
   }
 }
 

@@ -50,7 +50,8 @@ export interface ChangedMirror {
 const DAY_SECONDS = 86_400;
 
 /**
- * Verifies bundles and adds them, each under a name of its own; one that is there already stays, if it has the same signatures, or one more.
+ * Verifies bundles and adds them, each under a name of its own. One that is there already stays, if it has the same signatures, or
+ * one more.
  * @throws ZferryError `product-mismatch`, `site-busy`, and what is wrong with a bundle, before anything is added
  */
 export async function addToMirror(
@@ -70,7 +71,8 @@ export async function addToMirror(
     const bundles: { file: OpenedFile; bundle: Bundle }[] = [];
     for (const file of files) {
       const bundle = await verified(file, options.trusted, env).catch((error: unknown) => {
-        throw ofFile(error, file.name);
+        const isForeign = error instanceof ZferryError && error.code === "signature-missing";
+        throw ofFile(error, file.name, isForeign ? TRUST_ITS_KEY : undefined);
       });
       bundles.push({ file, bundle });
     }
@@ -247,8 +249,12 @@ interface Found {
   readonly product: string;
 }
 
+const TRUST_ITS_KEY = "if you trust one of these signers, name its public key with --trust";
+
 /** Files whose heads are read at a time. */
 const HEADS_AT_A_TIME = 16;
+const NAME_ITS_KEY =
+  "nothing was changed: name the public key that signed it with --trust, or move it out of the folder";
 const LEFT_AS_IT_IS = "nothing was changed: move it out of the folder, and run the same command again";
 
 /**
@@ -268,7 +274,8 @@ async function readFolder(
     try {
       return listed?.(name) ?? (await readBundle(join(folder, name), name, options, env));
     } catch (error) {
-      const fault = ofFile(error, join(folder, name), LEFT_AS_IT_IS);
+      const isForeign = error instanceof ZferryError && error.code === "signature-missing";
+      const fault = ofFile(error, join(folder, name), isForeign ? NAME_ITS_KEY : LEFT_AS_IT_IS);
       if (!(fault instanceof ZferryError) || fault.code === "interrupted") throw fault;
       return fault;
     }

@@ -16,7 +16,7 @@ import type { SiteRequest } from "../carry/request.js";
 import { openSeenIndexes } from "../carry/seen.js";
 import type { Trust, VerifiedBundle } from "../bundle/reader.js";
 import type { BuildConfig } from "../config.js";
-import { ZferryError } from "../errors.js";
+import { EXIT_STATUS, ofFile, ZferryError } from "../errors.js";
 import { formatBytes, formatTime, printable, type Environment } from "../report.js";
 import { openBundleFile } from "../system/bundle-file.js";
 import { openHttp, parseUrl } from "../system/http.js";
@@ -316,7 +316,11 @@ async function requireSame(
 ): Promise<VerifiedBundle> {
   const file = await openBundleFile(path, usualThreads());
   try {
-    const bundle = await verifyWhole(file, trust, env);
+    const bundle = await verifyWhole(file, trust, env).catch((error: unknown) => {
+      // A file that cannot be read, or whose signer is not trusted, is not better after that.
+      const isDamaged = error instanceof ZferryError && [10, 12].includes(EXIT_STATUS[error.code]);
+      throw isDamaged ? ofFile(error, path, `remove ${path}: the same command fetches it again`) : error;
+    });
     const { identity } = bundle;
     if (identity === entry.identity) return bundle;
     throw new ZferryError("output-exists", `${path}: there is another bundle of this name already`, {

@@ -295,15 +295,28 @@ async function readCertificates(path: string): Promise<Buffer> {
 /** As curl has it: of `http_proxy` the lower-case name alone, for a request to a CGI program can set the other. */
 function proxies(env: HttpOptions["env"]): (url: URL) => URL | undefined {
   const of = (...names: string[]): URL | undefined => {
-    const text = names.map((name) => env[name]).find((value) => value !== undefined && value !== "");
-    if (text === undefined) return undefined;
+    const name = names.find((each) => (env[each] ?? "") !== "");
+    if (name === undefined) return undefined;
+    const text = env[name] as string;
     const address = text.includes("://") ? text : `http://${text}`;
-    if (URL.canParse(address) && new URL(address).protocol === "http:") return new URL(address);
-    throw new ZferryError("usage", `${names[0]}: the proxy must be an address that begins with http://`);
+    // What it says instead may be a password.
+    const refuse = (why: string): ZferryError =>
+      new ZferryError("usage", `${name}: ${why}`, { hint: "no_proxy names the servers that need no proxy" });
+    if (!URL.canParse(address) || new URL(address).protocol !== "http:") {
+      throw refuse("the proxy must be an address that begins with http://");
+    }
+    const proxy = new URL(address);
+    try {
+      proxyAuthorization(proxy);
+    } catch {
+      throw refuse("the proxy's user and password have a % that begins no %XX; a % itself is %25");
+    }
+    return proxy;
   };
+  // Only once one is needed: another scheme's, or one that no server needs, may be what it likes.
   const proxy = {
-    "http:": of("http_proxy", "all_proxy", "ALL_PROXY"),
-    "https:": of("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"),
+    "http:": () => of("http_proxy", "all_proxy", "ALL_PROXY"),
+    "https:": () => of("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"),
   };
   const without = (env["no_proxy"] ?? env["NO_PROXY"] ?? "")
     .split(/[\s,]+/)
@@ -314,7 +327,7 @@ function proxies(env: HttpOptions["env"]): (url: URL) => URL | undefined {
     const isWithout = without.some(
       (each) => each === "*" || each === host || each === hostname || hostname.endsWith(`.${each}`),
     );
-    return isWithout ? undefined : proxy[url.protocol as keyof typeof proxy];
+    return isWithout ? undefined : proxy[url.protocol as keyof typeof proxy]();
   };
 }
 

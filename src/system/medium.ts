@@ -4,7 +4,7 @@ import { basename, dirname, join } from "node:path";
 import { systemCode, ZferryError } from "../errors.js";
 import { syncingEarly, writeAll } from "./bundle-file.js";
 import { mapSystemError, syncPath } from "./files.js";
-import { openLocked } from "./part-file.js";
+import { openLocked, refuseMade } from "./part-file.js";
 import { run } from "./process.js";
 
 /** A folder on what is carried, and what is known of its file system. */
@@ -159,7 +159,7 @@ export const partialOf = (path: string): string => join(dirname(path), `.${basen
 
 /**
  * Opens what an earlier copy left of a file, or begins it. Nobody else can, until it is closed.
- * @throws ZferryError `site-busy`, `io-failed`, `no-space`
+ * @throws ZferryError `site-busy`, `output-exists`, `io-failed`, `no-space`
  */
 export async function openPartial(path: string): Promise<PartialFile> {
   const partial = partialOf(path);
@@ -178,6 +178,10 @@ export async function openPartial(path: string): Promise<PartialFile> {
   }).catch((error: unknown) => {
     if (error instanceof ZferryError) throw error;
     throw isInTheWay(error) ? mapSystemError(error, partial) : goingOn(mapSystemError(error, path));
+  });
+  await refuseMade(path, partial, stat).catch(async (error: unknown) => {
+    await handle.close();
+    throw error;
   });
   const early = syncingEarly(handle);
   return {
@@ -243,6 +247,18 @@ export async function nameFile(path: string): Promise<void> {
 
 /** Lets go of what turned out not to be what was written. */
 export const removePartial = (path: string): Promise<void> => rm(partialOf(path), { force: true });
+
+/** Removes what an earlier copy left of a file, unless another process writes it. What cannot be removed is in nobody's way. */
+export async function dropPartial(path: string): Promise<void> {
+  const partial = partialOf(path);
+  if ((await lstat(partial).catch(() => undefined))?.isFile() !== true) return;
+  try {
+    const { file } = await openLocked(partial, { message: `${partial} is locked`, hint: "wait" });
+    await rm(partial, { force: true }).finally(() => file.close());
+  } catch (error) {
+    if (!(error instanceof ZferryError) && systemCode(error) === undefined) throw error;
+  }
+}
 
 /** Returns when everything that was written to this file system is on the medium: syncfs(2), which node has not. */
 export async function syncMedium(folder: string): Promise<void> {

@@ -57,8 +57,21 @@ export async function openLocked(
 }
 
 /**
+ * Refuses to make a file that has its name already: who had the lock until now made it. Nothing is left of what was just begun.
+ * @throws ZferryError `output-exists`
+ */
+export async function refuseMade(path: string, making: string, { size }: Stats): Promise<void> {
+  if ((await lstat(path).catch(() => undefined)) === undefined) return;
+  if (size === 0) await rm(making, { force: true });
+  throw new ZferryError("output-exists", `${path}: came to be in the meantime`, {
+    details: { file: path },
+    hint: "run the same command again: what is there is looked at then",
+  });
+}
+
+/**
  * Opens the part of a file that will have `size` bytes.
- * @throws ZferryError `site-busy` while another process has it, `no-space`, `io-failed`
+ * @throws ZferryError `site-busy` while another process has it, `output-exists`, `no-space`, `io-failed`
  */
 export async function openPartFile(path: string, size: number): Promise<PartFile> {
   const part = partOf(path);
@@ -83,6 +96,7 @@ export async function openPartFile(path: string, size: number): Promise<PartFile
     await file.close();
   };
   try {
+    await refuseMade(path, part, stat);
     if (stat.size > size) await guarded(() => file.truncate(size));
     await requireSpace(part, size - Math.min(size, stat.blocks * 512));
   } catch (error) {

@@ -12,7 +12,7 @@ import {
   generateKeyPair,
   publicKeyLine,
 } from "../../src/trust/minisign.js";
-import { input, KEY, pack, PUBLIC_KEY } from "../bundle/support.js";
+import { flipped, input, KEY, pack, PUBLIC_KEY } from "../bundle/support.js";
 import { begin, end as endRecord, seal, TOGUID } from "../stream/support.js";
 import { CLI, ended, errorOf, inFolder, PUBLIC, run, SECRET, told, type Running } from "./support.js";
 
@@ -209,6 +209,29 @@ describe("bundle fetch from nginx", () => {
     expect((await fetch([address(), ...FROM], { ...env, no_proxy: "127.0.0.1" })).status).toBe(0);
     proxy.close();
     proxy.closeAllConnections();
+  });
+});
+
+describe("bundle fetch through a proxy that cannot be", () => {
+  // The first ended with status 1; of the second another variable was named, and also where no proxy is needed.
+  test.each([
+    [
+      { http_proxy: "http://us%er:secret@127.0.0.1:9" },
+      "http_proxy: the proxy's user and password have a % that begins no %XX; a % itself is %25",
+    ],
+    [
+      { all_proxy: "socks5://u:secret@127.0.0.1:9" },
+      "all_proxy: the proxy must be an address that begins with http://",
+    ],
+  ])("names the variable of %j, and nothing of a password", async (env, message) => {
+    await nginx(port);
+    expect(told(await fetch([address(), ...FROM], env))).toEqual({
+      status: 2,
+      message,
+      hint: "no_proxy names the servers that need no proxy",
+    });
+    expect((await fetch([address(), ...FROM], { ...env, no_proxy: "127.0.0.1" })).status).toBe(0);
+    expect(isWhole()).toBe(true);
   });
 });
 
@@ -456,6 +479,21 @@ describe("bundle fetch", () => {
     expect(asked).toEqual(["ind", "R2-", "ind"]);
     server.close();
     server.closeAllConnections();
+  });
+
+  test("onto a damaged file of the same name says that it has to be removed", async () => {
+    await nginx(port);
+    await fetch([address(), ...FROM]);
+    const path = `out/${fetched()[0]}`;
+    for (const bytes of [flipped(r2, r2.length - 1_500), r2.subarray(0, 1_000), Buffer.from("x")]) {
+      writeFileSync(folder.file(path), bytes);
+      const { status, message, hint } = told(await fetch([address(), ...FROM]));
+      expect([[10, 12].includes(status ?? 0), message]).toEqual([true, expect.stringContaining(path)]);
+      expect(hint).toBe(`remove ${path}: the same command fetches it again`);
+    }
+    rmSync(folder.file(path));
+    expect((await fetch([address(), ...FROM])).status).toBe(0);
+    expect(isWhole()).toBe(true);
   });
 
   test("goes on over a change of keys, and by no other key", async () => {

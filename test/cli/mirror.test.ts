@@ -298,6 +298,22 @@ describe("bundle mirror index", () => {
     expect((await index()).bundles.map(({ path }) => path)).toEqual(["mine.bundle"]);
   });
 
+  test("of bundles by another key names --trust", async () => {
+    await mirror("add", "R2.bundle", "m");
+    const by = (...args: string[]) => runHere("mirror", ...args, "--key", "other.key");
+    const { status, stderr } = await by("index", "m");
+    expect([status, stderr]).toEqual([
+      11,
+      expect.stringMatching(
+        /\n {2}nothing was changed: name the public key that signed it with --trust, or move /,
+      ),
+    ]);
+    expect((await by("index", "m", "--trust", PUBLIC)).status).toBe(0);
+    expect(told(await by("add", "R3.bundle", "new")).hint).toBe(
+      "if you trust one of these signers, name its public key with --trust",
+    );
+  });
+
   test("begins anew where the index is somebody else's or damaged, and still counts on", async () => {
     await mirror("add", "R2.bundle", "m");
     const { counter } = await index();
