@@ -100,8 +100,8 @@ describe("an install as a boot environment", () => {
         ${usr("/media")} | sha256sum; umount /media; ${usr(`${MNT}/build/usr/.zfs/snapshot/R2`)} | sha256sum`)
     ).split("\n");
     expect(there).toBe(built);
-    expect(await lines(`zfs get -H -o value readonly,encryptionroot ${USR}/R2 ${ROOT}/R2`)).toBe(
-      `on\n${RPOOL}\noff\n${RPOOL}`,
+    expect(await lines(`zfs get -H -o value readonly,encryptionroot ${ROOT}/R2 ${USR}/R2`)).toBe(
+      `off\n${RPOOL}\non\n${RPOOL}`,
     );
     expect(await lines("bundle environments")).toMatch(/^R2 +next +R2 /m);
   });
