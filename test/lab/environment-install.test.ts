@@ -18,7 +18,7 @@ import { RPOOL, script } from "./system.js";
 
 // Installs as a boot environment: formats/environments.md. Every test begins with the site at R1.
 
-const REST = `ls -A /var/lib/zferry 2>/dev/null | grep -vx -e lock || true; ls -d /run/zferry-* 2>/dev/null || true; grep -v '/[.]zfs/' /proc/self/mounts`;
+const REST = `ls -A /var/lib/zferry 2>/dev/null | grep -vx -e lock || true; ls -d /run/zferry-* 2>/dev/null || true; grep -v '/[.]zfs/' /proc/self/mounts | sort`;
 /** All of the new one but times and numbers. */
 const MADE = `
   ${POOL}
