@@ -48,6 +48,7 @@ async function lockFile(path: string, access: number, busy: Busy | ((fd: number)
     throw mapSystemError(error, path);
   });
   try {
+    if (!(await file.stat()).isFile()) throw new ZferryError("io-failed", `${path} is no regular file`);
     lockDescriptor(file.fd, path, busy);
   } catch (error) {
     await file.close();
