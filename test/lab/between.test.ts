@@ -88,7 +88,7 @@ exec /usr/sbin/zfs "$@" < <(head -c $CUT)
     );
     const rounds: [half: string, bytes: number, ends: string][] = [
       [whileWriting(), 0, "abort"],
-      [bothDone(), 3_000_000, "abort"],
+      [bothDone(), 150_000, "abort"],
       [bothDone(), 0, "install"],
     ];
     for (const [half, bytes, ends] of rounds) {
@@ -101,7 +101,7 @@ exec /usr/sbin/zfs "$@" < <(head -c $CUT)
         expect.stringMatching(
           bytes === 0
             ? /\/ may be written in part; to go on: bundle install; to give it up: bundle abort/
-            : /MiB of usr are received; to go on: bundle install; to give it up: bundle abort/,
+            : /iB of usr are received; to go on: bundle install; to give it up: bundle abort/,
         ),
       ]);
       expect(await site.lines("bundle status")).toMatch(/under way: release R2 .*, writing the files of \//);
