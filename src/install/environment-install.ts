@@ -441,7 +441,10 @@ export async function finishEnvironment(
 ): Promise<readonly string[]> {
   const [own, name] = [withContainer(site, environment), basename(environment.dataset)];
   // A run before this one activated it, and was ended; its trial ended since.
-  const failed = readFailure((await ownProperties(environment.dataset))["zferry:failed"] ?? "");
+  const properties = (await datasetExists(environment.dataset))
+    ? await ownProperties(environment.dataset)
+    : {};
+  const failed = readFailure(properties["zferry:failed"] ?? "");
   if (environment.activate && failed === undefined)
     return (await makeNext(own, name, { force: false })).warnings;
   await requireBootable(own, name);
