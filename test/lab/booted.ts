@@ -22,6 +22,19 @@ const FILL = join(HERE, "booted.sh");
 const OTHER_BOOT = join(HERE, "dracut-openrc.sh");
 const DISK_SIZE = "4G";
 
+/** The build host's / and /usr, on the pool of a machine that is its own site, too. */
+export const BUILD = "rpool/BUILD";
+export const BUILD_CONFIG = `product = "gentoo"
+[streams]
+usr = "${BUILD}/usr"
+[root]
+path = "/mnt/build"
+dataset = "${BUILD}"
+[create]
+key = "/etc/zferry/release.key"
+level = 1
+`;
+
 /** Fills the disk first if need be, which takes minutes, and tells so. */
 export async function openBooted(options: MachineOptions = {}): Promise<BootedGuest> {
   const image = await buildImage(options.zfs ?? defaultZfs());

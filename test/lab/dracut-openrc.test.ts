@@ -1,7 +1,7 @@
 import { copyFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { openBooted, otherBoot, type BootedGuest } from "./booted.js";
+import { BUILD, BUILD_CONFIG, openBooted, otherBoot, type BootedGuest } from "./booted.js";
 import { buildImage, defaultZfs } from "./guest.js";
 
 // What counts boots in an initramfs by dracut, and what looks after an environment on trial with OpenRC: formats/boot.md. The system
@@ -9,18 +9,6 @@ import { buildImage, defaultZfs } from "./guest.js";
 const ROOT = "rpool/ROOT";
 const USR = "rpool/SYSTEM/USR";
 
-const BUILD = "rpool/BUILD";
-
-const BUILD_CONFIG = `product = "gentoo"
-[streams]
-usr = "${BUILD}/usr"
-[root]
-path = "/mnt/build"
-dataset = "${BUILD}"
-[create]
-key = "/etc/zferry/release.key"
-level = 1
-`;
 const SITE_CONFIG = `product = "gentoo"
 [streams]
 usr = "${USR}/one"

@@ -1,23 +1,12 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { openBooted, type BootedGuest } from "./booted.js";
+import { BUILD, BUILD_CONFIG, openBooted, type BootedGuest } from "./booted.js";
 
 // A site that is updated while it runs from what is replaced. It has little memory, and what it has is taken back.
 const USR = "rpool/SYSTEM/USR/one";
-const BUILD = "rpool/BUILD";
 const LOG = "/var/lib/zferry/install.log";
 /** What needs nothing of /usr. */
 const BUSYBOX = "/opt/lab/busybox";
 
-const BUILD_CONFIG = `product = "gentoo"
-[streams]
-usr = "${BUILD}/usr"
-[root]
-path = "/mnt/build"
-dataset = "${BUILD}"
-[create]
-key = "/etc/zferry/release.key"
-level = 1
-`;
 /** With `mode`, or without it and with --live. */
 const SITE_CONFIG = `product = "gentoo"
 [streams]

@@ -2,23 +2,12 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { randomOf } from "../fuzz/random.js";
-import { openBooted, type BootedGuest } from "./booted.js";
+import { BUILD, BUILD_CONFIG, openBooted, type BootedGuest } from "./booted.js";
 
 // Does it come up? A machine that boots what bootfs names, with the hook in its initramfs: formats/environments.md, On trial.
 const ROOT = "rpool/ROOT";
 const USR = "rpool/SYSTEM/USR";
-const BUILD = "rpool/BUILD";
 
-const BUILD_CONFIG = `product = "gentoo"
-[streams]
-usr = "${BUILD}/usr"
-[root]
-path = "/mnt/build"
-dataset = "${BUILD}"
-[create]
-key = "/etc/zferry/release.key"
-level = 1
-`;
 const SITE_CONFIG = `product = "gentoo"
 [streams]
 usr = "${USR}/one"
