@@ -180,12 +180,10 @@ describe("a boot environment on trial", () => {
     const log = "journalctl -u zferry-trial -o cat";
     await machine.run(`${changeBefore("echo two >etc/later; git add etc/later")}
       sed -i 's/^boots.*/&\\nchanges = "merge"/' /etc/zferry/site.toml
-      (flock /var/lib/zferry/lock sleep 15 >/dev/null 2>&1 &); systemctl reset-failed
-      zfs set zferry:trial=1 zferry:boots=0 ${ROOT}/R2; systemctl restart zferry-trial`);
+      systemctl reset-failed; zfs set zferry:trial=1 zferry:boots=0 ${ROOT}/R2; systemctl restart zferry-trial`);
     await expect
       .poll(() => told(log), { timeout: 300_000, interval: 3000 })
       .toMatch(/merged what was changed in one: 1 file changes\n {6}A etc\/later\n/);
-    expect(await told(log)).toMatch(/^waiting: \/var\/lib\/zferry\/lock is locked by /m);
     expect(await own("R2")).toMatch(/^zferry:merge\t[0-9a-f]{64}$/m);
     expect(await own("R2")).not.toMatch(/zferry:(trial|boots|failed)/);
     // As after a power cut between the confirmation and the merge; what stands against it is told, and does not come again.
@@ -264,19 +262,12 @@ describe("a boot environment on trial", () => {
     }
   });
 
-  it("has those go that are more than keep, once it is confirmed", async () => {
-    const names = `zfs list -H -d 1 -o name -r ${ROOT}`;
-    const those = (...found: string[]): string =>
-      [ROOT, ...found.map((name) => `${ROOT}/${name}`)].join("\n");
-    expect(await told(names)).toBe(those("R2", "R3", "R4", "R5", "one"));
-    await machine.run("sed -i 's/^boots.*/&\\nkeep = 1/' /etc/zferry/site.toml");
+  it("is confirmed then", async () => {
     if ((await running()).endsWith("R2")) await reboot();
     await expect
       .poll(() => machine.isConfirmed(`${ROOT}/R5`), { timeout: 600_000, interval: 3000 })
       .toBe(true);
     await unitEnded();
-    expect(await told(names)).toBe(those("R2", "R5", "one"));
-    expect(await told(`zfs list -H -o name -r ${USR}`)).toBe(`${USR}\n${USR}/R2\n${USR}/R5\n${USR}/one`);
     expect(await told(whole("R5"))).toBe("all pools are healthy\n0\nR5");
   });
 
