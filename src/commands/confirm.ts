@@ -25,7 +25,7 @@ import { asZferryError, formatBytes, formatTime, printable, type Environment } f
 import { reboot } from "../system/health.js";
 import { isPrivate } from "../system/private-mounts.js";
 import { readSiteConfig } from "../system/settings.js";
-import { getProperties } from "../system/zfs.js";
+import { hasGuid } from "../system/zfs.js";
 import { stepsIn } from "./environments.js";
 import { describeFiles, listChanges, warnIn, workOf } from "./install.js";
 
@@ -198,8 +198,7 @@ async function passChecks(site: SiteConfig, env: Environment): Promise<boolean> 
 /** Whether the newest install made another environment than this one, which may have been renamed since. */
 async function isOther(site: SiteConfig, dataset: string | undefined): Promise<boolean> {
   const last = (await openState(site.state).readState())?.installations.at(-1)?.environment;
-  if (last === undefined) return false;
-  return dataset === undefined || (await getProperties(dataset, ["guid"])).guid !== last.guid;
+  return last !== undefined && !(await hasGuid(dataset, last.guid));
 }
 
 /** What cannot be told does not stand against the environment. */

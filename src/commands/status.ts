@@ -95,17 +95,14 @@ async function askEnvironment(
   if (installation?.environment === undefined) return null;
   const { dataset, guid } = installation.environment;
   // Loaded only where it is needed.
-  const [{ withContainer }, { readStanding }, { getProperties }] = await Promise.all([
+  const [{ withContainer }, { readStanding }, { hasGuid }] = await Promise.all([
     import("../install/environment-install.js"),
     import("../install/environments.js"),
     import("../system/zfs.js"),
   ]);
-  // It may have been renamed.
-  const isIt = async (found: string | null | undefined): Promise<boolean> =>
-    typeof found === "string" && (await getProperties(found, ["guid"])).guid === guid;
   try {
     const { running, next } = await readStanding(withContainer(site, { dataset }));
-    return { dataset, running: await isIt(running), next: await isIt(next) };
+    return { dataset, running: await hasGuid(running, guid), next: await hasGuid(next, guid) };
   } catch (error) {
     if (error instanceof ZferryError) return { dataset, running: null, next: null };
     throw error;

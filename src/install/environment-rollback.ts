@@ -3,12 +3,11 @@ import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { showPath } from "../raw-path.js";
 import { pathOf } from "../root/paths.js";
-import { listProperties, parentOf } from "../system/zfs.js";
+import { hasGuid, listProperties, parentOf } from "../system/zfs.js";
 import { withContainer } from "./environment-install.js";
 import { makeNext, readStanding, requireBootable } from "./environments.js";
 import { requireNothingPending, withState } from "./pending.js";
 import { requireProduct } from "./policy.js";
-import { runningGuid } from "./site-root.js";
 import { openState, undoable, type Installation, type SiteState } from "./state.js";
 import { releaseBases } from "./steps.js";
 import { readUnderWay } from "./under-way.js";
@@ -109,9 +108,9 @@ async function makePlan(site: SiteConfig, state: SiteState | undefined): Promise
   const { dataset, guid } = installation.environment;
   const place = withContainer(site, { dataset });
   const to = await findBefore(installation);
-  const { next } = await readStanding(place);
+  const { next, running } = await readStanding(place);
   if (next !== to) await requireBootable(place, basename(to));
-  return { installation, to, isRunning: (await runningGuid()) === guid };
+  return { installation, to, isRunning: await hasGuid(running, guid) };
 }
 
 /** By guids: either may have been renamed. */

@@ -15,6 +15,7 @@ import {
   datasetExists,
   dropProperties,
   getProperties,
+  hasGuid,
   listBootfs,
   listHolds,
   listProperties,
@@ -333,8 +334,7 @@ async function takeForInstalled(dataset: string, folder: StateFolder): Promise<v
   const state = await folder.readState();
   const { rolledBack, ...last } = state?.installations.at(-1) ?? {};
   if (state === undefined || rolledBack === undefined || !("environment" in last)) return;
-  const { guid } = await getProperties(dataset, ["guid"]);
-  if (last.environment?.guid !== guid) return;
+  if (last.environment === undefined || !(await hasGuid(dataset, last.environment.guid))) return;
   await folder.writeState({ ...state, installations: [...state.installations.slice(0, -1), last] });
 }
 

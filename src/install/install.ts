@@ -10,7 +10,7 @@ import { planRoot, type PlanOptions } from "../root/merge.js";
 import type { RootPlan } from "../root/plan.js";
 import type { Resolutions, SettledConflict } from "../root/settle.js";
 import { keepAt, withScratch, writeScratchFile } from "../system/scratch.js";
-import { datasetExists, getProperties } from "../system/zfs.js";
+import { datasetExists, hasGuid } from "../system/zfs.js";
 import { changeKeys, requireEnough, type KeyChange } from "../trust/keys.js";
 import {
   requireOwnUntouched,
@@ -23,8 +23,8 @@ import { requireDatasetsInUse } from "./datasets-in-use.js";
 import {
   planEnvironment,
   planFstab,
-  requireFollowed,
   planStreamsBeside,
+  requireFollowed,
   requireFree,
   streamsDone,
   type ChainEnd,
@@ -403,7 +403,7 @@ export const isStanding = async ({
   dataset,
   guid,
 }: NonNullable<Installation["environment"]>): Promise<boolean> =>
-  (await datasetExists(dataset)) && (await getProperties(dataset, ["guid"])).guid === guid;
+  (await datasetExists(dataset)) && (await hasGuid(dataset, guid));
 
 /** @param begun what an install that is under way makes */
 async function environmentToMake(

@@ -8,7 +8,7 @@ import { planRootRollback, type RollbackOptions as RootRollbackOptions } from ".
 import type { SettledConflict } from "../root/settle.js";
 import { datasetOf, ownMounts } from "../system/mounts.js";
 import { withScratch } from "../system/scratch.js";
-import { dropProperties, getProperties } from "../system/zfs.js";
+import { dropProperties, hasGuid } from "../system/zfs.js";
 import {
   requireOwnUntouched,
   requireStateOffStreams,
@@ -376,7 +376,7 @@ async function requireRunning(
 ): Promise<string> {
   const mount = ownMounts().get("/");
   const running = datasetOf(mount);
-  if (running !== undefined && (await getProperties(running, ["guid"])).guid === guid) return running;
+  if (running !== undefined && (await hasGuid(running, guid))) return running;
   throw new ZferryError(
     "install-pending",
     `${nameOf(installation)} was installed as the boot environment ${dataset}, which is not the running one`,

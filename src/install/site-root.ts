@@ -50,12 +50,6 @@ export function rootDataset(site: SiteConfig): string {
 export const datasetOfRoot = (site: SiteConfig): string | undefined =>
   datasetOf(ownMounts().get(placeOfRoot(site)));
 
-/** Of the dataset that runs as `/`, which may have been renamed since it was recorded; undefined where that is another file system. */
-export async function runningGuid(): Promise<string | undefined> {
-  const dataset = datasetOf(ownMounts().get("/"));
-  return dataset === undefined ? undefined : (await getProperties(dataset, ["guid"])).guid;
-}
-
 /**
  * Runs `use` on the `/` that an install changes: the site's, or that of the boot environment which is made. Of other file
  * systems it sees those that all environments share, and that have tracked files: read-only, but for those that the install may change.

@@ -150,6 +150,10 @@ export async function getProperties<Name extends string>(
   return values as Record<Name, string>;
 }
 
+/** Whether a dataset, if there is one, is what was recorded by its guid: it may have been renamed since. */
+export const hasGuid = async (dataset: string | null | undefined, guid: string): Promise<boolean> =>
+  typeof dataset === "string" && (await getProperties(dataset, ["guid"])).guid === guid;
+
 /** A property's value as `zfs get -p` prints it, "-" for none, and whether the dataset has it itself. */
 export interface Property {
   readonly value: string;
