@@ -36,7 +36,6 @@ import { baseMissing, checkDataset, datasetOf, pointOf, type StreamPlan } from "
 import { patiently, type ReceiveOptions } from "./receive.js";
 import { rootDataset, rootMount, type SiteRoot } from "./site-root.js";
 import type { InstalledStream, InstallJournal, NewEnvironment } from "./state.js";
-import { describeFailure, readFailure } from "./trial-rules.js";
 
 // An install as a boot environment: formats/environments.md, Installing as one
 
@@ -440,14 +439,8 @@ export async function finishEnvironment(
   site: SiteConfig,
 ): Promise<readonly string[]> {
   const [own, name] = [withContainer(site, environment), basename(environment.dataset)];
-  // A run before this one activated it, and was ended; its trial ended since.
-  const properties = (await datasetExists(environment.dataset))
-    ? await ownProperties(environment.dataset)
-    : {};
-  const failed = readFailure(properties["zferry:failed"] ?? "");
-  if (environment.activate && failed === undefined)
-    return (await makeNext(own, name, { force: false })).warnings;
+  // A run before this one may have activated it, and was ended; then its trial may have ended since.
+  if (environment.activate) return (await makeNext(own, name, { force: false, again: false })).warnings;
   await requireBootable(own, name);
-  if (failed === undefined) return [];
-  return [`${name} was tried, and failed ${describeFailure(failed)}: it is not activated again`];
+  return [];
 }

@@ -297,10 +297,12 @@ export async function readFstab(folder: string): Promise<FstabEntry[]> {
 export interface Activation {
   /** Also without a kernel or an initramfs where the loader looks for them. */
   readonly force: boolean;
+  /** Also one that was tried, and failed; default: true. */
+  readonly again?: boolean;
 }
 
 export interface Activated {
-  /** `present`: it was what boots next before, and nothing was changed. */
+  /** `present`: nothing was changed: it was what boots next before, or is not to be tried again. */
   readonly outcome: "activated" | "present";
   readonly name: string;
   readonly dataset: string;
@@ -342,11 +344,21 @@ async function takeForInstalled(dataset: string, folder: StateFolder): Promise<v
  * The same for who has the site's lock.
  * @throws ZferryError as `activateEnvironment`
  */
-export async function makeNext(site: SiteConfig, name: string, { force }: Activation): Promise<Activated> {
+export async function makeNext(
+  site: SiteConfig,
+  name: string,
+  { force, again = true }: Activation,
+): Promise<Activated> {
   const survey = await look(site);
   const candidate = findCandidate(name, survey);
   const { loader } = site["boot-environment"];
   const told = { name: candidate.name, dataset: candidate.dataset };
+  const { failed } = tellTrial(candidate);
+  if (failed !== undefined && !again) {
+    requireComplete(candidate, await findFaults(candidate, survey, force));
+    const left = `${candidate.name} was tried, and failed ${describeFailure(failed)}: it is not activated again`;
+    return { outcome: "present", ...told, warnings: [left] };
+  }
   // What a command did is not known after somebody else did something.
   if (candidate.dataset === survey.next && loader !== "command") {
     return { outcome: "present", ...told, warnings: [] };
