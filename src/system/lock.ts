@@ -19,7 +19,7 @@ interface Busy {
  * @throws ZferryError `site-busy` with what `busy` says
  */
 export async function acquireLock(path: string, busy: Busy): Promise<() => Promise<void>> {
-  return (await lockFile(path, O_WRONLY, busy)).release;
+  return (await lockFile(path, O_WRONLY, () => busy)).release;
 }
 
 /**
@@ -41,7 +41,8 @@ export async function acquireSiteLock(path: string): Promise<() => Promise<void>
   return release;
 }
 
-async function lockFile(path: string, access: number, busy: Busy | ((fd: number) => Busy)) {
+/** @param busyOf given the open file before it is locked */
+async function lockFile(path: string, access: number, busyOf: (fd: number) => Busy) {
   // Without O_NONBLOCK the opening of a FIFO would wait for ever.
   const flags = access | O_CREAT | O_APPEND | O_NOFOLLOW | O_NONBLOCK;
   const file = await open(path, flags, 0o600).catch((error: unknown) => {
@@ -49,7 +50,7 @@ async function lockFile(path: string, access: number, busy: Busy | ((fd: number)
   });
   try {
     if (!(await file.stat()).isFile()) throw new ZferryError("io-failed", `${path} is no regular file`);
-    lockDescriptor(file.fd, path, busy);
+    lockDescriptor(file.fd, path, busyOf(file.fd));
   } catch (error) {
     await file.close();
     throw error;
@@ -95,17 +96,15 @@ export async function lockFolder(path: string): Promise<() => Promise<void>> {
  * file description that it inherits, and that stays with us.
  * @throws ZferryError `site-busy` with what `busy` says
  */
-export function lockDescriptor(fd: number, path: string, busy: Busy | ((fd: number) => Busy)): void {
-  const seconds = typeof busy === "function" ? undefined : busy.waitSeconds;
-  const wait = seconds === undefined ? ["--nonblock"] : ["--timeout", String(seconds)];
+export function lockDescriptor(fd: number, path: string, busy: Busy): void {
+  const wait = busy.waitSeconds === undefined ? ["--nonblock"] : ["--timeout", String(busy.waitSeconds)];
   const { status, error, stderr } = spawnSync("flock", ["--exclusive", ...wait, "3"], {
     stdio: ["ignore", "ignore", "pipe", fd],
     encoding: "utf8",
   });
   if (status === 0) return;
   if (status === 1 && stderr === "") {
-    const { message, hint } = typeof busy === "function" ? busy(fd) : busy;
-    throw new ZferryError("site-busy", message, { details: { file: path }, hint });
+    throw new ZferryError("site-busy", busy.message, { details: { file: path }, hint: busy.hint });
   }
   throw new ZferryError("not-configured", `cannot lock ${path}: ${error?.message ?? stderr}`, {
     hint: "install util-linux, which has flock",
