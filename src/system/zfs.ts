@@ -88,42 +88,30 @@ const rows = (output: string): string[][] =>
     .filter((line) => line !== "")
     .map((line) => line.split("\t"));
 
+const LIST_SNAPSHOTS = ["list", "-H", "-p", "-t", "snapshot", "-o"];
+const OLDEST_FIRST = ["-s", "createtxg"];
+
+/** Of a snapshot's full name. */
+function splitName(full: string): Pick<Snapshot, "dataset" | "name"> {
+  const at = full.indexOf("@");
+  return { dataset: full.slice(0, at), name: full.slice(at + 1) };
+}
+
 /**
  * A dataset's snapshots, oldest first.
  * @throws ZferryError `zfs-failed` when there is no such dataset
  */
 export async function listSnapshots(dataset: string): Promise<Snapshot[]> {
-  const output = await zfs([
-    "list",
-    "-H",
-    "-p",
-    "-t",
-    "snapshot",
-    "-o",
-    "name,guid",
-    "-s",
-    "createtxg",
-    "-d",
-    "1",
-    dataset,
-  ]);
-  return rows(output).map(([name = "", guid = ""]) => ({
-    dataset,
-    name: name.slice(name.indexOf("@") + 1),
-    guid,
-  }));
+  const args = [...LIST_SNAPSHOTS, "name,guid", ...OLDEST_FIRST, "-d", "1", dataset];
+  return rows(await zfs(args)).map(([full = "", guid = ""]) => ({ ...splitName(full), guid }));
 }
 
 /** The snapshots with a guid on file systems and volumes right below a dataset; none where there is no such dataset. */
 export async function findSnapshots(parent: string, guid: string): Promise<Snapshot[]> {
   if (!(await datasetExists(parent))) return [];
-  const output = await zfs(["list", "-H", "-p", "-t", "snapshot", "-o", "name,guid", "-d", "2", parent]);
-  return rows(output)
+  return rows(await zfs([...LIST_SNAPSHOTS, "name,guid", "-d", "2", parent]))
     .filter(([, found]) => found === guid)
-    .map(([full = ""]) => {
-      const at = full.indexOf("@");
-      return { dataset: full.slice(0, at), name: full.slice(at + 1), guid };
-    });
+    .map(([full = ""]) => ({ ...splitName(full), guid }));
 }
 
 /**
@@ -237,30 +225,14 @@ export interface DependedSnapshot extends Snapshot {
  */
 export async function listDepended(name: string): Promise<DependedSnapshot[]> {
   const depth = name.includes("@") ? [] : ["-d", "1"];
-  const args = [
-    "list",
-    "-H",
-    "-p",
-    "-t",
-    "snapshot",
-    "-o",
-    "name,guid,userrefs,createtxg,clones",
-    "-s",
-    "createtxg",
-  ];
-  return rows(await zfs([...args, ...depth, name])).map(
-    ([full = "", guid = "", holds = "", createtxg = "", clones = ""]) => {
-      const at = full.indexOf("@");
-      return {
-        dataset: full.slice(0, at),
-        name: full.slice(at + 1),
-        guid,
-        holds: Number(holds) || 0,
-        createtxg: Number(createtxg),
-        clones: clones.split(",").filter((clone) => clone !== "" && clone !== "-"),
-      };
-    },
-  );
+  const args = [...LIST_SNAPSHOTS, "name,guid,userrefs,createtxg,clones", ...OLDEST_FIRST, ...depth, name];
+  return rows(await zfs(args)).map(([full = "", guid = "", holds = "", createtxg = "", clones = ""]) => ({
+    ...splitName(full),
+    guid,
+    holds: Number(holds) || 0,
+    createtxg: Number(createtxg),
+    clones: clones.split(",").filter((clone) => clone !== "" && clone !== "-"),
+  }));
 }
 
 /** The file systems and volumes below a dataset. */
@@ -299,15 +271,14 @@ export async function destroySnapshots(dataset: string, names: readonly string[]
 
 /** The tags that hold the snapshots of a dataset and of those right below it. */
 export async function listHolds(dataset: string): Promise<(Omit<Snapshot, "guid"> & { tag: string })[]> {
-  const args = ["list", "-H", "-p", "-t", "snapshot", "-d", "2", "-o", "userrefs,name"];
-  const held = rows(await zfs([...args, dataset])).flatMap(([holds = "", name = ""]) =>
-    holds === "0" || holds === "-" ? [] : [name],
+  const held = rows(await zfs([...LIST_SNAPSHOTS, "userrefs,name", "-d", "2", dataset])).flatMap(
+    ([holds = "", name = ""]) => (holds === "0" || holds === "-" ? [] : [name]),
   );
   if (held.length === 0) return [];
-  return rows(await zfs(["holds", "-H", ...held])).map(([name = "", tag = ""]) => {
-    const at = name.indexOf("@");
-    return { dataset: name.slice(0, at), name: name.slice(at + 1), tag };
-  });
+  return rows(await zfs(["holds", "-H", ...held])).map(([full = "", tag = ""]) => ({
+    ...splitName(full),
+    tag,
+  }));
 }
 
 /** The dataset that each imported pool says is to be booted; undefined where it says none. In the order of the pools' names. */
