@@ -71,8 +71,7 @@ export async function addToMirror(
     const bundles: { file: OpenedFile; bundle: Bundle }[] = [];
     for (const file of files) {
       const bundle = await verified(file, options.trusted, env).catch((error: unknown) => {
-        const isForeign = error instanceof ZferryError && error.code === "signature-missing";
-        throw ofFile(error, file.name, isForeign ? TRUST_ITS_KEY : undefined);
+        throw ofFile(error, file.name, isForeign(error) ? TRUST_ITS_KEY : undefined);
       });
       bundles.push({ file, bundle });
     }
@@ -249,6 +248,10 @@ interface Found {
   readonly product: string;
 }
 
+/** Whether a bundle was refused since none of its signers is trusted. */
+const isForeign = (error: unknown): boolean =>
+  error instanceof ZferryError && error.code === "signature-missing";
+
 const TRUST_ITS_KEY = "if you trust one of these signers, name its public key with --trust";
 
 /** Files whose heads are read at a time. */
@@ -274,8 +277,7 @@ async function readFolder(
     try {
       return listed?.(name) ?? (await readBundle(join(folder, name), name, options, env));
     } catch (error) {
-      const isForeign = error instanceof ZferryError && error.code === "signature-missing";
-      const fault = ofFile(error, join(folder, name), isForeign ? NAME_ITS_KEY : LEFT_AS_IT_IS);
+      const fault = ofFile(error, join(folder, name), isForeign(error) ? NAME_ITS_KEY : LEFT_AS_IT_IS);
       if (!(fault instanceof ZferryError) || fault.code === "interrupted") throw fault;
       return fault;
     }
@@ -390,11 +392,6 @@ function pathOf({ manifest, sums, signatures }: Bundle): string {
 const statIn = (folder: string, { path }: IndexEntry): Stats | undefined =>
   lstatSync(join(folder, path), { throwIfNoEntry: false });
 
-const isThere = (folder: string, entry: IndexEntry): boolean => {
-  const stat = statIn(folder, entry);
-  return stat?.isFile() === true && stat.size === entry.size;
-};
-
 /** Whether a listed file is what the index says of it, every byte; if not, it is told that another takes its place. */
 async function isWhole(
   folder: string,
@@ -431,10 +428,11 @@ async function isWhole(
  */
 function requireListed(folder: string, entries: readonly IndexEntry[]): void {
   const faults = entries.flatMap((entry) => {
-    if (isThere(folder, entry)) return [];
     const path = join(folder, entry.path);
     const stat = statIn(folder, entry);
-    const what = stat?.isFile() === true ? `has ${stat.size} bytes` : "is no file that is there";
+    const isFile = stat?.isFile() === true;
+    if (isFile && stat.size === entry.size) return [];
+    const what = isFile ? `has ${stat.size} bytes` : "is no file that is there";
     return new ZferryError("content-mismatch", `${path}: ${what}, the index says ${entry.size} bytes`, {
       details: { file: path, expected: entry.size, found: stat?.size ?? 0 },
       hint: `add that bundle again in the same command, or list what is there: bundle mirror index ${folder}`,
