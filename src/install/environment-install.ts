@@ -376,8 +376,7 @@ export async function removeClone(
   const { dataset, origin, snapshot } = environment;
   if (await datasetExists(dataset)) {
     await requireOwn({ environment, release });
-    // What activated it may have promoted it, as zectl does: then it has the snapshots that the other one had.
-    if ((await datasetExists(origin)) && (await isCloneOf(origin, dataset))) await promote(origin);
+    await giveBackSnapshots(dataset, origin);
     options.step(`destroying ${dataset}`);
     const snapshots = (await listSnapshots(dataset)).map(fullName);
     for (const name of [...snapshots, dataset]) await patiently(options, () => destroy(name));
@@ -386,9 +385,11 @@ export async function removeClone(
   if ((await datasetExists(origin)) && (await hasSnapshot(from))) await destroy(fullName(from));
 }
 
-export async function isCloneOf(clone: string, dataset: string): Promise<boolean> {
-  const { origin } = await getProperties(clone, ["origin"]);
-  return origin.startsWith(`${dataset}@`);
+/** What activated an environment may have promoted a dataset, as zectl does: then that has the snapshots that the other one had. */
+export async function giveBackSnapshots(dataset: string, madeFrom: string): Promise<void> {
+  if (!(await datasetExists(madeFrom))) return;
+  const { origin } = await getProperties(madeFrom, ["origin"]);
+  if (origin.startsWith(`${dataset}@`)) await promote(madeFrom);
 }
 
 /**

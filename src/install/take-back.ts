@@ -6,12 +6,11 @@ import {
   fullName,
   getProperties,
   listSnapshots,
-  promote,
   rollback,
   setProperty,
   type Snapshot,
 } from "../system/zfs.js";
-import { isCloneOf, isOwn } from "./environment-install.js";
+import { giveBackSnapshots, isOwn } from "./environment-install.js";
 import { patiently, type ReceiveOptions } from "./receive.js";
 import type { InstalledStream, Loss } from "./state.js";
 
@@ -90,8 +89,7 @@ export async function takeBack(
   if (to !== null) return rollback(to);
   const { dataset, target, origin } = stream;
   if (origin === undefined) await setProperty(dataset, IDENTITY, identity);
-  // What activated its environment may have promoted it, as zectl does: then it has the snapshots that the other one had.
-  else if ((await datasetExists(origin)) && (await isCloneOf(origin, dataset))) await promote(origin);
+  else await giveBackSnapshots(dataset, origin);
   const received = (await listSnapshots(dataset)).find(({ guid }) => guid === target.guid);
   if (received !== undefined) await patiently(options, () => destroy(fullName(received)));
   await patiently(options, () => destroy(dataset));
