@@ -98,6 +98,21 @@ const addonBeside: Plugin = {
 };
 
 /**
+ * In a bundled file every import of node's own is done at its start, and those of the network bring so much that each command would
+ * start a fifth later: they are loaded with the module that asks for them.
+ */
+const networkWhenAsked: Plugin = {
+  name: "node:http",
+  setup({ onLoad, onResolve }) {
+    const namespace = "when-asked";
+    onResolve({ filter: /^node:(https?|tls)$/ }, ({ path, ...importer }) =>
+      importer.namespace === namespace ? { path, external: true } : { path, namespace },
+    );
+    onLoad({ filter: /^/, namespace }, ({ path }) => ({ contents: `module.exports = require("${path}");` }));
+  },
+};
+
+/**
  * Each entry becomes one file. That starts in half the time of the modules by themselves, and a file for each command would be as slow
  * as these in an emulated guest.
  * @returns the folders of the packages that are in them, in node_modules
@@ -113,7 +128,7 @@ async function bundleProgram(lib: string): Promise<string[]> {
     target: "node20.19",
     metafile: true,
     logLevel: "warning",
-    plugins: [addonBeside],
+    plugins: [addonBeside, networkWhenAsked],
     // Some packages are CommonJS, and require what is part of node.
     banner: {
       js: 'import { createRequire } from "node:module"; const require = createRequire(import.meta.url);',
