@@ -33,14 +33,14 @@ need_packages() { # COMMAND=PACKAGE...
   sudo apt-get install ${missing[*]}"
   fi
   timed "installing ${missing[*]}" \
-    bash -c 'apt-get update && apt-get install -y --no-install-recommends "$@"' install "${missing[@]}"
+    flock /run/zferry-apt.lock bash -c 'apt-get update && apt-get install -y --no-install-recommends "$@"' install "${missing[@]}"
 }
 
 # shellcheck disable=SC2016 # the dollars are for apt
 mirror() {
   local listed=(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian') found
   found=${ZFERRY_LAB_MIRROR:-$("${listed[@]}" | sed -n 1p)}
-  [[ $found ]] || { apt-get update >&2 && found=$("${listed[@]}" | sed -n 1p); }
+  [[ $found ]] || { flock /run/zferry-apt.lock apt-get update >&2 && found=$("${listed[@]}" | sed -n 1p); }
   [[ $found ]] || die "apt knows no mirror of Debian: set ZFERRY_LAB_MIRROR to one"
   echo "$found"
 }

@@ -12,7 +12,8 @@ elsewhere, the packages that have: ${missing[*]}" >&2
     exit 1
   fi
   echo "installing Debian's packages ${missing[*]}" >&2
-  { apt-get update && apt-get install -y --no-install-recommends "${missing[@]}"; } >&2
+  # The lab's images may be built meanwhile: test/lab/image.sh.
+  flock /run/zferry-apt.lock bash -c 'apt-get update && apt-get install -y --no-install-recommends "$@"' install "${missing[@]}" >&2
 }
 
 # install_modules: npm's packages as the lock file has them, unless they are there
