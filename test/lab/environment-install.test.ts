@@ -44,6 +44,8 @@ let before: string;
 let pool: string;
 let unchanged: string;
 let made: string;
+/** Those of an install that nothing stops. */
+let steps: string[];
 
 const lines = (text: string): Promise<string> => place.lines(text);
 const refusal = (command: string) => place.refusal(command);
@@ -69,7 +71,9 @@ describe("an install as a boot environment", () => {
   });
 
   it("makes both halves beside the running ones, and switches both at once", async () => {
-    expect(await lines(`bundle install ${FILE}`)).toContain("installed gentoo release R2 (2)");
+    const install = await place.logged(`install ${FILE}`);
+    expect(install.told).toContain("installed gentoo release R2 (2)");
+    ({ steps } = install);
     expect(await place.running()).toBe(unchanged);
     made = await lines(MADE);
     expect(made.split("\n")[0]).toBe(`${ROOT}/R2`);
@@ -350,6 +354,9 @@ describe("several bundles", () => {
       mount -t zfs -o ro $each/R3 /media; (cd /media; find . -type f -print0 | sort -z | xargs -0 sha256sum); umount /media
     done`;
   let all: string;
+  /** Of the steps of an install of all: that between the two bundles, and where the second one is received. */
+  let linking: number;
+  let second: number;
 
   it("make one environment", async () => {
     await lines(`${RESET}; ${MAKE_FOLDER}`);
@@ -358,7 +365,10 @@ describe("several bundles", () => {
     expect(plan).toContain(`usr: ${USR}/R3, from ${USR}/gentoo@R1 to R2`);
     expect(plan).toContain("all are one boot environment, and bundle rollback leads back");
     expect(await site()).toBe(before);
-    const told = await lines("bundle install /tmp/links");
+    const { told, steps } = await place.logged("install /tmp/links");
+    linking = steps.indexOf("journal: linking");
+    expect(linking).toBeGreaterThan(0);
+    second = linking + steps.slice(linking).indexOf("zfs receive");
     expect(told).toContain(`brought gentoo release R2 (2) into ${ROOT}/R3`);
     expect(told).toContain(`installed gentoo release R3 (3)\n  opt: ${OPT}/R3, from ${OPT}/R3@R2 to R3`);
     expect(told).toContain(`boots next: ${ROOT}/R3`);
@@ -374,18 +384,13 @@ describe("several bundles", () => {
   });
 
   it("go on, or are given up, after a kill in the midst of them", async () => {
-    await lines(RESET);
-    const steps = await place.stepsOf("install /tmp/links");
-    const linking = steps.indexOf("journal: linking");
-    expect(linking).toBeGreaterThan(0);
-    const second = linking + steps.slice(linking).indexOf("zfs receive");
     const moments: [number, string][] = [
       [linking + 1, "bundle install /tmp/links"],
       [second + 1, "bundle abort"],
       [second + 2, "bundle install"],
     ];
     for (const [, [step, command]] of shareOf(moments, 0, 2)) {
-      const where = `killed before ${step}, ${steps[step - 1]}, then ${command}`;
+      const where = `killed before ${step}, then ${command}`;
       await lines(`${RESET}; ${place.killed("install /tmp/links", step)}`);
       const status = await lines("bundle status");
       expect(status).toContain(`${ROOT}/R3, by several bundles up to release R3`);
@@ -398,11 +403,7 @@ describe("several bundles", () => {
   });
 
   it("are not given up where something came into what the first one received", async () => {
-    await lines(`${RESET}; ${MAKE_FOLDER}`);
-    const steps = await place.stepsOf("install /tmp/links");
-    const linking = steps.indexOf("journal: linking");
-    const second = linking + steps.slice(linking).indexOf("zfs receive");
-    await lines(`${RESET}; ${place.killed("install /tmp/links", second + 1)}`);
+    await lines(`${RESET}; ${MAKE_FOLDER}; ${place.killed("install /tmp/links", second + 1)}`);
     const refused = async (change: string, lost: string, back: string): Promise<void> => {
       await lines(change);
       const there = await lines(POOL);
@@ -541,11 +542,7 @@ describe("giving it up", () => {
   });
 
   it("comes to its end after a kill between a snapshot and its dataset", async () => {
-    await lines(received());
-    const steps = await place.stepsOf("abort");
-    const first = steps.indexOf("zfs destroy");
-    expect(steps[first + 1]).toBe("zfs destroy");
-    await lines(`${received()}; ${place.killed("abort", first + 2)}`);
+    await lines(`${received()}; ${place.killed("abort", "zfs destroy:2")}`);
     expect(await lines(`zfs list -H -t all -o name -r ${USR}/R2`)).toBe(`${USR}/R2`);
     await lines("bundle abort");
     expect(await site()).toBe(before);
@@ -570,12 +567,10 @@ it("goes on only in the environment in which it was begun", async () => {
 });
 
 it("is gone on with, or given up, after a kill before any step", async () => {
-  await lines(RESET);
-  const steps = await place.stepsOf(`install ${FILE}`);
   for (const step of ["zfs clone", "zfs receive", "mount", "chroot", "zpool set", "journal: activating"])
     expect(steps).toContain(step);
-  for (const [index, step] of shareOf(steps, 0, 16)) {
-    const ends = index % 32 < 16 ? "install" : "abort";
+  for (const [round, [index, step]] of shareOf(steps, 0, 32).entries()) {
+    const ends = round % 2 === 0 ? "install" : "abort";
     const where = `killed before ${index + 1}, ${step}, then ${ends}`;
     await lines(`${RESET}
         ${place.killed(`install ${FILE}`, index + 1)}

@@ -9,11 +9,11 @@ import { makeRelease, makeSystem, RPOOL, script, SITE_USR } from "./system.js";
 /*
  * Power cuts: QEMU is killed in the middle of an install, at a moment of chance or soon after a step has begun, and booted again on
  * the same disk; then bundle install again, with further cuts, until it is done. The site's pool, with /usr, / and the state
- * folder, is on a disk without a cache of the host's. SOAK_CUTS is the number of cuts (4), SOAK_SEED what they are
+ * folder, is on a disk without a cache of the host's. SOAK_CUTS is the number of cuts (2), SOAK_SEED what they are
  * chosen by.
  */
 
-const CUTS = Number(process.env["SOAK_CUTS"] ?? 4);
+const CUTS = Number(process.env["SOAK_CUTS"] ?? 2);
 const SEED = Number(process.env["SOAK_SEED"] ?? Math.floor(Math.random() * 1e9));
 const PHASES = ["holding", "preparing", "receiving", "writing", "recording"];
 const ROOT = `${RPOOL}/ROOT/site`;

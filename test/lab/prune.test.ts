@@ -262,7 +262,7 @@ ${ROOT}/base\t${ROOT}/R3@zferry-R1`);
     const steps = await stopping.stepsOf("environments --prune");
     const end = await lines(ALL);
     expect(end).not.toContain(`${ROOT}/R3`);
-    for (const [index, step] of shareOf(steps, 2, 16)) {
+    for (const [index, step] of shareOf(steps, 2, 32)) {
       await reset();
       await lines(`${stopping.killed("environments --prune", index + 1)}; bundle environments --prune`);
       const where = `killed before ${index + 1}, ${step}`;
@@ -276,7 +276,7 @@ ${ROOT}/base\t${ROOT}/R3@zferry-R1`);
     const steps = await stopping.stepsOf("environments --prune");
     const end = await lines(ALL);
     for (const step of ["zfs set", "zfs rename", "zfs promote", "zfs destroy"]) expect(steps).toContain(step);
-    for (const [index, step] of shareOf(steps, 1, 8)) {
+    for (const [index, step] of shareOf(steps, 1, 32)) {
       await reset();
       await lines(`${stopping.killed("environments --prune", index + 1)}; bundle environments --prune`);
       const where = `killed before ${index + 1}, ${step}`;

@@ -1,17 +1,17 @@
 import { defaultZfs, usesLocalZfs } from "./guest.js";
 
 /** Whether nothing is left to the other version of ZFS, nor left out. */
-const ALL = usesLocalZfs() || process.env["ZFERRY_TEST_ALL"] === "1";
+export const ALL = usesLocalZfs() || process.env["ZFERRY_TEST_ALL"] === "1";
 
 /**
  * Those rounds of a long test that are this machine's, with their numbers from 0. Of every four each version of ZFS has one, and
  * not the same; with the four values of `first` all are somebody's. ZFERRY_TEST_ALL=1 gives all.
- * @param every 8 or 16 where a round takes very long: then half of these, or a quarter; 2 where one version alone runs the test
+ * @param every 8, 16 or 32 where a round takes very long: then half of these, a quarter, an eighth; 2 where one version alone runs the test
  */
 export function shareOf<Round>(
   rounds: readonly Round[],
   first: 0 | 1 | 2 | 3,
-  every: 2 | 4 | 8 | 16 = 4,
+  every: 2 | 4 | 8 | 16 | 32 = 4,
 ): [number, Round][] {
   const mine = (first + (defaultZfs() === "2.3" ? 2 : 0)) % 4;
   return [...rounds.entries()].filter(([index]) => ALL || index % every === mine % every);

@@ -2,8 +2,8 @@
  * node --import .../stop-at.mjs dist/cli.js ...: a process that is stopped at a step, without a word of it in the program.
  *
  * A step is what changes something of a site: a name that a file of the state folder gets or loses, and a program that
- * changes a pool, a repository or what is mounted. STOP_AT is the number of the step (from 1), or its name, before which STOP_BY (KILL, INT, STOP)
- * comes; the step's own name, and those of all before it, are added to the file STOP_LOG, a line each.
+ * changes a pool, a repository or what is mounted. STOP_AT is the number of the step (from 1), or its name, or NAME:2 for the second of
+ * that name, before which STOP_BY (KILL, INT, STOP) comes; the step's own name, and those of all before it, are added to the file STOP_LOG, a line each.
  */
 import childProcess from "node:child_process";
 import fs from "node:fs";
@@ -13,11 +13,17 @@ const { STOP_AT = "0", STOP_BY = "KILL", STOP_LOG } = process.env;
 const { renameSync, rmSync, appendFileSync } = fs;
 const { spawn } = childProcess;
 let steps = 0;
+const named = new Map();
 
 function step(name) {
   steps += 1;
   if (STOP_LOG !== undefined) appendFileSync(STOP_LOG, `${steps} ${name}\n`);
-  if (steps === Number(STOP_AT) || name === STOP_AT) process.kill(process.pid, `SIG${STOP_BY}`);
+  named.set(name, (named.get(name) ?? 0) + 1);
+  if (
+    [String(steps), `${name}:${named.get(name)}`].includes(STOP_AT) ||
+    (name === STOP_AT && named.get(name) === 1)
+  )
+    process.kill(process.pid, `SIG${STOP_BY}`);
 }
 
 const ofState = (path) =>

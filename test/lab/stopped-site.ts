@@ -43,7 +43,7 @@ export class Stopping {
     return { status, stdout, stderr };
   }
 
-  /** The command with a stop before a step, by its number from 1 or its name, or with none. */
+  /** The command with a stop before a step, or with none: its number from 1, its name, or `NAME:2` for the second of that name. */
   stopped(command: string, step: number | string = 0, by = "KILL"): string {
     return `STOP_AT='${step}' STOP_BY=${by} STOP_LOG=/tmp/steps node --import ${this.machine.checkout}/test/lab/stop-at.mjs /opt/zferry/lib/cli.js ${command}`;
   }
@@ -53,10 +53,15 @@ export class Stopping {
     return `if ${this.stopped(command, step)} >/dev/null 2>&1; then exit 1; fi`;
   }
 
-  /** Runs it, and gives the names of its steps. */
+  /** Runs it, and gives what it tells and the names of its steps. */
+  async logged(command: string): Promise<{ told: string; steps: string[] }> {
+    const told = await this.lines(`rm -f /tmp/steps; ${this.stopped(command)}`);
+    const log = await this.lines("cat /tmp/steps");
+    return { told, steps: log.split("\n").map((line) => line.replace(/^\d+ /, "")) };
+  }
+
   async stepsOf(command: string): Promise<string[]> {
-    const log = await this.lines(`rm -f /tmp/steps; ${this.stopped(command)} >&2; cat /tmp/steps`);
-    return log.split("\n").map((line) => line.replace(/^\d+ /, ""));
+    return (await this.logged(command)).steps;
   }
 }
 

@@ -21,7 +21,10 @@ for version in "${versions[@]}"; do npx tsx test/lab/lab.ts --build "$version"; 
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 declare -A jobs
-declare -A LEFT_TO_OTHERS=([2.1]="between chain copy dracut-openrc environments faults live merge power shared undo" [2.3]="dist environment-install gentoo guest prune resume root stops story trial")
+declare -A LEFT_TO_OTHERS=(
+  [2.1]="between copy environment-install environments faults merge power shared undo"
+  [2.3]="chain dist dracut-openrc gentoo guest live prune resume root stops story trial"
+)
 # An emulated machine with two processors keeps two of this one busy, and a good part of it in vain.
 (($(nproc) >= 2 * ${#versions[@]})) || export ZFERRY_LAB_CPUS=${ZFERRY_LAB_CPUS:-1}
 for version in "${versions[@]}"; do
