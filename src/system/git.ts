@@ -91,6 +91,8 @@ function isolatedEnvironment(): Record<string, string | undefined> {
     GIT_TERMINAL_PROMPT: "0",
     GIT_PAGER: "cat",
     GIT_EDITOR: "false",
+    // At boot there is none, and git refuses a repository whose settings name a path by ~.
+    HOME: process.env["HOME"] ?? "/",
     GIT_AUTHOR_NAME: IDENTITY.name,
     GIT_AUTHOR_EMAIL: IDENTITY.email,
     GIT_COMMITTER_NAME: IDENTITY.name,

@@ -57,6 +57,18 @@ it("is not led by the caller's variables and settings", async () => {
   }
 });
 
+it("needs no home, also where the repository's own settings name a path in it", async () => {
+  const settings = join(root, ".git/config");
+  execFileSync("git", ["config", "--file", settings, "core.excludesFile", "~/ignored"]);
+  vi.stubEnv("HOME", undefined);
+  try {
+    expect((await (await openRepository(root)).run(["log", "--format=%s"])).toString()).toBe("first\n");
+  } finally {
+    vi.unstubAllEnvs();
+    execFileSync("git", ["config", "--file", settings, "--unset", "core.excludesFile"]);
+  }
+});
+
 it("says what git said", async () => {
   const git = await openRepository(root);
   await expect(git.run(["rev-parse", "--verify", "nothing"])).rejects.toMatchObject({
