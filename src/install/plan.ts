@@ -332,11 +332,18 @@ async function requireFeatures(pool: string, { requires }: Manifest): Promise<vo
   }
 }
 
+const INSTALL_ELSEWHERE =
+  'install from another system, such as a rescue system; where / is on ZFS, as a boot environment, which changes nothing that runs (mode = "boot-environment" under [install]); or, to be followed by a reboot, with --live';
+
 /**
  * @param live undefined: one in use is refused
  * @throws ZferryError `dataset-in-use` when programs run from a dataset, here or elsewhere
  */
-export async function requireUnused(dataset: string, live: Live | undefined): Promise<void> {
+export async function requireUnused(
+  dataset: string,
+  live: Live | undefined,
+  command: "install" | "abort" | "rollback" = "install",
+): Promise<void> {
   const shares = await getProperties(dataset, ["sharenfs", "sharesmb"]);
   const shared = (["sharenfs", "sharesmb"] as const)
     .filter((share) => shares[share] !== "off" && shares[share] !== "-")
@@ -351,7 +358,7 @@ export async function requireUnused(dataset: string, live: Live | undefined): Pr
       `dataset ${dataset} is exported or shared: ${others.join(", ")}`,
       {
         details: { dataset, uses: others },
-        hint: "what runs from it elsewhere would lose its files; end that, or install with --live all the same",
+        hint: "what runs from it elsewhere would lose its files; end that, or add --live all the same",
       },
     );
   }
@@ -366,12 +373,11 @@ export async function requireUnused(dataset: string, live: Live | undefined): Pr
         dataset,
         processes: runners.slice(0, 20).map(({ pid, name, path }) => `${pid} ${name} ${path}`),
       },
-      hint: 'they would lose their files and likely die: install from another system, such as a rescue system; where / is on ZFS, as a boot environment, which changes nothing that runs (mode = "boot-environment" under [install]); or, to be followed by a reboot, with --live',
+      hint: `they would lose their files and likely die: ${command === "install" ? INSTALL_ELSEWHERE : `do it from another system, such as a rescue system; or, to be followed by a reboot: bundle ${command} --live`}`,
     },
   );
 }
 
-/** Of the pool, within every quota above. */
 /** Bytes that a dataset may still take, within quotas. */
 export const availableTo = async (dataset: string): Promise<number> =>
   Number((await getProperties(dataset, ["available"])).available);

@@ -149,7 +149,7 @@ async function makePlan(
     ways.push(way);
     if (way.done) continue;
     await obstacles.unless(() => requirePassable(way));
-    await obstacles.unless(() => requireUnused(stream.dataset, options.live));
+    await obstacles.unless(() => requireUnused(stream.dataset, options.live, "rollback"));
   }
   const rootSpace: RootSpace[] = [];
   const rootSettled: SettledConflict[] = [];
