@@ -60,7 +60,14 @@ import {
   type SiteState,
   type StateFolder,
 } from "./state.js";
-import { describeLoss, findWayBack, removeLeft, snapshotsOfMade, takeBack } from "./take-back.js";
+import {
+  describeLoss,
+  findWayBack,
+  isReturning,
+  removeLeft,
+  snapshotsOfMade,
+  takeBack,
+} from "./take-back.js";
 import { keySetOf } from "./trust.js";
 
 // The steps of an install and of a rollback, one a phase. Each is journalled before it begins, can be done again from its
@@ -208,7 +215,7 @@ const identityOf = ({ environment, release }: InstallJournal): string =>
 
 async function takeStreamBack(stream: InstalledStream, journal: InstallJournal, work: Work): Promise<void> {
   const identity = identityOf(journal);
-  if (await isReceived(stream)) {
+  if ((await isReceived(stream)) || (await isReturning(stream))) {
     work.step(`taking ${stream.dataset} back to what it was`);
     return takeBack(await findWayBack(stream), identity, work);
   }
@@ -292,9 +299,10 @@ const ROLLBACK: Steps<RollbackJournal> = {
     async do({ streams, lost, release }, options) {
       for (const stream of streams) {
         const way = await findWayBack(stream);
-        if (way.done) continue;
-        requireAgreed(way.loss, lost);
-        options.step(`rolling ${stream.dataset} back to ${stream.base?.snapshot ?? ""}`);
+        if (!way.done) {
+          requireAgreed(way.loss, lost);
+          options.step(`rolling ${stream.dataset} back to ${stream.base?.snapshot ?? ""}`);
+        }
         await takeBack(way, release.identity, options);
       }
     },
@@ -328,18 +336,22 @@ const MERGE: Steps<MergeJournal> = {
   },
 };
 
+/** What a file system in use writes by itself, times of access and the like, is not asked for again. */
+const AGREED_MORE_BYTES = 1 << 20;
+
 /**
  * Whether somebody agreed to lose this.
  * @throws ZferryError `loss-not-agreed`
  */
 export function requireAgreed(loss: Loss, agreed: readonly Loss[]): void {
   const known = agreed.find(({ dataset }) => dataset === loss.dataset);
+  const allowed = known === undefined || known.written === 0 ? 0 : known.written + AGREED_MORE_BYTES;
   const left = {
     ...loss,
     snapshots: loss.snapshots.filter(
       ({ guid }) => known?.snapshots.some((each) => each.guid === guid) !== true,
     ),
-    written: (known?.written ?? 0) > 0 ? 0 : loss.written,
+    written: loss.written > allowed ? loss.written : 0,
   };
   const lost = describeLoss(left);
   if (lost.length === 0) return;
@@ -580,7 +592,7 @@ export async function requireUndoable(
   const own = new Set(streams.map(({ target }) => target.guid));
   for (const stream of streams) {
     const { dataset, base } = stream;
-    if (await isReceived(stream)) await requireRollback(stream, own, live);
+    if ((await isReceived(stream)) || (await isReturning(stream))) await requireRollback(stream, own, live);
     else if (environment === null && base !== null && !(await datasetExists(dataset))) {
       throw new ZferryError("base-missing", `there is no dataset ${dataset}, which the install began with`, {
         details: { dataset, expected: base.guid },
@@ -646,7 +658,7 @@ async function requireRollback(
   const snapshots = loss.snapshots.filter(({ guid }) => !own.has(guid));
   const written = snapshots.length === loss.snapshots.length ? loss.written : 0;
   requireNoLoss(dataset, [...describeLoss({ dataset, snapshots, written }), ...blocked]);
-  await requireUnused(dataset, live);
+  await requireUnused(dataset, live, "abort");
 }
 
 function requireNoLoss(dataset: string, lost: readonly string[]): void {

@@ -3,6 +3,7 @@ import { formatBytes } from "../report.js";
 import {
   datasetExists,
   destroy,
+  dropProperties,
   fullName,
   getProperties,
   listSnapshots,
@@ -22,6 +23,8 @@ export interface WayBack {
   readonly to: Snapshot | null;
   /** Whether the dataset is there already, and nothing was written since. */
   readonly done: boolean;
+  /** Whether it was begun: what the stream brought goes, whoever asks. */
+  readonly begun: boolean;
   readonly loss: Loss;
   /** What zfs does not go back over: clones and holds, in words. */
   readonly blocked: readonly string[];
@@ -46,11 +49,18 @@ export async function findWayBack(stream: InstalledStream): Promise<WayBack> {
       { details: { dataset, expected: base?.guid ?? target.guid } },
     );
   }
-  const leaving = snapshots.slice(reached === -1 ? from + 1 : reached);
-  const later = reached === -1 ? leaving : leaving.slice(1);
-  const since = snapshots[reached === -1 ? from : reached] as Snapshot;
+  const begunTo = base === null ? -1 : await findBegun(dataset, snapshots);
+  const begun = begunTo !== -1;
+  // Where it was begun and the target is gone, the dataset may still have all that the target had.
+  const back = reached === -1 ? Math.max(from, begunTo) : reached - 1;
+  const since = snapshots[reached === -1 ? back : reached] as Snapshot;
   const property = `written@${since.name}`;
-  const written = Number((await getProperties(dataset, [property]))[property]);
+  const properties = await getProperties(dataset, [property, "readonly"]);
+  const written = Number(properties[property]);
+  const done = reached === -1 && written === 0;
+  // Snapshots of what is there already are like it.
+  const leaving = done ? [] : snapshots.slice(back + 1);
+  const later = reached === -1 ? leaving : leaving.slice(1);
   const blocked: string[] = [];
   for (const snapshot of leaving) {
     const name = fullName(snapshot);
@@ -63,12 +73,34 @@ export async function findWayBack(stream: InstalledStream): Promise<WayBack> {
   return {
     stream,
     // What others took between base and target stays, and is like the base.
-    to: base === null ? null : (snapshots[reached === -1 ? from : reached - 1] as Snapshot),
-    done: leaving.length === 0 && written === 0,
-    loss: { dataset, snapshots: later.map(({ name, guid }) => ({ snapshot: name, guid })), written },
+    to: base === null ? null : (snapshots[back] as Snapshot),
+    done,
+    begun,
+    loss: {
+      dataset,
+      snapshots: later.map(({ name, guid }) => ({ snapshot: name, guid })),
+      // Nobody else can have written it then.
+      written: begun && reached === -1 && properties["readonly"] === "on" ? 0 : written,
+    },
     blocked,
   };
 }
+
+/** The `guid` of the snapshot that a dataset is being brought back to: `zfs rollback -r` destroys what is newer first, and may be ended then. */
+const RETURNING = "zferry:returning";
+
+/** Which snapshot of a dataset it is being brought back to; -1 where nobody began. */
+async function findBegun(dataset: string, snapshots: readonly Snapshot[]): Promise<number> {
+  const to = (await getProperties(dataset, [RETURNING]))[RETURNING];
+  return snapshots.findIndex(({ guid }) => guid === to);
+}
+
+/** Whether a dataset that a stream changed is being brought back by `takeBack`, which did not come to its end. */
+export const isReturning = async ({ dataset, base, origin }: InstalledStream): Promise<boolean> =>
+  base !== null &&
+  origin === undefined &&
+  (await datasetExists(dataset)) &&
+  (await findBegun(dataset, await listSnapshots(dataset))) !== -1;
 
 /** What is lost, in words; empty for nothing. */
 export const describeLoss = ({ dataset, snapshots, written }: Loss): string[] => [
@@ -81,13 +113,19 @@ export const describeLoss = ({ dataset, snapshots, written }: Loss): string[] =>
  * @param identity of the bundle that the stream's install has
  */
 export async function takeBack(
-  { stream, to, done }: WayBack,
+  { stream, to, done, begun }: WayBack,
   identity: string,
   options: Pick<ReceiveOptions, "signal" | "step">,
 ): Promise<void> {
-  if (done) return;
-  if (to !== null) return rollback(to);
   const { dataset, target, origin } = stream;
+  if (to !== null) {
+    if (!done) {
+      await setProperty(dataset, RETURNING, to.guid);
+      await rollback(to);
+    }
+    if (!done || begun) await dropProperties(dataset, [RETURNING]);
+    return;
+  }
   if (origin === undefined) await setProperty(dataset, IDENTITY, identity);
   else await giveBackSnapshots(dataset, origin);
   const received = (await listSnapshots(dataset)).find(({ guid }) => guid === target.guid);
