@@ -2,6 +2,7 @@ import { join, normalize } from "node:path";
 import { ZferryError } from "../errors.js";
 import { printable } from "../report.js";
 import type { InitSystem } from "../system/init-system.js";
+import { MOUNTED_FROM } from "./state.js";
 
 // formats/boot.md shows these texts and has the reasons for every line.
 
@@ -84,7 +85,9 @@ export const argumentsOf = ({ program, config }: BootCommand, ...command: readon
   ...(config === undefined ? [] : ["--config", config]),
 ];
 
-const journalOf = ({ state }: BootCommand): string => join(state, "journal.json");
+/** Each says that there is something to be done, or to be told. */
+const reasonsOf = ({ state }: BootCommand): string[] =>
+  ["journal.json", MOUNTED_FROM].map((name) => join(state, name));
 
 /** systemd.unit(5), Specifiers. */
 const withoutSpecifiers = (text: string): string => text.replaceAll("%", "%%");
@@ -120,7 +123,9 @@ Before=sysinit.target systemd-tmpfiles-setup.service ldconfig.service apparmor.s
 Conflicts=shutdown.target
 Before=shutdown.target
 RequiresMountsFor=${mounts}
-ConditionPathExists=${withoutSpecifiers(journalOf(command))}
+${reasonsOf(command)
+  .map((path) => `ConditionPathExists=|${withoutSpecifiers(path)}`)
+  .join("\n")}
 
 [Service]
 Type=oneshot
@@ -155,7 +160,9 @@ depend() {
 }
 
 start() {
-	[ -e ${shellWord(journalOf(command))} ] || return 0
+	${reasonsOf(command)
+    .map((path) => `[ -e ${shellWord(path)} ]`)
+    .join(" || ")} || return 0
 	ebegin "Finishing an interrupted install of zferry"
 	PATH=${PATH} \\
 		${argumentsOf(command, "install").map(shellWord).join(" ")} </dev/null

@@ -15,7 +15,7 @@ import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { rawBytes, rawPath, showPath, type RawPath } from "../raw-path.js";
 import { listFirst } from "../report.js";
-import { guarded, syncPath } from "../system/files.js";
+import { guarded, syncPath, writeFileDurably } from "../system/files.js";
 import { ownMounts } from "../system/mounts.js";
 import { run } from "../system/process.js";
 import {
@@ -30,7 +30,7 @@ import {
 } from "../system/zfs.js";
 import { existing, resolved } from "./apart.js";
 import { requireNothingPending } from "./pending.js";
-import { lockState } from "./state.js";
+import { lockState, MOUNTED_FROM, requireStateMounted } from "./state.js";
 import { readUnderWay } from "./under-way.js";
 
 // The state of a site with boot environments, on a dataset that all of them mount: formats/boot.md, The state
@@ -56,7 +56,7 @@ const WORKPLACE = "/run/zferry-state";
 
 /**
  * What is to be done so that the state lies outside every environment; undefined where that is so, or where the site has none.
- * @throws ZferryError `output-exists` where the dataset is something else's
+ * @throws ZferryError `output-exists` where the dataset is something else's, `not-configured` where it is not mounted
  */
 export async function planStateMove(site: SiteConfig): Promise<StateMove | undefined> {
   if (site.install.mode !== "boot-environment" || site.root?.path !== "/") return undefined;
@@ -68,6 +68,7 @@ export async function planStateMove(site: SiteConfig): Promise<StateMove | undef
   const isInside = found !== undefined && (found === origin || found.startsWith(`${origin}/`));
   const mark = (await datasetExists(dataset)) ? (await getProperties(dataset, [MARK]))[MARK] : undefined;
   const isOurs = mark === "copying" || mark === "copied";
+  if (!isOurs) requireStateMounted(path);
   if (!isInside && !isOurs) return undefined;
   const move = { path, dataset, aside: `${path}${ASIDE}${dataset.replaceAll("/", "-")}` };
   if (mark === undefined || isOurs) return move;
@@ -84,6 +85,8 @@ export async function planStateMove(site: SiteConfig): Promise<StateMove | undef
  */
 export async function moveState(site: SiteConfig, move: StateMove): Promise<void> {
   const { path, dataset, aside } = move;
+  const beneath = join(path, MOUNTED_FROM);
+  if (!isMounted(move)) guarded(beneath, () => rmSync(beneath, { force: true }));
   requireNothingPending(await readUnderWay(site), "and the state is not moved before that is done");
   if (!(await datasetExists(dataset))) {
     await createFileSystem(dataset, { mountpoint: "legacy", canmount: "noauto", [MARK]: "copying" });
@@ -101,6 +104,7 @@ export async function moveState(site: SiteConfig, move: StateMove): Promise<void
   }
   guarded(path, () => mkdirSync(path, { recursive: true, mode: 0o700 }));
   syncPath(dirname(path));
+  if (!isMounted(move)) writeFileDurably(beneath, `${dataset}\n`, 0o600);
   await setProperties(dataset, { mountpoint: path });
   await setProperties(dataset, { canmount: "on" });
   if (!isMounted(move)) await mountDataset(dataset);

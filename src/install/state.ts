@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { existsSync, lstatSync, mkdirSync, readdirSync, rmSync } from "node:fs";
+import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import * as v from "valibot";
 import {
@@ -13,6 +13,7 @@ import {
   sha256Hex,
 } from "../bundle/manifest.js";
 import { ZferryError } from "../errors.js";
+import { printable } from "../report.js";
 import { checkValue, integer, record, table } from "../schema.js";
 import { pathNameSchema } from "../root/paths.js";
 import { rootPlanSchema, type RootPlan } from "../root/plan.js";
@@ -392,8 +393,37 @@ export interface StateFolder {
   removePlans(): Promise<void>;
 }
 
-/** Opens the folder for reading: nothing is made, nothing is locked. */
+/** In the folder that a dataset with the state is mounted over: the name of that dataset. formats/boot.md, The state */
+export const MOUNTED_FROM = "mounted-from";
+
+/**
+ * What the folder lacks that is only a place to mount the state on would be taken for what the site lacks.
+ * @throws ZferryError `not-configured` where the state's dataset is not mounted
+ */
+export function requireStateMounted(path: string): void {
+  const name = join(path, MOUNTED_FROM);
+  const found = guarded(name, () => lstatSync(name, { throwIfNoEntry: false }));
+  if (found === undefined) return;
+  const isName = found.isFile() && found.size <= MAX_NAME_BYTES;
+  const dataset = isName ? printable(guarded(name, () => readFileSync(name, "utf8")).trim()) : "its dataset";
+  throw new ZferryError(
+    "not-configured",
+    `${dataset}, which has the site's state, is not mounted on ${path}`,
+    {
+      details: { path, dataset },
+      hint: "zfs mount -a, and have the system do so at boot; if the state is not to be there any more, remove the file mounted-from",
+    },
+  );
+}
+
+const MAX_NAME_BYTES = 1024;
+
+/**
+ * Opens the folder for reading: nothing is made, nothing is locked.
+ * @throws ZferryError as `requireStateMounted`
+ */
 export function openState(path: string): StateFolder {
+  requireStateMounted(path);
   const statePath = join(path, "state.json");
   const journalPath = join(path, JOURNAL);
   const removePlans = async (kept: string | null): Promise<void> => {
@@ -505,6 +535,7 @@ async function readPlan(folder: string, hash: string): Promise<RootPlan | undefi
  * @throws ZferryError `site-busy` when another process has it
  */
 export async function lockState(path: string): Promise<StateFolder & { release(): Promise<void> }> {
+  requireStateMounted(path);
   guarded(path, () => mkdirSync(path, { recursive: true, mode: 0o700 }));
   const release = await acquireSiteLock(join(path, "lock"));
   // What a write that was interrupted left.

@@ -56,7 +56,9 @@ describe("bundle setup", () => {
       `set up systemd: a boot finishes an install that was interrupted\n  wrote ${folder.file(UNIT)}\n  wrote ${folder.file(UNIT_LINK)}\n`,
     ]);
     expect(text(UNIT)).toContain(`\nExecStart=:${process.execPath} ${PROGRAM} install\n`);
-    expect(text(UNIT)).toContain("\nConditionPathExists=/var/lib/zferry/journal.json\n");
+    expect(text(UNIT)).toContain(
+      "\nConditionPathExists=|/var/lib/zferry/journal.json\nConditionPathExists=|/var/lib/zferry/mounted-from\n",
+    );
     expect(statSync(folder.file(UNIT)).mode & 0o7777).toBe(0o644);
     expect(statSync(folder.file(UNIT_LINK)).ino).toBe(statSync(folder.file(UNIT)).ino);
     expect(readdirSync(dirname(folder.file(UNIT))).sort()).toEqual([
@@ -132,13 +134,15 @@ describe("bundle setup", () => {
     configure("etc/other site.toml", 'state = "/srv/100% state"\n');
     expect((await systemd("--config", "/etc/other site.toml")).status).toBe(0);
     expect(text(UNIT)).toContain(` install --config "/etc/other site.toml"\n`);
-    expect(text(UNIT)).toContain("\nConditionPathExists=/srv/100%% state/journal.json\n");
+    expect(text(UNIT)).toContain("\nConditionPathExists=|/srv/100%% state/journal.json\n");
     expect(text(UNIT)).toContain(
       `\nRequiresMountsFor="/srv/100%% state" ${process.execPath} ${PROGRAM} / "/etc/other site.toml"\n`,
     );
     expect((await openrc("--config", "/etc/other site.toml")).status).toBe(0);
     expect(text(SCRIPT)).toContain(` install --config '/etc/other site.toml' </dev/null\n`);
-    expect(text(SCRIPT)).toContain("[ -e '/srv/100% state/journal.json' ] || return 0\n");
+    expect(text(SCRIPT)).toContain(
+      "[ -e '/srv/100% state/journal.json' ] || [ -e '/srv/100% state/mounted-from' ] || return 0\n",
+    );
   });
 
   test.skipIf(process.geteuid?.() !== 0)("is written again where it is somebody else's", async () => {

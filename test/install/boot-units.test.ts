@@ -136,15 +136,18 @@ describe("the script for OpenRC", () => {
     expect(openrc("start")).toEqual({ status: 0, output: "" });
   });
 
-  test("runs zferry with the paths as they are, and tells how it ended", () => {
-    writeFileSync(join(command.state, "journal.json"), "");
-    const { status, output } = openrc("start");
-    expect(status).toBe(0);
-    expect(output.split("\n").slice(1, 3)).toEqual([
-      `${command.program[1]} install --config ${command.config}`,
-      expect.stringMatching(/^eend 0 /),
-    ]);
-  });
+  test.each(["journal.json", "mounted-from"])(
+    "runs zferry with the paths as they are where there is %s, and tells how it ended",
+    (name) => {
+      writeFileSync(join(command.state, name), "");
+      const { status, output } = openrc("start");
+      expect(status).toBe(0);
+      expect(output.split("\n").slice(1, 3)).toEqual([
+        `${command.program[1]} install --config ${command.config}`,
+        expect.stringMatching(/^eend 0 /),
+      ]);
+    },
+  );
 
   test("fails as zferry fails, and has a PATH with all that zferry starts", () => {
     writeFileSync(join(command.state, "journal.json"), "");

@@ -457,6 +457,24 @@ describe("a journal of several bundles", () => {
 });
 
 describe("a state", () => {
+  test("is not taken for missing where only its dataset is not mounted", async () => {
+    const code = "not-configured";
+    for (const [name, told] of [
+      ["rpool/zferry\n", "rpool/zferry"],
+      ["\u001b[2J\n", "\\u{1b}[2J"],
+      ["x".repeat(2000), "its dataset"],
+    ]) {
+      writeFileSync(file("mounted-from"), name ?? "");
+      const message = `${told}, which has the site's state, is not mounted on ${folder}`;
+      expect(() => openState(folder)).toThrow(expect.objectContaining({ code, message }) as Error);
+      await expect(lockState(folder)).rejects.toMatchObject({ code, message });
+    }
+    rmSync(file("mounted-from"));
+    symlinkSync("/nowhere", file("mounted-from"));
+    expect(() => openState(folder)).toThrow(expect.objectContaining({ code }) as Error);
+    expect(readdirSync(folder)).toEqual(["mounted-from"]);
+  });
+
   test("of version 2 is one of installations in place", async () => {
     const before = { ...stateOf({ ...INSTALLATION, plan: null }), version: 2 };
     writeFileSync(file("state.json"), JSON.stringify(before));
