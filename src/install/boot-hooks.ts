@@ -107,7 +107,7 @@ import_pool() {
 	[ -z "$ZPOOL_IMPORT_PATH" ] || export ZPOOL_IMPORT_PATH
 	force=
 	for word in $(cat /proc/cmdline); do
-		case $word in zfs_force=[1oy]* | zfs.force=[1oy]* | zfsforce=[1oy]*) force=-f ;; esac
+		case $word in zfs_force=1 | zfs_force=on | zfs_force=yes | zfs.force=1 | zfs.force=on | zfs.force=yes | zfsforce=1 | zfsforce=on | zfsforce=yes) force=-f ;; esac
 	done
 	# Nothing may open a volume, which would keep the pool from being exported.
 	inhibit=/sys/module/zfs/parameters/zvol_inhibit_dev
