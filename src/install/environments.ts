@@ -361,6 +361,7 @@ export async function makeNext(
   }
   // What a command did is not known after somebody else did something.
   if (candidate.dataset === survey.next && loader !== "command") {
+    if (runningOf(survey) === undefined) await forgetTrial(candidate);
     return { outcome: "present", ...told, warnings: [] };
   }
   requireComplete(candidate, await findFaults(candidate, survey, force));
@@ -384,6 +385,12 @@ export const runningOf = ({ candidates, running }: Survey): Candidate | undefine
 export const endTrial = ({ dataset }: Candidate): Promise<void> =>
   dropProperties(dataset, ["zferry:trial", "zferry:boots", "zferry:failing"]);
 
+/** As from a rescue system, where somebody looks after it by hand: what it did before counts no more. */
+async function forgetTrial(candidate: Candidate): Promise<void> {
+  await dropProperties(candidate.dataset, ["zferry:failed"]);
+  await endTrial(candidate);
+}
+
 /**
  * Puts an environment that was never confirmed on trial, before it boots next: until then that changes nothing.
  * @returns sentences to be warned with
@@ -392,13 +399,19 @@ export const endTrial = ({ dataset }: Candidate): Promise<void> =>
 async function beginTrial(candidate: Candidate, survey: Survey): Promise<string[]> {
   const { dataset, name, properties } = candidate;
   const running = runningOf(survey);
-  if (running === undefined || running === candidate) return [];
+  if (running === undefined) {
+    await forgetTrial(candidate);
+    return [];
+  }
+  if (running === candidate) {
+    await dropProperties(dataset, ["zferry:failed"]);
+    return [];
+  }
   const { boots } = survey.site["boot-environment"];
   const previous = { "zferry:previous": running.properties.guid.value };
   if (boots === 0 || ownValue(properties["zferry:confirmed"]) !== "") {
-    await dropProperties(dataset, ["zferry:failed"]);
     await setProperties(dataset, previous);
-    await endTrial(candidate);
+    await forgetTrial(candidate);
     return [];
   }
   requireNoTrial(tellTrial(running).trial && running.name);

@@ -5,7 +5,7 @@ import { ZferryError } from "../errors.js";
 import { asZferryError } from "../report.js";
 import { guarded } from "../system/files.js";
 import { failedServices, isUp, readUptime } from "../system/health.js";
-import { describeEnd, run } from "../system/process.js";
+import { describeEnd, runFor } from "../system/process.js";
 import { dropProperties, setProperties, setProperty } from "../system/zfs.js";
 import { HOOK_MARK } from "./boot-hooks.js";
 import {
@@ -140,6 +140,7 @@ export type BootOutcome =
   | { readonly outcome: "go-back"; readonly reason: string; readonly previous: string };
 
 const AGAIN_MS = 5_000;
+const AGAIN_AFTER_FAILURE_MS = 60_000;
 
 /**
  * Looks at a boot of an environment on trial until it is as it should be, or too late; then has the one before boot next.
@@ -150,16 +151,21 @@ export async function judgeRunning(options: TrialOptions): Promise<BootOutcome> 
   const found = await readTried(site);
   if (found === undefined) return { outcome: "none" };
   // A run before this one was ended while it confirmed it.
-  if (ownValue(found.environment.properties["zferry:confirmed"]) !== "") return { outcome: "confirm" };
+  if (isConfirmed(found)) return { outcome: "confirm" };
   const tried = await countBoot(found);
-  const { deadline } = site["boot-environment"];
+  const { deadline, loader } = site["boot-environment"];
   const { name } = tried.environment;
   step(`${name} is on trial: boot ${tried.trial.counted} of ${tried.trial.allowed}`);
-  for (let last: string | undefined; ;) {
+  for (let last: string | undefined; ; await sleep(AGAIN_MS, undefined, { signal })) {
     const isSpent = tried.trial.counted > tried.trial.allowed;
+    // What a loader is told may lie on a file system that is not mounted yet.
+    const isEarly = isSpent && loader !== "bootfs" && readUptime() < deadline && !(await isUp().catch(() => false));
+    if (isEarly) continue;
     const fault = isSpent ? describeSpent(tried.trial) : await findFault(tried, options);
     // A check may take long: somebody may have confirmed it meanwhile, or gone back.
-    const trial = (await readTried(site))?.trial && tried.trial;
+    const now = await readTried(site);
+    if (now !== undefined && isConfirmed(now)) return { outcome: "confirm" };
+    const trial = now && tried.trial;
     const verdict = judgeBoot({
       trial,
       hasPrevious: tried.previous !== undefined,
@@ -170,13 +176,19 @@ export async function judgeRunning(options: TrialOptions): Promise<BootOutcome> 
     if (verdict === "none" || verdict === "confirm") return { outcome: verdict };
     const reason = fault ?? "";
     if (verdict === "stay") throw noWayBack(tried, reason);
-    if (verdict === "go-back")
-      return { outcome: verdict, reason, previous: await goBack(tried, reason, options) };
-    if (fault !== last) step(`not yet: ${reason}`);
+    if (verdict === "go-back") {
+      const previous = await goBack(tried, reason, options).catch((error: unknown) => {
+        step(`not gone back yet: ${asZferryError(error).message}`);
+      });
+      if (previous !== undefined) return { outcome: verdict, reason, previous };
+      await sleep(AGAIN_AFTER_FAILURE_MS, undefined, { signal });
+    } else if (fault !== last) step(`not yet: ${reason}`);
     last = fault;
-    await sleep(AGAIN_MS, undefined, { signal });
   }
 }
+
+const isConfirmed = ({ environment }: Tried): boolean =>
+  ownValue(environment.properties["zferry:confirmed"]) !== "";
 
 const describeSpent = ({ allowed }: Trial): string => `boot ${allowed} of ${allowed} was not confirmed`;
 
@@ -231,7 +243,7 @@ const LEAST_CHECK_MS = 30_000;
 async function runCheck(command: readonly string[], site: SiteConfig): Promise<string | undefined> {
   const [program = "", ...args] = command;
   const left = (site["boot-environment"].deadline - readUptime()) * 1000;
-  const result = await run(program, args, { timeoutMs: Math.max(left, LEAST_CHECK_MS) });
+  const result = await runFor(Math.max(left, LEAST_CHECK_MS), program, args);
   return result.status === 0 ? undefined : `${command.join(" ")}: ${result.stderr || describeEnd(result)}`;
 }
 
@@ -269,7 +281,7 @@ export async function waitUntilUp({ site, signal }: Pick<TrialOptions, "site" | 
 
 /**
  * Where the newest installation is the environment that failed, and the one before it runs: records it as rolled back, when the system
- * is up. Nothing else changes: what boots next is the one that runs already.
+ * is up. What boots next is the one that runs, already or then.
  * @throws ZferryError as `rollBackEnvironment`; nothing is lost by it: `bundle rollback` does the same
  */
 export async function recordFailure({ site, now, signal, step }: TrialOptions): Promise<void> {
@@ -280,8 +292,14 @@ export async function recordFailure({ site, now, signal, step }: TrialOptions): 
   const tried = failed.find(({ guid }) => guid === left?.environment.guid);
   if (left === undefined || tried === undefined) return;
   const { isRunning, to } = await planEnvironmentRollback(site);
-  if (isRunning || (await readStanding(site)).next !== to) return;
+  if (isRunning || !(await isLeft(site, to, tried.dataset))) return;
   step(`${tried.name} failed: recording release ${left.release.name} as rolled back`);
   describeShared(left.environment).forEach((line) => step(line));
   await rollBackEnvironment(site, now, async () => false);
+}
+
+/** Whether the environment that a failed one went back to boots next, or is to: a hook cannot tell the loaders that are not ZFS's own. */
+async function isLeft(site: SiteConfig, to: string, failed: string): Promise<boolean> {
+  const { next, running } = await readStanding(site);
+  return next === to || (site["boot-environment"].loader !== "bootfs" && next === failed && running === to);
 }

@@ -1,3 +1,5 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { ZferryError } from "../errors.js";
@@ -32,9 +34,11 @@ const DEFAULT_MAX_OUTPUT_BYTES = 64 << 20;
 const MAX_ERROR_BYTES = 16 << 10;
 const PIPE_CLOSED = new Set(["EPIPE", "ABORT_ERR", "ERR_STREAM_PREMATURE_CLOSE"]);
 
+/** Messages are parsed and quoted: they must not depend on the user's language. */
+const MESSAGES = { LC_ALL: "C", LANGUAGE: undefined };
+
 const commonOptions = (options: ProcessOptions) => ({
-  // Messages are parsed and quoted: they must not depend on the user's language.
-  env: { LC_ALL: "C", LANGUAGE: undefined, ...options.env },
+  env: { ...MESSAGES, ...options.env },
   ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
   reject: false as const,
   encoding: "buffer" as const,
@@ -109,6 +113,56 @@ export async function run(
   if (result.isMaxBuffer) throw tooMuch(file, maxBuffer);
   return resultOf(file, result);
 }
+
+/**
+ * Runs a program of the site's until it ends or its time is over, when it is ended with all that it started. What it leaves running is not
+ * waited for, also if that has its output. That output is not read, but the end of its errors is.
+ * @throws ZferryError as `run`
+ */
+export async function runFor(ms: number, file: string, args: readonly string[]): Promise<ProcessResult> {
+  // A process group of its own, which can be ended as a whole.
+  const child = spawn(file, args, {
+    detached: true,
+    env: { ...process.env, ...MESSAGES },
+    stdio: ["ignore", "ignore", "pipe"],
+  });
+  let stderr: Uint8Array = Buffer.of();
+  child.stderr.on("data", (piece: Buffer) => {
+    stderr = Buffer.concat([stderr, piece]).subarray(-MAX_ERROR_BYTES);
+  });
+  const endAll = (signal: "SIGTERM" | "SIGKILL"): void => {
+    try {
+      if (child.pid !== undefined) process.kill(-child.pid, signal);
+    } catch {
+      // All of them have ended.
+    }
+  };
+  let isOver = false;
+  const timers = [
+    setTimeout(() => {
+      isOver = true;
+      endAll("SIGTERM");
+    }, ms),
+    setTimeout(() => endAll("SIGKILL"), ms + TERMINATION_MS),
+  ];
+  try {
+    const closed = once(child.stderr, "close");
+    const [status, signal] = (await once(child, "exit")) as [number | null, string | null];
+    if (isOver) endAll("SIGKILL");
+    await Promise.race([closed, sleep(LAST_WORDS_MS, undefined, { ref: false })]);
+    return { status, signal, stdout: Buffer.of(), stderr: tail(stderr) };
+  } catch (error) {
+    throw startFailure(file, error as NodeJS.ErrnoException) ?? error;
+  } finally {
+    timers.forEach(clearTimeout);
+    child.stderr.destroy();
+  }
+}
+
+/** Between asking a program to end, and ending it. */
+const TERMINATION_MS = 5_000;
+/** What a program that has ended wrote last may still be in the pipe. */
+const LAST_WORDS_MS = 1_000;
 
 /**
  * Runs a program to its end at the terminal, in the user's language, for the user to work with. What it prints goes to standard

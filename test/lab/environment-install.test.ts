@@ -152,6 +152,25 @@ describe("an install as a boot environment", () => {
     );
     expect(await lines(MADE)).toBe(made.replace(`${ROOT}/R2`, `${ROOT}/site`));
   });
+
+  it("starts anew where it is activated from a rescue system, also if it boots next already", async () => {
+    for (const [next, told] of [
+      ["R2", "R2 boots next already"],
+      ["site", "R2 boots next"],
+    ]) {
+      await lines(
+        `zfs set zferry:trial=1 zferry:boots=2 zferry:failed='1 it hung' ${ROOT}/R2; zpool set bootfs=${ROOT}/${next} ${RPOOL}`,
+      );
+      expect(
+        await lines(`unshare -m --propagation private sh -ec 'umount -R ${SITE}; bundle activate R2'`),
+      ).toBe(`${told}: ${ROOT}/R2`);
+      expect(
+        await lines(
+          `zfs get -H -s local -o property all ${ROOT}/R2 | grep -xE 'zferry:(trial|boots|failed)' || true`,
+        ),
+      ).toBe("");
+    }
+  });
 });
 
 describe("nothing is changed", () => {
