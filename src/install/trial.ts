@@ -159,7 +159,8 @@ export async function judgeRunning(options: TrialOptions): Promise<BootOutcome> 
   for (let last: string | undefined; ; await sleep(AGAIN_MS, undefined, { signal })) {
     const isSpent = tried.trial.counted > tried.trial.allowed;
     // What a loader is told may lie on a file system that is not mounted yet.
-    const isEarly = isSpent && loader !== "bootfs" && readUptime() < deadline && !(await isUp().catch(() => false));
+    const isEarly =
+      isSpent && loader !== "bootfs" && readUptime() < deadline && !(await isUp().catch(() => false));
     if (isEarly) continue;
     const fault = isSpent ? describeSpent(tried.trial) : await findFault(tried, options);
     // A check may take long: somebody may have confirmed it meanwhile, or gone back.
