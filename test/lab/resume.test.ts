@@ -119,7 +119,10 @@ function recordsFrom(stream: Uint8Array, { object, offset }: ResumePoint): strin
     });
 }
 
-describe.each(FORMS)("the rest of a stream: $name", (form) => {
+/** Blocks as they are, in pieces, and as they are encrypted; the others differ from the first in a flag. */
+const TRIED = FORMS.filter(({ name }) => ALL || ["plain", "split", "raw"].includes(name));
+
+describe.each(TRIED)("the rest of a stream: $name", (form) => {
   const snapshots = `-i ${TANK}/${form.dataset}@r1 ${TANK}/${form.dataset}@r2`;
   let stream: Buffer;
   let bundle: Buffer;
