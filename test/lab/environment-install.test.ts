@@ -408,7 +408,7 @@ describe("several bundles", () => {
       [second + 1, "bundle abort"],
       [second + 2, "bundle install"],
     ];
-    for (const [, [step, command]] of shareOf(moments, 0, 2)) {
+    for (const [, [step, command]] of shareOf(moments, 0, 4)) {
       const where = `killed before ${step}, then ${command}`;
       await lines(`${RESET}; ${place.killed("install /tmp/links", step)}`);
       const status = await lines("bundle status");
