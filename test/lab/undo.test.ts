@@ -320,7 +320,7 @@ describe("a product with two datasets", () => {
     const second = steps.lastIndexOf("zfs rollback");
     expect(second).toBeGreaterThan(steps.indexOf("zfs rollback"));
     await lines(site.killed(`rollback ${config}`, second + 1));
-    expect(await lines(`cat ${MNT}/${USR2}/file ${MNT}/${OPT2}/file`)).toBe("1\n2");
+    expect(await lines(`cat ${MNT}/${USR2}/file ${MNT}/${OPT2}/file`)).toBe("2\n1");
     const given = await site.attempt(`bundle abort ${config}`);
     expect([given.status, given.stderr]).toEqual([
       17,
