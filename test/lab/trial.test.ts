@@ -80,6 +80,13 @@ async function useHook(): Promise<void> {
   else machine.useInitrd(machine.imageInitrd, join(here, "part"));
 }
 
+/** Another command has the site's lock, until the unit says that it waits for it. */
+const LOCKED_UNTIL_WAITED = `
+  since=$(date '+%F %T')
+  (timeout 200 flock /var/lib/zferry/lock sh -c "
+    until journalctl -u zferry-trial -o cat --since '$since' | grep -q '^waiting: '; do sleep 1; done" >/dev/null 2>&1 &)
+  while flock --nonblock /var/lib/zferry/lock true; do sleep 0.2; done`;
+
 const reboot = (): Promise<void> => machine.rebootBy("systemctl reboot");
 
 /** The unit that confirms, or goes back, has the site's lock until then. */
@@ -119,6 +126,20 @@ describe("a boot environment on trial", () => {
     expect(stderr).toContain("update-initramfs -u -k all");
     expect(await told(STATE)).toBe(MOVED);
     expect(await told("bundle setup")).toBe("systemd is set up already; nothing to do");
+    // What is beneath is not taken for a site that has installed nothing yet.
+    for (const command of ["status", "history", "setup"]) {
+      const { status, stderr: refused } = await machine.run(
+        `zfs unmount rpool/zferry; bundle ${command} || status=$?; zfs mount rpool/zferry; exit $status`,
+        { check: false },
+      );
+      expect([command, status, refused]).toEqual([
+        command,
+        17,
+        expect.stringContaining(
+          "rpool/zferry, which has the site's state, is not mounted on /var/lib/zferry\n",
+        ),
+      ]);
+    }
     await useHook();
     await machine.run(release("R2", "R1", ""), { timeout: 600_000 });
   });
@@ -180,10 +201,12 @@ describe("a boot environment on trial", () => {
     const log = "journalctl -u zferry-trial -o cat";
     await machine.run(`${changeBefore("echo two >etc/later; git add etc/later")}
       sed -i 's/^boots.*/&\\nchanges = "merge"/' /etc/zferry/site.toml
-      systemctl reset-failed; zfs set zferry:trial=1 zferry:boots=0 ${ROOT}/R2; systemctl restart zferry-trial`);
+      systemctl reset-failed; zfs set zferry:trial=1 zferry:boots=0 ${ROOT}/R2
+      ${LOCKED_UNTIL_WAITED}; systemctl restart zferry-trial`);
     await expect
       .poll(() => told(log), { timeout: 300_000, interval: 3000 })
       .toMatch(/merged what was changed in one: 1 file changes\n {6}A etc\/later\n/);
+    expect(await told(log)).toMatch(/^waiting: \/var\/lib\/zferry\/lock is locked/m);
     expect(await own("R2")).toMatch(/^zferry:merge\t[0-9a-f]{64}$/m);
     expect(await own("R2")).not.toMatch(/zferry:(trial|boots|failed)/);
     // As after a power cut between the confirmation and the merge; what stands against it is told, and does not come again.
@@ -251,6 +274,8 @@ describe("a boot environment on trial", () => {
 
   it("is there whole, or the one before, after a power cut at any time of its install", async () => {
     const repaired = "rm usr/sbin/init; cp -a usr/.zfs/snapshot/R2/sbin/init usr/sbin";
+    // The clone has it, too.
+    await machine.run("sed -i 's/^boots.*/&\\nkeep = 1/' /etc/zferry/site.toml");
     await machine.run(release("R5", "R2", repaired), { timeout: 600_000 });
     await cutDuring("bundle install /root/R5.bundle", INSTALL_MS);
     if ((await running()).endsWith("R2")) {
@@ -262,12 +287,18 @@ describe("a boot environment on trial", () => {
     }
   });
 
-  it("is confirmed then", async () => {
+  it("is confirmed then, and those that are more than keep go", async () => {
+    const environments = `zfs list -H -d 1 -o name -r ${ROOT}`;
+    const those = (...names: string[]): string =>
+      [ROOT, ...names.map((name) => `${ROOT}/${name}`)].join("\n");
+    expect(await told(environments)).toBe(those("R2", "R3", "R4", "R5", "one"));
     if ((await running()).endsWith("R2")) await reboot();
     await expect
       .poll(() => machine.isConfirmed(`${ROOT}/R5`), { timeout: 600_000, interval: 3000 })
       .toBe(true);
     await unitEnded();
+    expect(await told(environments)).toBe(those("R2", "R5", "one"));
+    expect(await told(`zfs list -H -o name -r ${USR}`)).toBe(`${USR}\n${USR}/R2\n${USR}/R5\n${USR}/one`);
     expect(await told(whole("R5"))).toBe("all pools are healthy\n0\nR5");
   });
 
