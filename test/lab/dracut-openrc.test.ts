@@ -1,7 +1,7 @@
 import { copyFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { openBooted, otherBoot, type BootedGuest } from "./booted.js";
+import { BUILD, BUILD_CONFIG, openBooted, otherBoot, type BootedGuest } from "./booted.js";
 import { buildImage, defaultZfs } from "./guest.js";
 
 // What counts boots in an initramfs by dracut, and what looks after an environment on trial with OpenRC: formats/boot.md. The system
@@ -64,6 +64,20 @@ const makeEnvironment = (name: string, change: string): string => `
   ${change}
   umount /mnt/usr /mnt
   bundle activate ${name}`;
+
+/** What runs, named six, is put under git as release R1, and a bundle made that leads from it to R2. */
+const MAKE_RELEASE = `
+  bundle keygen --no-password -o /etc/zferry/release
+  install -D -m 644 /etc/zferry/release.pub /etc/zferry/keys/release.pub
+  git config --system user.name admin; git config --system user.email admin@example.org
+  printf '/*\\n!/.gitignore\\n!/etc\\n/etc/zferry\\n' >/.gitignore
+  zfs create -o mountpoint=/mnt/build ${BUILD}
+  cd /mnt/build; cp -a /etc /.gitignore .; git init -q .; git add --all; git commit -qm delivered
+  cd /; git init -q .; chmod 700 .git; git add --all; git commit -qm delivered
+  zfs snapshot ${USR}/six@given; zfs send ${USR}/six@given | zfs receive -o mountpoint=/mnt/build/usr ${BUILD}/usr
+  bundle snapshot R1; zfs send -i @given ${BUILD}/usr@R1 | zfs receive -F -u ${USR}/six
+  cd /mnt/build; echo R2 >etc/release; echo R2 >usr/share/release; git commit -qam R2
+  bundle snapshot R2; bundle create --base R1 --target R2 -o /root/R2.bundle`;
 
 const BROKEN = `
   rm /mnt/usr/lib/systemd/systemd; printf '#!/usr/bin/busybox sh\\nexit 1\\n' >/mnt/usr/lib/systemd/systemd
@@ -204,5 +218,21 @@ describe("OpenRC, started by an initramfs of dracut without systemd", () => {
     expect(await running()).toBe(isAt("six"));
     expect(await own("seven")).toMatch(/^zferry:failed\t[1-9][0-9]+ failed: broken$/m);
     expect(await own("seven")).not.toContain("zferry:trial");
+  });
+
+  it("goes on at boot with an install that lost its power", async () => {
+    await machine.write("/etc/zferry/build.toml", BUILD_CONFIG);
+    await machine.run(MAKE_RELEASE, { timeout: 600_000 });
+    const install = machine.run("bundle install /root/R2.bundle", { check: false, timeout: 600_000 });
+    const journal = "cat /var/lib/zferry/journal.json 2>/dev/null || true";
+    await expect.poll(() => told(journal), { timeout: 300_000, interval: 300 }).toContain('"phase":');
+    await Promise.all([machine.cut(), install.catch(() => undefined)]);
+    await machine.start();
+    expect(machine.console()).toContain("Finishing an interrupted install of zferry");
+    expect(await told(journal)).toBe("");
+    expect(await running()).toBe(isAt("six"));
+    expect(await told("zpool get -H -o value bootfs rpool")).toBe(`${ROOT}/R2`);
+    expect(await told("bundle history")).toMatch(/^R2 /m);
+    expect(await own("R2")).toMatch(/^zferry:trial\t1$/m);
   });
 });

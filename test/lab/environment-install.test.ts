@@ -14,7 +14,7 @@ import {
   USR,
 } from "./environment-site.js";
 import { MNT } from "./guest.js";
-import { shareOf } from "./rounds.js";
+import { rarely, shareOf } from "./rounds.js";
 import { RPOOL, script } from "./system.js";
 
 // Installs as a boot environment: formats/environments.md. Every test begins with the site at R1.
@@ -421,7 +421,7 @@ describe("several bundles", () => {
     }
   });
 
-  it("are not given up where something came into what the first one received", async () => {
+  rarely("are not given up where something came into what the first one received", async () => {
     await lines(`${RESET}; ${MAKE_FOLDER}; ${place.killed("install /tmp/links", second + 1)}`);
     const refused = async (change: string, lost: string, back: string): Promise<void> => {
       await lines(change);
@@ -497,20 +497,25 @@ it("goes on in the midst of a stream that makes a dataset", async () => {
   expect(await lines(MADE)).toBe(made);
 });
 
-it("stays under way where a stream was destroyed by hand after it was to boot next, and cannot be received again", async () => {
-  for (const ends of ["abort", "install"]) {
-    await lines(`${RESET}; ${place.killed(`install ${FILE}`, "journal: recording")}
+rarely(
+  "stays under way where a stream was destroyed by hand after it was to boot next, and cannot be received again",
+  async () => {
+    for (const ends of ["abort", "install"]) {
+      await lines(`${RESET}; ${place.killed(`install ${FILE}`, "journal: recording")}
       zfs destroy -r ${USR}/R2; zfs destroy -r ${OPT}/R2`);
-    const [error] = await refusal(`PATH=/tmp/cut:$PATH bundle install ${FILE}`);
-    expect(error?.hint).toContain(`${ROOT}/R2 stays; to go on: bundle install; to give it up: bundle abort`);
-    expect(await lines("bundle status")).toMatch(/under way: release R2 .*, having it boot next/);
-    await lines(`bundle ${ends}`);
-    expect(await lines(ends === "abort" ? POOL : MADE)).toBe(ends === "abort" ? pool : made);
-    expect(await place.running()).toBe(unchanged);
-  }
-});
+      const [error] = await refusal(`PATH=/tmp/cut:$PATH bundle install ${FILE}`);
+      expect(error?.hint).toContain(
+        `${ROOT}/R2 stays; to go on: bundle install; to give it up: bundle abort`,
+      );
+      expect(await lines("bundle status")).toMatch(/under way: release R2 .*, having it boot next/);
+      await lines(`bundle ${ends}`);
+      expect(await lines(ends === "abort" ? POOL : MADE)).toBe(ends === "abort" ? pool : made);
+      expect(await place.running()).toBe(unchanged);
+    }
+  },
+);
 
-it("is not given up by itself while it is mounted", async () => {
+rarely("is not given up by itself while it is mounted", async () => {
   await lines(
     `${RESET}; ${place.killed(`install ${FILE}`, "zfs receive")}; mount -t zfs -o zfsutil ${ROOT}/R2 /media`,
   );
@@ -523,7 +528,7 @@ it("is not given up by itself while it is mounted", async () => {
   expect(await lines(MADE)).toBe(made);
 });
 
-it("lets the base go where a dataset was promoted, as zectl does, and has it now", async () => {
+rarely("lets the base go where a dataset was promoted, as zectl does, and has it now", async () => {
   const isHeld = (dataset: string): Promise<string> =>
     lines(`zfs list -H -p -t snapshot -o userrefs ${dataset}@R1`);
   await lines(`${RESET}; bundle install ${FILE}; zfs promote ${USR}/R2`);
@@ -544,7 +549,7 @@ describe("giving it up", () => {
   /** With all received, and the clone written. */
   const received = (): string => `${RESET}; ${place.killed(`install ${FILE}`, "journal: activating")}`;
 
-  it("comes to its end where a dataset was busy, when it is not any more", async () => {
+  rarely("comes to its end where a dataset was busy, when it is not any more", async () => {
     await lines(`${received()}; mount -t zfs -o ro ${USR}/R2 /media`);
     const busy = await place.attempt("cd /media; bundle abort");
     expect([busy.status, busy.stderr]).toEqual([17, expect.stringMatching(/busy.*\n/)]);
@@ -567,7 +572,7 @@ describe("giving it up", () => {
     expect(await site()).toBe(before);
   });
 
-  it("leaves the snapshots of one that was promoted", async () => {
+  rarely("leaves the snapshots of one that was promoted", async () => {
     await lines(`${received()}; zfs promote ${USR}/R2; bundle abort`);
     expect(await site()).toBe(before);
   });

@@ -249,7 +249,7 @@ describe("a merge that was cut off", () => {
     ])
       expect(steps).toContain(step);
     expect(await state()).toBe(written);
-    for (const [index, step] of shareOf(steps, 0, 16)) {
+    for (const [index, step] of shareOf(steps, 0, 32)) {
       const end = ["confirm --merge", "install", "abort"][index % 3] ?? "";
       const where = `killed before ${index + 1}, ${step}, then ${end}`;
       await lines(`${RESET}; ${stopping.killed("confirm --merge", index + 1)}; bundle ${end}`);

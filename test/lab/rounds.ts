@@ -1,3 +1,4 @@
+import { it } from "vitest";
 import { defaultZfs, usesLocalZfs } from "./guest.js";
 
 /** Whether nothing is left to the other version of ZFS, nor left out. */
@@ -16,3 +17,6 @@ export function shareOf<Round>(
   const mine = (first + (defaultZfs() === "2.3" ? 2 : 0)) % 4;
   return [...rounds.entries()].filter(([index]) => ALL || index % every === mine % every);
 }
+
+/** A test of what is rare, and takes long: a run of everything leaves it out, and counts it as skipped; ZFERRY_TEST_ALL=1 has it. */
+export const rarely = it.runIf(ALL);
