@@ -18,12 +18,9 @@ const named = new Map();
 function step(name) {
   steps += 1;
   if (STOP_LOG !== undefined) appendFileSync(STOP_LOG, `${steps} ${name}\n`);
-  named.set(name, (named.get(name) ?? 0) + 1);
-  if (
-    [String(steps), `${name}:${named.get(name)}`].includes(STOP_AT) ||
-    (name === STOP_AT && named.get(name) === 1)
-  )
-    process.kill(process.pid, `SIG${STOP_BY}`);
+  const count = (named.get(name) ?? 0) + 1;
+  named.set(name, count);
+  if ([String(steps), name, `${name}:${count}`].includes(STOP_AT)) process.kill(process.pid, `SIG${STOP_BY}`);
 }
 
 const ofState = (path) =>
