@@ -25,8 +25,6 @@ export interface ProcessOptions {
   readonly cwd?: string;
   /** The most that standard output may hold, in bytes; more is an error. Default 64 MiB. */
   readonly maxOutputBytes?: number;
-  /** Milliseconds until it is ended by a signal; for `run` alone. By default it has no limit. */
-  readonly timeoutMs?: number;
 }
 
 const KILLED_MS = 10_000;
@@ -107,7 +105,6 @@ export async function run(
   const result = await execa(file, args, {
     ...commonOptions(options),
     ...(isInMemory ? { input } : { inputFile: input.path }),
-    ...(options.timeoutMs === undefined ? {} : { timeout: options.timeoutMs }),
     maxBuffer,
   });
   if (result.isMaxBuffer) throw tooMuch(file, maxBuffer);
