@@ -361,6 +361,7 @@ export async function makeNext(
   }
   // What a command did is not known after somebody else did something.
   if (candidate.dataset === survey.next && loader !== "command") {
+    // From a rescue system somebody looks after it by hand.
     if (runningOf(survey) === undefined) await forgetTrial(candidate);
     return { outcome: "present", ...told, warnings: [] };
   }
@@ -385,7 +386,7 @@ export const runningOf = ({ candidates, running }: Survey): Candidate | undefine
 export const endTrial = ({ dataset }: Candidate): Promise<void> =>
   dropProperties(dataset, ["zferry:trial", "zferry:boots", "zferry:failing"]);
 
-/** As from a rescue system, where somebody looks after it by hand: what it did before counts no more. */
+/** What it did before counts no more: it is not on trial, and did not fail. */
 async function forgetTrial(candidate: Candidate): Promise<void> {
   await dropProperties(candidate.dataset, ["zferry:failed"]);
   await endTrial(candidate);

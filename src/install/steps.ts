@@ -63,6 +63,7 @@ import {
 import {
   describeLoss,
   findWayBack,
+  forgetWayBack,
   isReturning,
   removeLeft,
   snapshotsOfMade,
@@ -307,7 +308,9 @@ const ROLLBACK: Steps<RollbackJournal> = {
       }
     },
     // Only while nothing is rolled back.
-    undo: nothing,
+    async undo({ streams }) {
+      for (const stream of streams) await forgetWayBack(stream);
+    },
   },
 
   writing,

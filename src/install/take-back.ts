@@ -23,7 +23,7 @@ export interface WayBack {
   readonly to: Snapshot | null;
   /** Whether the dataset is there already, and nothing was written since. */
   readonly done: boolean;
-  /** Whether it was begun: what the stream brought goes, whoever asks. */
+  /** Whether it was begun, and the target is gone. */
   readonly begun: boolean;
   readonly loss: Loss;
   /** What zfs does not go back over: clones and holds, in words. */
@@ -49,9 +49,9 @@ export async function findWayBack(stream: InstalledStream): Promise<WayBack> {
       { details: { dataset, expected: base?.guid ?? target.guid } },
     );
   }
-  const begunTo = base === null ? -1 : await findBegun(dataset, snapshots);
-  const begun = begunTo !== -1;
   // Where it was begun and the target is gone, the dataset may still have all that the target had.
+  const begunTo = reached === -1 ? await findBegun(dataset, snapshots) : -1;
+  const begun = begunTo !== -1;
   const back = reached === -1 ? Math.max(from, begunTo) : reached - 1;
   const since = snapshots[reached === -1 ? back : reached] as Snapshot;
   const property = `written@${since.name}`;
@@ -80,7 +80,7 @@ export async function findWayBack(stream: InstalledStream): Promise<WayBack> {
       dataset,
       snapshots: later.map(({ name, guid }) => ({ snapshot: name, guid })),
       // Nobody else can have written it then.
-      written: begun && reached === -1 && properties["readonly"] === "on" ? 0 : written,
+      written: begun && properties["readonly"] === "on" ? 0 : written,
     },
     blocked,
   };
@@ -88,6 +88,10 @@ export async function findWayBack(stream: InstalledStream): Promise<WayBack> {
 
 /** The `guid` of the snapshot that a dataset is being brought back to: `zfs rollback -r` destroys what is newer first, and may be ended then. */
 const RETURNING = "zferry:returning";
+
+/** Where it was begun, and nothing has gone yet. */
+export const forgetWayBack = ({ dataset }: InstalledStream): Promise<void> =>
+  dropProperties(dataset, [RETURNING]);
 
 /** Which snapshot of a dataset it is being brought back to; -1 where nobody began. */
 async function findBegun(dataset: string, snapshots: readonly Snapshot[]): Promise<number> {
@@ -123,7 +127,7 @@ export async function takeBack(
       await setProperty(dataset, RETURNING, to.guid);
       await rollback(to);
     }
-    if (!done || begun) await dropProperties(dataset, [RETURNING]);
+    if (!done || begun) await forgetWayBack(stream);
     return;
   }
   if (origin === undefined) await setProperty(dataset, IDENTITY, identity);

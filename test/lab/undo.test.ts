@@ -225,6 +225,10 @@ describe("a rollback that is killed before any step", () => {
     expect((await site.attempt("bundle abort")).status).toBe(17);
     await lines("bundle install </dev/null");
     expect(await siteState()).toBe(before);
+    // Given up before that, nothing is left of it.
+    await lines(`${INSTALLED}\n${site.killed("rollback", "zfs rollback")}\nbundle abort`);
+    expect(await lines(`zfs get -H -o value zferry:returning ${SITE_USR}`)).toBe("-");
+    await lines("bundle rollback");
     await lines(`${site.killed(`install ${FILE}`, "journal: writing")}
       ${site.killed("abort", "zfs rollback")}\n${ended}`);
     expect(await lines("bundle abort")).toContain("gave up gentoo release R2 (2)");
