@@ -69,6 +69,19 @@ export function run(
   return ended(child);
 }
 
+/**
+ * Runs the program so that the modes of files hold for it. Root may read and write everything as long as it has these
+ * capabilities; another user would need a way to where node is.
+ */
+export function runByModes(args: readonly string[], cwd: string): { status: number | null; stderr: string } {
+  const drop = ["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"];
+  const asRoot = process.getuid?.() === 0 ? ["setpriv", ...drop] : [];
+  const [program = "", ...rest] = [...asRoot, process.execPath, CLI, ...args];
+  const { status, stderr, error } = spawnSync(program, rest, { cwd, encoding: "utf8" });
+  if (error !== undefined) throw error;
+  return { status, stderr };
+}
+
 /** What a refused command leaves: the status of the code, a message for people, no stack trace. */
 export function told(result: Result): { status: number | null; message: string; hint: string | undefined } {
   const [message = "", hint, ...rest] = result.stderr.trimEnd().split("\n");
