@@ -105,6 +105,7 @@ import_pool() {
 	udevadm settle --timeout=10 2>/dev/null
 	[ ! -r /etc/default/zfs ] || . /etc/default/zfs
 	[ -z "$ZPOOL_IMPORT_PATH" ] || export ZPOOL_IMPORT_PATH
+	wait_for_disks
 	force=
 	for word in $(cat /proc/cmdline); do
 		case $word in zfs_force=1 | zfs_force=on | zfs_force=yes | zfs.force=1 | zfs.force=on | zfs.force=yes | zfsforce=1 | zfsforce=on | zfsforce=yes) force=-f ;; esac
@@ -123,6 +124,29 @@ import_pool() {
 		sleep 1
 	done
 	imported=yes
+}
+
+# As long as the site has disks waited for, a pool is not imported that is not whole.
+wait_for_disks() {
+	waits=0
+	for seconds in "$ROOTDELAY" "$ZFS_INITRD_PRE_MOUNTROOT_SLEEP" "$ZFS_INITRD_POST_MODPROBE_SLEEP"; do
+		case $seconds in [1-9] | [1-9][0-9] | [1-9][0-9][0-9]) waits=$((waits + seconds)) ;; esac
+	done
+	while [ $waits -gt 0 ] && [ -z "$(find_whole)" ]; do
+		waits=$((waits - 1))
+		sleep 1
+	done
+}
+
+find_whole() {
+	found=
+	zpool import $ZPOOL_IMPORT_OPTS 2>/dev/null | while read -r key value; do
+		case "$key $value" in
+			"pool: $pool") found=yes ;;
+			"pool: "*) found= ;;
+			"state: ONLINE") [ -z "$found" ] || echo yes ;;
+		esac
+	done
 }
 
 is_imported() { zpool list -H -o name "$pool" >/dev/null 2>&1; }

@@ -29,6 +29,7 @@ import {
   streamsDone,
   type ChainEnd,
 } from "./environment-install.js";
+import { requireNoTrial } from "./environments.js";
 import { forgetMerge } from "./merge-mark.js";
 import { isAsPlanned, pending, placeOf, requireSameSite, withLock, withState } from "./pending.js";
 import {
@@ -59,6 +60,7 @@ import {
 import { requireMayChange, requireOffStreams, sharedPart } from "./shared-mounts.js";
 import { rootMount, trackedPaths, withRootToPlan, type SiteRoot } from "./site-root.js";
 import { carryOut, requireUndoable, undo, type Work } from "./steps.js";
+import { runningTrial } from "./trial.js";
 import { keySetOf, type SiteTrust } from "./trust.js";
 import { requireDataApart } from "./untracked-data.js";
 
@@ -359,8 +361,11 @@ async function makePlan(
   const environment =
     isOne && !isThere ? await obstacles.unless(() => environmentToMake(bundle, options, made)) : null;
   if (environment === undefined) obstacles.throwAny();
-  if (!isOne && journal === undefined && !isInstalled)
+  if (!isOne && journal === undefined && !isInstalled) {
+    // It would be confirmed or left with what is on trial.
+    await obstacles.unless(async () => requireNoTrial((await runningTrial(site))?.name));
     await obstacles.unless(() => requireDatasetsInUse(site, state));
+  }
   const streams = isThere ? [] : await planAllStreams(bundle, options, environment, journal, obstacles);
   if (environment != null && made === null) await obstacles.unless(() => requireDataApart(environment, site));
   const keys = await obstacles.unless(async () => planKeys(bundle, options, state));

@@ -59,9 +59,9 @@ export interface BootFacts {
   readonly trial: Trial | undefined;
   /** Whether the environment to go back to is there. */
   readonly hasPrevious: boolean;
-  /** Seconds since the kernel started. */
-  readonly uptime: number;
-  /** Seconds after which a boot counts as failed. */
+  /** Seconds that it has been looked after. */
+  readonly watched: number;
+  /** Seconds of that after which a boot counts as failed. */
   readonly deadline: number;
   /** What is not as it should be; undefined where all is. */
   readonly fault: string | undefined;
@@ -73,10 +73,10 @@ export interface BootFacts {
  */
 export type Verdict = "none" | "confirm" | "wait" | "go-back" | "stay";
 
-export function judgeBoot({ trial, hasPrevious, uptime, deadline, fault }: BootFacts): Verdict {
+export function judgeBoot({ trial, hasPrevious, watched, deadline, fault }: BootFacts): Verdict {
   if (trial === undefined) return "none";
   const isSpent = trial.counted > trial.allowed;
   if (!isSpent && fault === undefined) return "confirm";
-  if (!isSpent && uptime < deadline) return "wait";
+  if (!isSpent && watched < deadline) return "wait";
   return hasPrevious ? "go-back" : "stay";
 }

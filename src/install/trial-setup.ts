@@ -104,7 +104,7 @@ export function commandLineAdvice(
   const added = missing.join(" ");
   return [
     `the kernel's command line has no ${added}: what stands still, a kernel that panics or an initramfs that cannot mount /, goes back only when somebody resets the machine`,
-    `  for ZFSBootMenu: zfs set org.zfsbootmenu:commandline="$(zfs get -H -o value org.zfsbootmenu:commandline ${container}) ${added}" ${container}`,
+    `  for ZFSBootMenu: zfs set org.zfsbootmenu:commandline="$(zfs get -H -s local,received,inherited -o value org.zfsbootmenu:commandline ${container}) ${added}" ${container}`,
     "  for GRUB: in GRUB_CMDLINE_LINUX of /etc/default/grub, then update-grub; for systemd-boot: in options of its entries",
   ];
 }

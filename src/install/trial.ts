@@ -160,7 +160,7 @@ export async function judgeRunning(options: TrialOptions): Promise<BootOutcome> 
     const isSpent = tried.trial.counted > tried.trial.allowed;
     // What a loader is told may lie on a file system that is not mounted yet.
     const isEarly =
-      isSpent && loader !== "bootfs" && readUptime() < deadline && !(await isUp().catch(() => false));
+      isSpent && loader !== "bootfs" && readWatched() < deadline && !(await isUp().catch(() => false));
     if (isEarly) continue;
     const fault = isSpent ? describeSpent(tried.trial) : await findFault(tried, options);
     // A check may take long: somebody may have confirmed it meanwhile, or gone back.
@@ -170,7 +170,7 @@ export async function judgeRunning(options: TrialOptions): Promise<BootOutcome> 
     const verdict = judgeBoot({
       trial,
       hasPrevious: tried.previous !== undefined,
-      uptime: readUptime(),
+      watched: readWatched(),
       deadline,
       fault,
     });
@@ -217,6 +217,21 @@ async function countBoot(tried: Tried): Promise<Tried> {
 
 const MAX_COUNT = 99;
 
+/** When a boot was looked after first, in seconds of its uptime. */
+const WATCH_MARK = "/run/zferry-trial-since";
+
+/**
+ * Seconds that this boot has been looked after. Its uptime has more: an initramfs may have waited for a passphrase for a night.
+ * Started again, what looks after it goes on counting.
+ */
+function readWatched(): number {
+  const uptime = readUptime();
+  const since = existsSync(WATCH_MARK) ? Number.parseFloat(readFileSync(WATCH_MARK, "utf8")) : Number.NaN;
+  if (since >= 0 && since <= uptime) return uptime - since;
+  guarded(WATCH_MARK, () => writeFileSync(WATCH_MARK, `${uptime}\n`));
+  return 0;
+}
+
 /** What keeps the running system from being confirmed; undefined where nothing does. */
 async function findFault({ environment }: Tried, options: TrialOptions): Promise<string | undefined> {
   const { site } = options;
@@ -243,7 +258,7 @@ const LEAST_CHECK_MS = 30_000;
 
 async function runCheck(command: readonly string[], site: SiteConfig): Promise<string | undefined> {
   const [program = "", ...args] = command;
-  const left = (site["boot-environment"].deadline - readUptime()) * 1000;
+  const left = (site["boot-environment"].deadline - readWatched()) * 1000;
   const result = await runFor(Math.max(left, LEAST_CHECK_MS), program, args);
   return result.status === 0 ? undefined : `${command.join(" ")}: ${result.stderr || describeEnd(result)}`;
 }
@@ -274,7 +289,7 @@ async function tellShared(site: SiteConfig, guid: string, step: TrialOptions["st
  */
 export async function waitUntilUp({ site, signal }: Pick<TrialOptions, "site" | "signal">): Promise<boolean> {
   while (!(await isUp())) {
-    if (readUptime() >= site["boot-environment"].deadline) return false;
+    if (readWatched() >= site["boot-environment"].deadline) return false;
     await sleep(AGAIN_MS, undefined, { signal });
   }
   return true;

@@ -31,6 +31,8 @@ case $call in "zpool import "*) [ ! -e FOLDER/anyway ] || : >FOLDER/imported ;; 
 while IFS= read -r failing; do case $call in $failing*) exit 1 ;; esac; done <FOLDER/fail
 case $call in
 	"zpool list -H -o name rpool") [ -e FOLDER/imported ] || exit 1 ;;
+	"zpool import") [ "$(grep -c '^zpool import$' FOLDER/calls)" -ge "$(cat FOLDER/whole)" ] && state=ONLINE || state=DEGRADED
+		printf '   pool: other\n  state: ONLINE\n\n   pool: rpool\n     id: 7\n  state: %s\n config:\n' $state ;;
 	"zpool import "*) : >FOLDER/imported ;;
 	"zpool export "*) rm FOLDER/imported ;;
 	"zpool get "*) cat FOLDER/bootfs ;;
@@ -60,6 +62,10 @@ interface Facts {
   /** What is told to fail does its work. */
   readonly importsAnyway?: boolean;
   readonly guids?: string;
+  /** What the initramfs has as the seconds of rootdelay=. */
+  readonly rootdelay?: string;
+  /** How often the pool is looked for until all its disks are there. */
+  readonly whole?: number;
 }
 
 const TRIAL = { trial: "2", boots: "0", previous: "11" };
@@ -73,6 +79,7 @@ function boot(facts: Facts) {
     if (facts.imported) writeFileSync(at("imported"), "");
     if (facts.importsAnyway) writeFileSync(at("anyway"), "");
     writeFileSync(at("calls"), "");
+    writeFileSync(at("whole"), String(facts.whole ?? 1));
     writeFileSync(at("fail"), [...(facts.fail ?? []), ""].join("\n"));
     writeFileSync(at("cmdline"), `quiet ${cmdline}\n`);
     writeFileSync(at("bootfs"), "rpool/ROOT/two\n");
@@ -93,7 +100,7 @@ function boot(facts: Facts) {
     // As a file of its own, or read by the shell that goes on after it.
     const how = `${AROUND.replaceAll("FOLDER", folder)}. ${at("hook")}${kind === "dracut" ? '; echo "went on: $?"' : ""}`;
     const { status, stdout, stderr } = spawnSync(shell[0] ?? "", [...shell.slice(1), "-c", how], {
-      env: { PATH: `${at("bin")}:/usr/bin:/bin` },
+      env: { PATH: `${at("bin")}:/usr/bin:/bin`, ROOTDELAY: facts.rootdelay ?? "" },
       encoding: "utf8",
     });
     const calls = readFileSync(at("calls"), "utf8")
@@ -173,6 +180,18 @@ describe("what is counted", () => {
     const [file] = hookFiles("initramfs-tools", { container: "rpool/ROOT", loader: "bootfs" });
     writeFileSync(at("hook"), file?.text ?? "", { mode: 0o755 });
     expect(execFileSync(at("hook"), ["prereqs"], { encoding: "utf8" })).toBe("resume\n");
+  });
+});
+
+describe("disks that come late are waited for", () => {
+  const LOOK = "zpool import";
+  test.each<[string, Facts, string[]]>([
+    ["no longer than until the pool is whole", { rootdelay: "9", whole: 3 }, [LOOK, LOOK, LOOK]],
+    ["no longer than the site wants", { rootdelay: "2", whole: 9 }, [LOOK, LOOK]],
+    ["not where the site does not", { whole: 9 }, []],
+    ["not for what is no number", { rootdelay: "07", whole: 9 }, []],
+  ])("%s", (_, facts, looks) => {
+    expect(boot({ own: TRIAL, ...facts }).calls).toEqual([...looks, IMPORT, COUNT(1), EXPORT]);
   });
 });
 

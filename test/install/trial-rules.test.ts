@@ -39,8 +39,8 @@ describe("a boot", () => {
       allowed === "-" ? undefined : { allowed: Number(allowed), counted: Number(counted), previous: "11" };
     const fault = well === "yes" ? undefined : "failed: sshd.service";
     const deadline = 600;
-    for (const uptime of late === "yes" ? [600, 1000] : [0, 599.9]) {
-      expect(judgeBoot({ trial, fault, deadline, uptime, hasPrevious: before === "there" })).toBe(verdict);
+    for (const watched of late === "yes" ? [600, 1000] : [0, 599.9]) {
+      expect(judgeBoot({ trial, fault, deadline, watched, hasPrevious: before === "there" })).toBe(verdict);
     }
   });
 });

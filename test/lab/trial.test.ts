@@ -223,9 +223,16 @@ describe("a boot environment on trial", () => {
   });
 
   it("whose check fails comes back by itself to the one before", async () => {
-    await machine.run(`${release("R3", "R2", "echo bad >>etc/release")}; bundle install /root/R3.bundle`, {
-      timeout: 900_000,
-    });
+    await machine.run(release("R3", "R2", "echo bad >>etc/release"), { timeout: 600_000 });
+    // In place, what is on trial would change under those who judge it.
+    const refused = await machine.run(
+      `zfs set zferry:trial=1 ${ROOT}/R2
+      bundle plan --config /root/site.toml /root/R3.bundle || status=$?
+      zfs inherit zferry:trial ${ROOT}/R2; exit $status`,
+      { check: false },
+    );
+    expect(refused.stderr).toContain("R2, which is running, is on trial: it is not confirmed yet");
+    await machine.run("bundle install /root/R3.bundle", { timeout: 600_000 });
     await reboot();
     expect(await running()).toBe(`${ROOT}/R3\n${USR}/R3\nR3\nbad`);
     await expect
