@@ -80,7 +80,9 @@ const bootEnvironment = v.pipe(
     ),
     deadline: v.pipe(
       v.optional(integer(1, 86_400), 600),
-      v.description("Seconds after the first services of a boot start until a new one must have passed the checks."),
+      v.description(
+        "Seconds after the first services of a boot start until a new one must have passed the checks.",
+      ),
     ),
     checks: v.pipe(
       v.optional(commands, []),

@@ -1,11 +1,12 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Command } from "commander";
 import type { SiteConfig } from "../config.js";
-import { ZferryError, type ErrorCode } from "../errors.js";
+import { ToldElsewhere, ZferryError, type ErrorCode } from "../errors.js";
 import { runPrivately } from "../install/live.js";
 import { findDueMerge, mergeBefore, type MergedBefore } from "../install/merge-before.js";
 import { forgetMerge } from "../install/merge-mark.js";
 import { describeShort, pruneEnvironments, type RemovedEnvironment } from "../install/prune.js";
+import { withLock } from "../install/pending.js";
 import { confirmInstall } from "../install/rollback.js";
 import { datasetOfRoot } from "../install/site-root.js";
 import { openState } from "../install/state.js";
@@ -19,11 +20,13 @@ import {
   type TrialStatus,
 } from "../install/trial.js";
 import { changesBefore, type ChangesBefore } from "../install/trial-changes.js";
-import { readUnderWay } from "../install/under-way.js";
+import { isBeside, readUnderWay } from "../install/under-way.js";
 import { showPath } from "../raw-path.js";
 import { asZferryError, formatBytes, formatTime, printable, type Environment } from "../report.js";
 import { reboot } from "../system/health.js";
+import { ownCommand } from "../system/init-system.js";
 import { isPrivate } from "../system/private-mounts.js";
+import { runVisibly } from "../system/process.js";
 import { readSiteConfig } from "../system/settings.js";
 import { hasGuid } from "../system/zfs.js";
 import { stepsIn } from "./environments.js";
@@ -67,7 +70,7 @@ async function runConfirm(options: ConfirmOptions, env: Environment): Promise<vo
   const site = await readSiteConfig(options.config);
   requireMergeable(options, site);
   // Started once more by ourselves, the checks are passed.
-  if (options.orGoBack && !isPrivate() && !(await passChecks(site, env))) return;
+  if (options.orGoBack && !isPrivate() && !(await passChecks(site, options, env))) return;
   const tried = await runningTrial(site);
   const due = await findDueMerge(site);
   const begin = options.merge === true || due === "wanted" || (tried !== undefined && mergesByItself(site));
@@ -177,7 +180,11 @@ export async function runGoOnMerging(site: SiteConfig, env: Environment): Promis
 }
 
 /** @returns whether the running environment is to be confirmed, or a merge is left of that; when it is not to be, the machine reboots */
-async function passChecks(site: SiteConfig, env: Environment): Promise<boolean> {
+async function passChecks(
+  site: SiteConfig,
+  { config }: Pick<ConfirmOptions, "config">,
+  env: Environment,
+): Promise<boolean> {
   const step = (line: string): void => env.note(printable(line));
   const judged = await judgeRunning({ site, now: env.now, signal: env.signal, step });
   if (judged.outcome === "confirm") return true;
@@ -187,12 +194,35 @@ async function passChecks(site: SiteConfig, env: Environment): Promise<boolean> 
     return false;
   }
   await recordFailure({ site, now: env.now, signal: env.signal, step });
+  await finishBeside(site, config, env);
   const isDue = async (): Promise<boolean> => (await findDueMerge(site)) !== undefined;
   // What is under way may be brought to its end meanwhile.
   if ((await isDue()) && (await waitUntilUp({ site, signal: env.signal })) && (await isDue())) return true;
   if (env.json) await env.write(`${JSON.stringify({ outcome: "present", environment: null })}\n`);
   else await env.write(`${NOT_ON_TRIAL}\n`);
   return false;
+}
+
+/**
+ * Goes on, when the system is up, with an install that makes another environment: what boots before that leaves it.
+ * @throws ToldElsewhere where it does not come to its end
+ */
+async function finishBeside(site: SiteConfig, config: string | undefined, env: Environment): Promise<void> {
+  if (!isBeside(await readUnderWay(site)) || !(await waitUntilUp({ site, signal: env.signal }))) return;
+  // Somebody may be at it.
+  await whenFree(() => withLock(site, async () => undefined), env);
+  const journal = await readUnderWay(site);
+  if (!isBeside(journal)) return;
+  env.note(printable(`going on with release ${journal.release.name} (${journal.release.sequence})`));
+  const options = config === undefined ? [] : ["--config", config];
+  const { status, signal } = await runVisibly([...ownCommand(), "install", ...options], env.signal);
+  if (signal !== null) {
+    throw new ZferryError("interrupted", `the install was ended by ${signal}`, {
+      details: { signal },
+      hint: "the next boot goes on, or bundle install",
+    });
+  }
+  if (status !== 0) throw new ToldElsewhere(status ?? 1);
 }
 
 /** Whether the newest install made another environment than this one, which may have been renamed since. */

@@ -18,7 +18,7 @@ import type { ChainEnd } from "../install/environment-install.js";
 import { readSite } from "../install/mode.js";
 import { sharedPart, sharedPaths } from "../install/shared-mounts.js";
 import { isOnTheWay, type InstallJournal, type Journal, type NewEnvironment } from "../install/state.js";
-import { readUnderWay } from "../install/under-way.js";
+import { isBeside, readUnderWay } from "../install/under-way.js";
 import { showPath } from "../raw-path.js";
 import { pathOf, type PathName } from "../root/paths.js";
 import type { RootPlan } from "../root/plan.js";
@@ -54,6 +54,7 @@ export interface CommandOptions {
   readonly full?: boolean;
   /** False with --no-activate. */
   readonly activate?: boolean;
+  readonly atBoot?: boolean;
 }
 
 /** What `install` and `plan` have in common. */
@@ -98,6 +99,10 @@ export function define(command: Command, environment: () => Environment): void {
       .option(
         "--no-activate",
         "with mode boot-environment: make it, and let the one that would boot next do so",
+      )
+      .option(
+        "--at-boot",
+        "as bundle setup has it at boot: leave a boot environment that is being made until the system is up",
       ),
   )
     .addHelpText(
@@ -121,6 +126,8 @@ export async function runInstall(path: string, options: CommandOptions, env: Env
   if (options.to !== undefined || options.full) {
     throw new ZferryError("usage", `--to and --full choose from a folder, and ${path} is none`);
   }
+  if (options.atBoot)
+    throw new ZferryError("usage", "--at-boot goes on with what is under way, and takes no file");
   const site = await readSite(options.config, options.live);
   if (await runPrivately(site, options)) return;
   if (options.live && !options.dryRun && (await runMoved(site, env))) return;
@@ -209,7 +216,13 @@ async function runGoOn(options: CommandOptions, env: Environment): Promise<void>
   }
   threadsOf(options);
   const site = await readSite(options.config, options.live);
-  if ((await readUnderWay(site)) !== undefined && (await runPrivately(site, options))) return;
+  const begun = await readUnderWay(site);
+  if (options.atBoot && isBeside(begun)) {
+    const { name, sequence } = begun.release;
+    const left = `${site.product} release ${name} (${sequence}) is beside what runs: it is left until the system is up`;
+    return env.write(`${printable(left)}\n`);
+  }
+  if (begun !== undefined && (await runPrivately(site, options))) return;
   if (options.live && (await runMoved(site, env))) return;
   const journal = await readUnderWay(site);
   if (journal?.operation === "rollback" && !journal.undoing) {

@@ -131,7 +131,7 @@ ${reasonsOf(command)
 Type=oneshot
 RemainAfterExit=yes
 Environment=PATH=${PATH}
-ExecStart=:${argumentsOf(command, "install").map(systemdWord).join(" ")}
+ExecStart=:${argumentsOf(command, "install", "--at-boot").map(systemdWord).join(" ")}
 ExecStartPost=-systemctl daemon-reload
 StandardOutput=journal+console
 StandardError=journal+console
@@ -165,7 +165,7 @@ start() {
     .join(" || ")} || return 0
 	ebegin "Finishing an interrupted install of zferry"
 	PATH=${PATH} \\
-		${argumentsOf(command, "install").map(shellWord).join(" ")} </dev/null
+		${argumentsOf(command, "install", "--at-boot").map(shellWord).join(" ")} </dev/null
 	eend $? "it is not finished: bundle status tells what is under way"
 }
 `;

@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { basename } from "node:path";
+import { basename, join } from "node:path";
 import * as v from "valibot";
 import { datasetName, type ManifestStream } from "../bundle/manifest.js";
 import type { VerifiedBundle } from "../bundle/reader.js";
@@ -417,7 +417,7 @@ export async function runAfter(
   await withOwnMounts([root, ...own, ...kernel], async (folder) => {
     for (const command of after) {
       step(`running ${command.join(" ")} in ${environment.dataset}`);
-      const result = await run("chroot", [folder, ...command]);
+      const result = await run("unshare", [...ownProcesses(folder), folder, ...command]);
       if (result.status === 0) continue;
       const { stderr } = result;
       const ended = describeEnd(result);
@@ -429,6 +429,15 @@ export async function runAfter(
     }
   });
 }
+
+/**
+ * Before chroot's arguments: what a command leaves running ends with it, since the first process of their namespace does. It would have the
+ * environment's file systems, and our pipes.
+ */
+const ownProcesses = (folder: string): string[] => [
+  ...["--pid", "--fork", "--kill-child", `--mount-proc=${join(folder, "proc")}`],
+  ...["sh", "-c", 'chroot "$@"; exit $?', "sh"],
+];
 
 /**
  * Has the new environment boot next, or only makes sure that it could.

@@ -102,6 +102,8 @@ export interface BootEnvironments {
   /** The dataset that boots next, also one that is no environment of the container; null where that cannot be told. */
   readonly next: string | null;
   readonly environments: readonly BootEnvironment[];
+  /** Datasets that other systems mount: copies of environments right below the container that have another mount point just now. */
+  readonly usedElsewhere: readonly string[];
 }
 
 /** A dataset below the container. */
@@ -130,12 +132,19 @@ export interface Survey {
 export async function listEnvironments(site: SiteConfig): Promise<BootEnvironments> {
   const survey = await look(site);
   const holds = await listHolds(survey.container);
-  const environments: BootEnvironment[] = [];
+  const found: BootEnvironment[] = [];
+  const usedElsewhere: string[] = [];
   const mounts = await openPrivateMounts();
   try {
-    for (const candidate of survey.candidates.filter(isEnvironment)) {
+    for (const candidate of survey.candidates) {
+      if (!isEnvironment(candidate)) {
+        if (!candidate.mountpoint.startsWith("/")) continue;
+        const { datasets } = await readDatasets(candidate, survey, mounts);
+        usedElsewhere.push(...(datasets ?? []).map(({ dataset }) => dataset));
+        continue;
+      }
       const own = holds.filter(({ dataset }) => dataset === candidate.dataset);
-      environments.push({
+      found.push({
         ...describe(candidate, survey),
         ...(await readDatasets(candidate, survey, mounts)),
         holds: own.map(({ name, tag }) => ({ snapshot: name, tag })),
@@ -145,8 +154,26 @@ export async function listEnvironments(site: SiteConfig): Promise<BootEnvironmen
     mounts.close();
   }
   const { container, next } = survey;
-  return { container, loader: site["boot-environment"].loader, next, environments };
+  const environments = found.filter((each) => !isPart(each, found));
+  return { container, loader: site["boot-environment"].loader, next, environments, usedElsewhere };
 }
+
+/** Which of them mounts an environment's root dataset as a part of its own system. */
+export const findMounter = (
+  { dataset }: BootEnvironment,
+  environments: readonly BootEnvironment[],
+): BootEnvironment | undefined =>
+  environments.find(
+    (other) =>
+      other.dataset !== dataset &&
+      (other.datasets ?? []).some((each) => each.path !== "/" && each.dataset === dataset),
+  );
+
+/** A stream right beside the root that mounts it has the looks of an environment, but no file systems of its own. */
+export const isPart = (environment: BootEnvironment, environments: readonly BootEnvironment[]): boolean =>
+  environment.datasets?.length === 0 &&
+  environment.states.length === 0 &&
+  findMounter(environment, environments) !== undefined;
 
 /** What is there of environments. @throws ZferryError as `listEnvironments` */
 export async function look(site: SiteConfig): Promise<Survey> {

@@ -23,7 +23,12 @@ import {
   setProperty,
   type DependedSnapshot,
 } from "../system/zfs.js";
-import { listEnvironments, type BootEnvironment, type BootEnvironments } from "./environments.js";
+import {
+  findMounter,
+  listEnvironments,
+  type BootEnvironment,
+  type BootEnvironments,
+} from "./environments.js";
 import { requireNothingPending, withState } from "./pending.js";
 import { availableTo } from "./plan.js";
 import { patiently, type ReceiveOptions } from "./receive.js";
@@ -187,7 +192,7 @@ async function choose(site: Site): Promise<Choice> {
   ): Promise<RemovedEnvironment | undefined> => {
     const { name, dataset } = each;
     const others = left.filter((other) => other !== each);
-    const datasets = await ownDatasets(each, others);
+    const datasets = await ownDatasets(each, others, site.found.usedElsewhere);
     const why = await whyItStays(each, datasets, others, site);
     if (why !== undefined) {
       staying.push({ name, dataset, why });
@@ -232,8 +237,12 @@ export function describeShort({ container, keepFree, free }: Pruning, isPlan: bo
 async function ownDatasets(
   environment: BootEnvironment,
   others: readonly BootEnvironment[],
+  usedElsewhere: readonly string[],
 ): Promise<string[]> {
-  const elsewhere = new Set(others.flatMap((other) => [other.dataset, ...namesOf(other)]));
+  const elsewhere = new Set([
+    ...others.flatMap((other) => [other.dataset, ...namesOf(other)]),
+    ...usedElsewhere,
+  ]);
   const own: string[] = [];
   for (const name of new Set(namesOf(environment))) {
     if (elsewhere.has(name) || name === environment.dataset || !(await datasetExists(name))) continue;
@@ -241,7 +250,8 @@ async function ownDatasets(
     const mark = described?.properties["zferry:identity"];
     if (mark?.local === true && v.is(sha256Hex, mark.value)) own.push(name);
   }
-  return own;
+  // One that lies in another goes before it.
+  return own.sort((one, other) => other.split("/").length - one.split("/").length);
 }
 
 const namesOf = ({ datasets }: BootEnvironment): string[] => (datasets ?? []).map(({ dataset }) => dataset);
@@ -261,6 +271,9 @@ async function whyItStays(
 ): Promise<string | undefined> {
   const { states, guid, dataset } = environment;
   for (const state of states) if (state !== "leaving") return WHY_STATES[state];
+  const mounter = findMounter(environment, others);
+  if (mounter !== undefined) return `${mounter.name} mounts it`;
+  if (site.found.usedElsewhere.includes(dataset)) return "a file system beside the environments mounts it";
   if (environment.trial !== undefined) return "it is on trial";
   if (installed(site.state)?.environment?.guid === guid) return "it has the release that is installed";
   const unread = [environment, ...others].find(({ fault }) => fault !== null);

@@ -22,6 +22,8 @@ import {
   fullName,
   getProperties,
   holdSnapshots,
+  listDepended,
+  listProperties,
   releaseSnapshot,
 } from "../system/zfs.js";
 import { changeKeys } from "../trust/keys.js";
@@ -478,7 +480,10 @@ async function afterFailure(cause: unknown, journal: Journal, work: Work): Promi
     if (await isBegun(work)) {
       const environment = environmentOf(journal);
       // It may have been booted since it was activated.
-      if (environment !== null) requireNotRunning(environment);
+      if (environment !== null) {
+    requireNotRunning(environment);
+    await requireNeverUsed(environment);
+  }
       await undo(journal, { ...work, signal: new AbortController().signal });
     }
     return withHint(error, `${none}; the site is as it was before`);
@@ -590,7 +595,10 @@ export async function requireUndoable(
     return;
   }
   const { environment } = journal;
-  if (environment !== null) requireNotRunning(environment);
+  if (environment !== null) {
+    requireNotRunning(environment);
+    await requireNeverUsed(environment);
+  }
   const streams = [...(environment === null ? [] : streamsDone(environment)), ...ownStreams(journal)];
   const own = new Set(streams.map(({ target }) => target.guid));
   for (const stream of streams) {
@@ -631,10 +639,28 @@ function requireNotRunning({ dataset }: NewEnvironment): void {
       details: { dataset, path: mounted.point },
       hint:
         mounted.point === "/"
-          ? "finish the install: bundle install; or boot another one first"
+          ? "finish the install: bundle install"
           : `umount ${mounted.point}`,
     },
   );
+}
+
+/** What was written to its / since it booted has no other place, nor has what somebody took snapshots of. */
+async function requireNeverUsed({ dataset }: NewEnvironment): Promise<void> {
+  if (!(await datasetExists(dataset))) return;
+  const marks = ["zferry:boots", "zferry:confirmed", "zferry:failed"] as const;
+  const [own] = await listProperties(dataset, marks);
+  const isUsed = marks.some((name) => own?.properties[name].local && own.properties[name].value !== "0");
+  const born = Number((await getProperties(dataset, ["createtxg"])).createtxg);
+  const taken = (await listDepended(dataset)).filter(
+    ({ createtxg, name }) => createtxg >= born && !name.startsWith("zferry-"),
+  );
+  const lost = [...(isUsed ? ["what was written since it booted"] : []), ...taken.map(fullName)];
+  if (lost.length === 0) return;
+  throw new ZferryError("base-modified", `giving it up would lose of ${dataset}: ${lost.join(", ")}`, {
+    details: { dataset, lost },
+    hint: "finish the install: bundle install; then bundle rollback goes back, and leaves it as it is",
+  });
 }
 
 /** What a rollback took is lost, so that only its end leads to both halves. */

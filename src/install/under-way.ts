@@ -6,8 +6,17 @@ import { ZferryError } from "../errors.js";
 import { formatBytes } from "../report.js";
 import { rootPlanSchema } from "../root/plan.js";
 import { parseResumeToken } from "../stream/resume-token.js";
+import { ownMounts } from "../system/mounts.js";
 import { tokenOf } from "./receive.js";
-import { isPlanName, isRecorded, openState, planName, undoable, type Journal } from "./state.js";
+import {
+  isPlanName,
+  isRecorded,
+  openState,
+  planName,
+  undoable,
+  type InstallJournal,
+  type Journal,
+} from "./state.js";
 
 /**
  * What is under way; what is only left to be cleaned up is not.
@@ -21,6 +30,12 @@ export async function readUnderWay(
   const journal = await withTraces(site, () => folder.readJournal());
   return journal === undefined || isRecorded(state, journal) ? undefined : journal;
 }
+
+/** Whether it is an install that makes another environment than the one that runs: nothing that runs is half-changed by it. */
+export const isBeside = (journal: Journal | undefined): journal is InstallJournal =>
+  journal?.operation === "install" &&
+  journal.environment !== null &&
+  ownMounts().get("/")?.source !== journal.environment.dataset;
 
 /**
  * Runs what reads the journal.

@@ -175,6 +175,27 @@ export async function runAtTerminal(
   return resultOf(file, result);
 }
 
+/**
+ * Runs a program to its end, which has our output and no input. It is asked to end when the signal is aborted.
+ * @throws ZferryError as `run`
+ */
+export async function runVisibly(
+  [file = "", ...args]: readonly string[],
+  signal: AbortSignal,
+): Promise<Pick<ProcessResult, "status" | "signal">> {
+  const subprocess = execa(file, args, {
+    ...{ reject: false, stdin: "ignore", stdout: "inherit", stderr: "inherit" },
+    forceKillAfterDelay: false,
+  });
+  const end = (): void => void subprocess.kill("SIGTERM");
+  signal.addEventListener("abort", end, { once: true });
+  try {
+    return resultOf(file, await subprocess);
+  } finally {
+    signal.removeEventListener("abort", end);
+  }
+}
+
 const tooMuch = (file: string, limit: number): ZferryError =>
   new ZferryError("io-failed", `${file} printed more than ${limit} bytes`, {
     details: { program: file, limit },

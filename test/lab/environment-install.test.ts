@@ -485,6 +485,17 @@ it("is given up where the site's command promoted it, as zectl does, and failed"
   await useConfig(siteConfig());
 });
 
+it("is not given up once it was used, and the install can still be finished", async () => {
+  await lines(`${RESET}; ${place.killed(`install ${FILE}`, "journal: recording")}
+    zfs set zferry:boots=1 ${ROOT}/R2; zfs snapshot ${ROOT}/R2@mine`);
+  const [error] = await refusal("bundle abort");
+  expect(error).toMatchObject({
+    code: "base-modified",
+    message: `giving it up would lose of ${ROOT}/R2: what was written since it booted, ${ROOT}/R2@mine`,
+  });
+  await lines(`bundle install; bundle rollback; zfs list -H -o name ${ROOT}/R2@mine`);
+});
+
 it("goes on in the midst of a stream that makes a dataset", async () => {
   // What a kill in the midst leaves: the same receive, of a stream that ends too early.
   const { stderr } = await place.attempt(`${RESET}

@@ -28,7 +28,9 @@ dataset = "${TANK}/BUILD/gentoo"
 key = "/etc/zferry/release.key"
 level = 3
 `;
-const AFTER = '["/tools/busybox", "sh", "-ec", "ls /usr/bin/sshd /opt/app /proc/self/status >/tools/seen"]';
+// What it leaves running is ended.
+const AFTER =
+  '["/tools/busybox", "sh", "-ec", "ls /usr/bin/sshd /opt/app /proc/self/status >/tools/seen; /tools/busybox sleep 9999 &"]';
 export const siteConfig = (after = AFTER): string => `product = "gentoo"
 [streams]
 usr = "${USR}/gentoo"

@@ -131,6 +131,22 @@ describe("old environments", () => {
     expect(await lines(ALL)).toBe(all);
   });
 
+  it("are no streams that lie beside them, and leave a copy what that mounts", async () => {
+    await reset();
+    await lines(`for each in R1 R2 R3; do
+        zfs rename ${USR}/$each ${ROOT}/$each-usr; zfs set zferry:release=$each ${ROOT}/$each-usr
+        mount -t zfs -o zfsutil ${ROOT}/$each /media; sed -i s,USR/$each,ROOT/$each-usr, /media/etc/fstab; umount /media
+      done
+      zfs snapshot ${ROOT}/R1@copied
+      zfs send ${ROOT}/R1@copied | zfs receive -u -o canmount=noauto -o mountpoint=/mnt/copy ${ROOT}/copy`);
+    expect(await lines("bundle environments --json")).not.toMatch(/"name":"[^"]*-usr"/);
+    const plan = await lines("bundle environments --prune --plan 2>/dev/null");
+    expect(plan.split("\n").filter((line) => line.includes(ROOT) && line.startsWith("  "))).toEqual([
+      expect.stringMatching(`^  R1: ${ROOT}/R1$`),
+      expect.stringMatching(`^  R2: ${ROOT}/R2, ${ROOT}/R2-usr$`),
+    ]);
+  });
+
   it("leave no snapshot of theirs where each was promoted when it was activated, as zectl does", async () => {
     await reset();
     await lines(`
