@@ -47,7 +47,7 @@ test.each(INIT_SYSTEMS)("a path with a line break has no place in a text for %s"
 test.each(["\\", '"', "'"])("systemd starts no program with %s in its path", (character) => {
   const program = [`/no${character}de`, "/cli.js"];
   expect(() => bootUnit("systemd", { ...command, program })).toThrow(/^systemd starts no program/);
-  expect(bootUnit("openrc", { ...command, program }).text).toContain("cli.js install");
+  expect(bootUnit("openrc", { ...command, program }).text).toContain("cli.js install --at-boot");
 });
 
 const missing = spawnSync("systemd-analyze", ["--version"]).error !== undefined;
@@ -143,7 +143,7 @@ describe("the script for OpenRC", () => {
       const { status, output } = openrc("start");
       expect(status).toBe(0);
       expect(output.split("\n").slice(1, 3)).toEqual([
-        `${command.program[1]} install --config ${command.config}`,
+        `${command.program[1]} install --at-boot --config ${command.config}`,
         expect.stringMatching(/^eend 0 /),
       ]);
     },

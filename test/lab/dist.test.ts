@@ -49,12 +49,12 @@ describe("zferry for sites", () => {
   it("has the boot go by the link, which the next version takes", async () => {
     await guest.write("/etc/zferry/site.toml", 'product = "demo"\n[streams]\nusr = "p/usr"\n');
     const [start] = await lines("/tmp/bin/bundle setup --init systemd --print | sed -n 's/^ExecStart=://p'");
-    expect(start).toBe("/tmp/opt/zferry/bin/node /tmp/opt/zferry/lib/cli.js install");
+    expect(start).toBe("/tmp/opt/zferry/bin/node /tmp/opt/zferry/lib/cli.js install --at-boot");
     const version = await lines(`
       mv /tmp/opt/${NAME} /tmp/opt/zferry-next
       ln -s zferry-next /tmp/opt/zferry.new
       mv -T /tmp/opt/zferry.new /tmp/opt/zferry
-      ${start?.replace(/ install$/, " --version")}`);
+      ${start?.replace(/ install --at-boot$/, " --version")}`);
     expect(version).toEqual([readVersion()]);
   });
 

@@ -498,12 +498,14 @@ it("is not given up once it was used, and the install can still be finished", as
 
 it("goes on in the midst of a stream that makes a dataset", async () => {
   // What a kill in the midst leaves: the same receive, of a stream that ends too early.
-  const { stderr } = await place.attempt(`${RESET}
+  const { stdout, stderr } = await place.attempt(`${RESET}
     ${place.killed(`install ${FILE}`, "zfs receive")}
+    bundle install --at-boot
     bundle send --stream usr ${FILE} >/tmp/stream; size=$(stat -c %s /tmp/stream)
     head -c $((size - 200000)) /tmp/stream |
       zfs receive -s -u -o origin=${USR}/gentoo@R1 -o mountpoint=legacy ${USR}/R2@R2 || true
     bundle install ${FILE}`);
+  expect(stdout).toContain("gentoo release R2 (2) is beside what runs: it is left until the system is up\n");
   expect(stderr).toMatch(new RegExp(`receiving usr into ${USR}/R2, from byte [1-9]`));
   expect(await lines(MADE)).toBe(made);
 });
