@@ -25,9 +25,9 @@ export interface EnvironmentFault {
 export const isEnvironment = ({ mountpoint }: Pick<LoaderProperties, "mountpoint">): boolean =>
   mountpoint === "/" || mountpoint === "legacy";
 
-/** In this order: with canmount=on the second would mount it over the running system. */
+/** In this order: with canmount=on, or mounted, the last would mount it over the running system. */
 const rootHint = (dataset: string): string =>
-  `zfs set canmount=noauto ${dataset} && zfs set mountpoint=/ ${dataset}`;
+  `where it is mounted, umount it first; then zfs set canmount=noauto ${dataset} && zfs set mountpoint=/ ${dataset}`;
 
 /**
  * What is wrong with the properties of an environment for a loader, and with those of the others beside it.
