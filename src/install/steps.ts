@@ -27,6 +27,7 @@ import {
 import { changeKeys } from "../trust/keys.js";
 import {
   finishEnvironment,
+  freeClone,
   makeClone,
   removeClone,
   runAfter,
@@ -237,10 +238,11 @@ const INSTALL: Steps<InstallJournal> = {
   },
 
   cloning: {
-    do: inEnvironment(async (journal, { step }) => {
+    do: inEnvironment(async (journal, { site, step }) => {
       if (doneLinks(journal).length > 0) return;
       step(`cloning ${journal.environment.origin} to ${journal.environment.dataset}`);
       await makeClone(journal);
+      await freeClone(journal, site, step);
     }),
     undo: inEnvironment(async (journal, options) => {
       for (const stream of streamsDone(journal.environment).toReversed())
