@@ -179,7 +179,10 @@ async function findBase(stream: ManifestStream, home: string, known: string | un
     throw new ZferryError(
       "dataset-unsuitable",
       `the bundle has all of stream ${role}, and a boot environment begins with a base`,
-      { details: { role }, hint: 'install it with mode = "in-place" under [install]' },
+      {
+        details: { role },
+        hint: 'a full bundle is installed in place: mode = "in-place" under [install], also where / is on ZFS; without that line the next ones are boot environments again',
+      },
     );
   }
   if (parentOf(home) === "") {
