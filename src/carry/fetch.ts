@@ -1,4 +1,5 @@
 import { createHash, type Hash } from "node:crypto";
+import { join } from "node:path";
 import { encodeHead } from "../bundle/writer.js";
 import { SUMS_NAME, TRAILER, encodeHeader, paddingOf, BLOCK_BYTES } from "../bundle/layout.js";
 import { VerifiedBundle, type Trust } from "../bundle/reader.js";
@@ -7,12 +8,13 @@ import { canonicalJson } from "../canonical-json.js";
 import { ofFile, ZferryError } from "../errors.js";
 import { throwIfInterrupted, type ProgressReport } from "../report.js";
 import { isLasting, type Download, type HttpClient } from "../system/http.js";
-import { openPartFile, type PartFile } from "../system/part-file.js";
+import { listParts, openPartFile, partOf, removeStalePart, type PartFile } from "../system/part-file.js";
 import type { PublicKey } from "../trust/minisign.js";
 import {
   entryOf,
   INDEX_LIMITS,
   INDEX_NAME,
+  isBundleName,
   verifyIndex,
   type IndexEntry,
   type MirrorIndex,
@@ -214,6 +216,30 @@ export async function fetchBundle(
   } finally {
     options.progress.end();
     await part.close();
+  }
+}
+
+/**
+ * Removes parts of bundles that left the mirror since they were begun: no run goes on with them. A part that another process is
+ * downloading stays, and so does one of another product, or whose head does not count.
+ * formats/mirror.md, Fetching
+ */
+export async function removeLeftParts(
+  folder: string,
+  { product, bundles }: MirrorIndex,
+  trust: Trust,
+  note: FetchOptions["note"],
+): Promise<void> {
+  const listed = new Set(bundles.map(({ path }) => path));
+  for (const name of await listParts(folder)) {
+    if (!isBundleName(name) || listed.has(name)) continue;
+    const isLeft = async (part: ByteSource): Promise<boolean> => {
+      const bundle = await VerifiedBundle.verify(part, trust).catch(() => undefined);
+      return bundle?.manifest.product === product;
+    };
+    const path = join(folder, name);
+    if (await removeStalePart(path, isLeft))
+      note(`removed ${partOf(path)}: the mirror does not have that bundle any more`);
   }
 }
 

@@ -473,6 +473,14 @@ function writeIndex(
         `If the clock is right now, remove ${join(folder, INDEX_NAME)} and run bundle mirror index`,
     );
   }
+  // Where the index of before was lost, the time alone tells that this one is newer.
+  const newest = bundles.reduce((last, each) => Math.max(last, each.created), 0);
+  if (newest > created + DAY_SECONDS) {
+    env.note(
+      `warning: the index is of ${formatTime(created)}, and a bundle in it was made at ${formatTime(newest)}: clients that saw a newer index refuse it. ` +
+        `Set the clock, and run bundle mirror index ${folder}`,
+    );
+  }
   const index: MirrorIndex = {
     format: 1,
     product,

@@ -82,7 +82,7 @@ export async function openSeenIndexes(folder: string): Promise<SeenIndexes> {
           `${name}: the index has counter ${counter}, ${before.counter} was seen before`,
           {
             details: { url: name, found: counter, seen: before.counter },
-            hint: "a copy of a mirror may be late: try again later, or take another mirror",
+            hint: "a copy of a mirror may be late: try again later, or take another mirror; where its publisher made the index anew while the clock was behind: bundle mirror index there, once it is set",
           },
         );
       }

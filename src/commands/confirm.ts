@@ -85,7 +85,7 @@ async function runConfirm(options: ConfirmOptions, env: Environment): Promise<vo
   const mark = async (): Promise<void> => {
     if (tried !== undefined) await beginConfirming(tried.dataset);
   };
-  const confirm = () => confirmInstall(site, env.now, mark);
+  const confirm = () => confirmInstall(site, env.now, mark, options.merge);
   const found = isLeft ? undefined : await (options.orGoBack === true ? whenFree(confirm, env) : confirm());
   if (tried !== undefined) await confirmTrial(site, begin);
   const isConfirmed = tried !== undefined || found?.isNew === true || options.orGoBack === true;

@@ -7,6 +7,7 @@ import {
   fetchBundle,
   fetchIndex,
   mirrorAt,
+  removeLeftParts,
   startFrom,
   type FetchOptions,
   type Mirror,
@@ -182,6 +183,7 @@ export async function runFetch(
       await bring(chosen);
     }
     const { index, chain } = chosen;
+    await removeLeftParts(output, index, trust, (line) => env.note(printable(line)));
     const files = chain.links.map(({ entry }) => brought.get(join(output, entry.path)) as FetchedFile);
     const bytes = files.reduce((sum, file) => sum + (file.fetched ? file.bytes : 0), 0);
     if (env.json) {

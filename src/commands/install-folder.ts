@@ -3,7 +3,7 @@ import { chooseChain, type Chain, type ChainStart } from "../carry/chain.js";
 import { readBundleFolder, type FileLink, type LeftFile } from "../carry/folder.js";
 import { afterDone, afterLink, readChainStart } from "../carry/site.js";
 import type { SiteConfig } from "../config.js";
-import { ZferryError } from "../errors.js";
+import { ofFile, ZferryError } from "../errors.js";
 import { finishInstall, isStanding, needsBundle } from "../install/install.js";
 import { runMoved, runPrivately } from "../install/live.js";
 import { readSite } from "../install/mode.js";
@@ -219,7 +219,7 @@ async function chooseFrom(
     const start = isIn ? afterDone(has, begun) : await withMade(has, state, links, options);
     const from = start.installed?.name ?? "what this site has";
     const wanted = { ...options, to: chainOf(begun)?.release ?? options.to };
-    const rest = chooseChain(links, first === undefined ? start : afterLink(start, first), wanted);
+    const rest = choose(path, links, first === undefined ? start : afterLink(start, first), wanted);
     const chain = { ...rest, links: [...(first === undefined ? [] : [first]), ...rest.links] };
     const last = rest.links.at(-1);
     if (last !== undefined) {
@@ -238,6 +238,15 @@ async function chooseFrom(
     // What was left out may be what is missing.
     tellLeft({ leftFiles: left }, env);
     throw error;
+  }
+}
+
+/** @throws ZferryError as `chooseChain`, of the folder */
+function choose(path: string, ...args: Parameters<typeof chooseChain<FileLink>>): Chain<FileLink> {
+  try {
+    return chooseChain(...args);
+  } catch (error) {
+    throw ofFile(error, path);
   }
 }
 

@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { basename, join } from "node:path";
+import { basename, join, relative } from "node:path";
 import * as v from "valibot";
 import { datasetName, type ManifestStream } from "../bundle/manifest.js";
 import type { VerifiedBundle } from "../bundle/reader.js";
@@ -8,8 +8,11 @@ import { Obstacles, ZferryError } from "../errors.js";
 import { rawPath } from "../raw-path.js";
 import { listFirst } from "../report.js";
 import { planEdit } from "../root/edit.js";
+import { removeCopiedLocks } from "../root/git-locks.js";
 import type { RootPlan } from "../root/plan.js";
+import { requireConcluded } from "../root/site.js";
 import { guarded } from "../system/files.js";
+import { ownMounts } from "../system/mounts.js";
 import { withOwnMounts } from "../system/private-mounts.js";
 import { describeEnd, run } from "../system/process.js";
 import { resolveWithin } from "../system/tree.js";
@@ -34,7 +37,7 @@ import { mountPoint, nameDatasets, parseFstab, type FstabDataset } from "./envir
 import { makeNext, readStanding, requireBootable, requireNoTrial } from "./environments.js";
 import { baseMissing, checkDataset, datasetOf, pointOf, type StreamPlan } from "./plan.js";
 import { patiently, type ReceiveOptions } from "./receive.js";
-import { rootDataset, rootMount, type SiteRoot } from "./site-root.js";
+import { rootDataset, rootMount, withRoot, type SiteRoot } from "./site-root.js";
 import type { InstalledStream, InstallJournal, NewEnvironment } from "./state.js";
 
 // An install as a boot environment: formats/environments.md, Installing as one
@@ -176,7 +179,10 @@ async function findBase(stream: ManifestStream, home: string, known: string | un
     throw new ZferryError(
       "dataset-unsuitable",
       `the bundle has all of stream ${role}, and a boot environment begins with a base`,
-      { details: { role }, hint: 'install it with mode = "in-place" under [install]' },
+      {
+        details: { role },
+        hint: 'a full bundle is installed in place: mode = "in-place" under [install], also where / is on ZFS; without that line the next ones are boot environments again',
+      },
     );
   }
   if (parentOf(home) === "") {
@@ -349,6 +355,40 @@ export async function makeClone({ environment, release }: Making): Promise<void>
     canmount: "noauto",
     mountpoint: mountpoint === "legacy" ? "legacy" : "/",
     ...marksOf(marksIn({ environment, release })),
+  });
+}
+
+/**
+ * Makes a clone one that git can work in: what was cloned may have been in use by git at that very moment. Where there is no clone, or
+ * somebody has it mounted, nothing is done.
+ * @throws ZferryError `worktree-dirty` where an operation of git was half done then
+ */
+export async function freeClone(
+  { environment, release }: Making,
+  site: SiteConfig,
+  step: ReceiveOptions["step"],
+): Promise<void> {
+  const { dataset } = environment;
+  const isMounted = [...ownMounts().values()].some(
+    ({ type, source }) => type === "zfs" && source === dataset,
+  );
+  if (isMounted || !(await datasetExists(dataset))) return;
+  await requireOwn({ environment, release });
+  await withRoot(environment, site, async ({ git, rootDir }) => {
+    for (const path of await removeCopiedLocks(git))
+      step(
+        `removing ${dataset}:/${relative(rootDir, path)}, of a git that ran when ${environment.origin} was cloned`,
+      );
+    try {
+      requireConcluded(git);
+    } catch (error) {
+      if (!(error instanceof ZferryError)) throw error;
+      throw new ZferryError(error.code, `when ${environment.origin} was cloned, ${error.message}`, {
+        details: error.details,
+        hint: "conclude it in /, and install again; where this install is under way by then, give it up first: bundle abort",
+        cause: error,
+      });
+    }
   });
 }
 

@@ -21,6 +21,7 @@ import {
 } from "./apart.js";
 import { requireDatasetsInUse } from "./datasets-in-use.js";
 import {
+  freeClone,
   planEnvironment,
   planFstab,
   planStreamsBeside,
@@ -134,6 +135,7 @@ export async function planInstall(bundle: VerifiedBundle, options: InstallOption
  */
 export async function installBundle(bundle: VerifiedBundle, options: InstallOptions): Promise<Plan> {
   return withState(options.site, async (folder, scratch) => {
+    await freeBegun(bundle, folder, options);
     // One time for all that it begins with: planned again, it is the same plan.
     const began = options.now();
     const plan = await makePlan(bundle, { ...options, now: () => began }, folder, scratch);
@@ -165,6 +167,21 @@ export async function installBundle(bundle: VerifiedBundle, options: InstallOpti
     );
     return plan;
   });
+}
+
+/** What goes on may have been ended between the clone and what follows it, and is planned in the clone. */
+async function freeBegun(
+  bundle: VerifiedBundle,
+  folder: StateFolder,
+  { site, step }: InstallOptions,
+): Promise<void> {
+  const begun = await folder.readJournal();
+  if (begun?.operation !== "install" || begun.undoing || isWritten(begun)) return;
+  const { environment, release } = begun;
+  if (environment === null || release.identity !== bundle.identity || site.install.mode === "in-place")
+    return;
+  requireSameSite(begun, site);
+  await freeClone({ environment, release }, site, step);
 }
 
 /**

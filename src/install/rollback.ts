@@ -334,6 +334,7 @@ export async function streamsToRollBack({ state }: SiteConfig): Promise<readonly
 /**
  * Gives up the possibility to roll the newest install back: what it would go back to is let go.
  * @param begin called when nothing stands against it any more, before anything is written
+ * @param isToMerge whether a merge was asked for, for the hint
  * @returns the installation; `isNew` when it was not confirmed already. Undefined when there is none to be confirmed.
  * @throws ZferryError `install-pending` while something is under way
  */
@@ -341,6 +342,7 @@ export const confirmInstall = (
   site: SiteConfig,
   now: () => Date,
   begin: () => Promise<void>,
+  isToMerge = false,
 ): Promise<{ readonly installation: Installation; readonly isNew: boolean } | undefined> =>
   withState(site, async (folder) => {
     const [state, journal] = [await folder.readState(), await folder.readJournal()];
@@ -350,7 +352,7 @@ export const confirmInstall = (
     const last = state?.installations.at(-1);
     if (state === undefined || last === undefined || last.rolledBack !== undefined) return undefined;
     requireProduct(state, site.product);
-    const running = last.environment && (await requireRunning(last, last.environment));
+    const running = last.environment && (await requireRunning(last, last.environment, isToMerge));
     await begin();
     // It failed once, and was activated, and is kept.
     if (running !== undefined) await dropProperties(running, ["zferry:failed"]);
@@ -366,6 +368,10 @@ export const confirmInstall = (
     return { installation, isNew };
   });
 
+const mergeHint = (name: string): string =>
+  `boot it, and run the same command there: it merges what was changed in the running one after ${name} was made from it; ` +
+  `to merge into the running one first: bundle rollback, bundle confirm --merge, and bundle activate ${name}`;
+
 /**
  * What was not booted yet cannot be known to be good.
  * @returns the dataset of the running environment, which may have been renamed since it was recorded
@@ -373,6 +379,7 @@ export const confirmInstall = (
 async function requireRunning(
   installation: Installation,
   { dataset, guid }: NonNullable<Installation["environment"]>,
+  isToMerge: boolean,
 ): Promise<string> {
   const mount = ownMounts().get("/");
   const running = datasetOf(mount);
@@ -382,7 +389,7 @@ async function requireRunning(
     `${nameOf(installation)} was installed as the boot environment ${dataset}, which is not the running one`,
     {
       details: { dataset, running: mount?.source ?? "" },
-      hint: "boot it first; bundle status says what boots next",
+      hint: isToMerge ? mergeHint(basename(dataset)) : "boot it first; bundle status says what boots next",
     },
   );
 }

@@ -1,7 +1,8 @@
 import type { VerifiedBundle } from "../bundle/reader.js";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
-import { asZferryError, formatBytes } from "../report.js";
+import { showPath } from "../raw-path.js";
+import { asZferryError, formatBytes, listFirst } from "../report.js";
 import {
   commitRoot,
   discardFiles,
@@ -29,6 +30,7 @@ import {
 import { changeKeys } from "../trust/keys.js";
 import {
   finishEnvironment,
+  freeClone,
   makeClone,
   removeClone,
   runAfter,
@@ -133,16 +135,24 @@ const preparing: Step = {
       await prepareRoot(root, { ...place, progress, signal });
     });
   },
-  async undo(journal, { site }) {
+  async undo(journal, { site, step }) {
     const { root } = journal;
     const environment = environmentOf(journal);
     if (environment === null) {
-      if (root !== null) await inRoot(journal, site, (place) => discardRoot(root, place));
+      if (root === null) return;
+      await inRoot(journal, site, async (place) => {
+        const left = (await discardRoot(root, place)).map(showPath);
+        if (left.length > 0)
+          step(
+            `warning: what was prepared may be where the folder was moved to, and can be removed there: ${listFirst(left)}`,
+          );
+      });
       return;
     }
     // All else goes with the clone.
     const part = sharedPart(root, environment);
-    if (part !== undefined) await withShared(environment, site, async (place) => discardFiles(part, place));
+    if (part !== undefined)
+      await withShared(environment, site, async (place) => void discardFiles(part, place));
   },
 };
 
@@ -239,10 +249,11 @@ const INSTALL: Steps<InstallJournal> = {
   },
 
   cloning: {
-    do: inEnvironment(async (journal, { step }) => {
+    do: inEnvironment(async (journal, { site, step }) => {
       if (doneLinks(journal).length > 0) return;
       step(`cloning ${journal.environment.origin} to ${journal.environment.dataset}`);
       await makeClone(journal);
+      await freeClone(journal, site, step);
     }),
     undo: inEnvironment(async (journal, options) => {
       for (const stream of streamsDone(journal.environment).toReversed())
@@ -408,7 +419,7 @@ async function discardOutdated(
 ): Promise<void> {
   // As long as there is no clone, nothing was prepared in it.
   if (environment !== null && !(await datasetExists(environment.dataset))) return;
-  await withRoot(environment, site, (place) => discardRoot(outdated, place));
+  await withRoot(environment, site, async (place) => void (await discardRoot(outdated, place)));
 }
 
 async function advance<Kind extends Journal>(

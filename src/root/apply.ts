@@ -12,9 +12,9 @@ import {
   unlinkSync,
   writeSync,
 } from "node:fs";
-import { dirname, join } from "node:path";
+import { dirname, join, relative } from "node:path";
 import { ZferryError } from "../errors.js";
-import { ancestors, rawBytes, showPath, type RawPath } from "../raw-path.js";
+import { ancestors, rawBytes, rawPath, showPath, type RawPath } from "../raw-path.js";
 import { listFirst, throwIfInterrupted, type ProgressReport } from "../report.js";
 import { guarded, mapSystemError, syncPath } from "../system/files.js";
 import { holdersOf } from "../system/in-use.js";
@@ -35,6 +35,7 @@ import {
   removeIfEmpty,
   removePrepared,
   renameBeside,
+  resolveWithin,
   setAttributes,
   syncFolder,
   type Attributed,
@@ -180,13 +181,15 @@ export async function prepareRoot(
 
 /**
  * Takes back `importObjects` and `prepareRoot`, also half of them, also twice.
+ * @returns what may be left: paths that were prepared in folders which are not there any more
  * @throws ZferryError `io-failed`, `git-failed`
  */
-export async function discardRoot(plan: RootPlan, { git, rootDir }: ApplyOptions): Promise<void> {
-  discardFiles(plan, { git, rootDir });
+export async function discardRoot(plan: RootPlan, { git, rootDir }: ApplyOptions): Promise<RawPath[]> {
+  const left = discardFiles(plan, { git, rootDir });
   await deleteRef(git, PENDING);
   syncReferences(git, [PENDING]);
   await restoreReference(plan.replaced, git);
+  return left;
 }
 
 /** Where files that were replaced are where they were, their copy is of no use. */
@@ -199,20 +202,25 @@ async function restoreReference(replaced: RootPlan["replaced"], git: Git): Promi
 
 /**
  * Takes back `prepareRoot` alone. The repository stays as it is.
+ * @returns as `discardRoot`
  * @throws ZferryError `io-failed`
  */
-export function discardFiles(plan: RootPlan, { git, rootDir }: ApplyOptions): void {
+export function discardFiles(plan: RootPlan, { git, rootDir }: ApplyOptions): RawPath[] {
   const tree = openTree(rootDir);
   try {
-    clearPrepared(tree, git, plan);
+    return clearPrepared(tree, git, plan);
   } finally {
     closeTree(tree);
   }
 }
 
 /** Removes what was prepared of a plan in any run, whichever of its folders were there. */
-function clearPrepared(tree: Tree, git: Git, plan: RootPlan): void {
+function clearPrepared(tree: Tree, git: Git, plan: RootPlan): RawPath[] {
   const made = preparedFolders(git);
+  const left: RawPath[] = [];
+  const isNew = new Set(
+    plan.directories.flatMap(({ path, before }) => (before === null ? [pathOf(path)] : [])),
+  );
   const prepared = new Map<RawPath | "", Set<RawPath>>();
   for (const { path, after } of [...plan.changes, ...plan.directories]) {
     if (after === null) continue;
@@ -222,14 +230,35 @@ function clearPrepared(tree: Tree, git: Git, plan: RootPlan): void {
     prepared.set(folder, names.add(temporary));
   }
   for (const [folder, temporaries] of prepared) {
-    for (const { name } of listFolder(tree, folder)?.entries ?? []) {
-      const path = (folder === "" ? name : `${folder}/${name}`) as RawPath;
-      if (temporaries.has(path)) removePrepared(tree, path, made.get(name));
+    const place = movedTo(tree, folder);
+    const listed = listFolder(tree, place);
+    // What is in a new folder was prepared with that.
+    if (
+      listed === undefined &&
+      folder !== "" &&
+      ![...ancestors(folder), folder].some((each) => isNew.has(each))
+    )
+      left.push(...temporaries);
+    for (const { name } of listed?.entries ?? []) {
+      const beside = (above: string): RawPath => (above === "" ? name : `${above}/${name}`) as RawPath;
+      if (temporaries.has(beside(folder))) removePrepared(tree, beside(place), made.get(name));
     }
   }
   for (const temporary of [...prepared.values()].flatMap((paths) => [...paths]))
     made.delete(nameOf(temporary));
   recordPrepared(git, made);
+  return left;
+}
+
+/**
+ * Where a folder is now that somebody moved, and left a link to in its place: a path without links, on which none is followed. The names
+ * of what is prepared are nobody else's.
+ */
+function movedTo(tree: Tree, folder: RawPath | ""): RawPath | "" {
+  if (folder === "" || kindAt(tree, folder) === "directory") return folder;
+  const text = rawBytes(folder).toString("utf8");
+  const place = resolveWithin(tree.path, text);
+  return place === undefined ? folder : rawPath(Buffer.from(relative(tree.path, place)));
 }
 
 const nameOf = (path: RawPath): RawPath => path.slice(path.lastIndexOf("/") + 1) as RawPath;

@@ -10,7 +10,7 @@ import { committer } from "./merge.js";
 import { requireChangeable } from "./obstacles.js";
 import { pathName, pathOf } from "./paths.js";
 import type { RootPlan } from "./plan.js";
-import { readSite } from "./site.js";
+import { readSite, requireConcluded } from "./site.js";
 
 interface EditOptions {
   readonly git: Git;
@@ -30,7 +30,8 @@ const NEW_FILE = { uid: 0, gid: 0, permissions: 0o644, xattrs: {} };
  * @param plan undefined: nothing else changes
  * @param edit given the contents that the plan would leave, empty without the file
  * @returns undefined where nothing changes at all
- * @throws ZferryError `dataset-unsuitable` where something else has the file's place; `worktree-dirty`, `git-failed`, `io-failed`
+ * @throws ZferryError `dataset-unsuitable` where something else has the file's place; `worktree-dirty`, also while an operation of git is
+ * half done; `git-failed`, `io-failed`
  */
 export async function planEdit(
   plan: RootPlan | undefined,
@@ -49,6 +50,8 @@ export async function planEdit(
       : planned.after && (await scratch.run(["cat-file", "blob", planned.after.blob]));
   const edited = edit(contents ?? Buffer.of());
   if (contents?.equals(edited) ?? edited.length === 0) return plan;
+  // Otherwise the plan has looked.
+  if (plan === undefined) requireConcluded(git);
 
   const blob = trimmed(await scratch.run(["hash-object", "-w", "--stdin"], { input: edited }));
   const { mode, attributes } = state ?? { mode: "100644" as const, attributes: NEW_FILE };

@@ -1,4 +1,4 @@
-import { accessSync, constants, existsSync, statSync } from "node:fs";
+import { accessSync, constants, existsSync, rmSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { systemCode, throwAll, ZferryError } from "../errors.js";
@@ -77,6 +77,21 @@ export const lockedBy = (lock: string, holders: readonly string[]): ZferryError 
       hint: `fuser -v ${lock} and pgrep -a git tell who has it; let that end, or remove the file if no git runs, and run the same command again`,
     },
   );
+
+/**
+ * Removes the locks by which a git that was copied in the midst of its work keeps others away: in the copy none runs.
+ * @param git the repository of a clone, which nobody works in
+ * @returns the locks that were there
+ * @throws ZferryError `io-failed`
+ */
+export async function removeCopiedLocks(git: Git): Promise<string[]> {
+  const head = await git.ask(["symbolic-ref", "--quiet", "HEAD"]);
+  const branch = head.status === 0 ? head.stdout.toString("utf8").trim() : null;
+  const locks = [...movedRefs(branch).flatMap((ref) => lockFiles(git, ref)), join(git.gitDir, "index.lock")];
+  const there = [...new Set(locks)].filter((path) => existsSync(path));
+  for (const path of there) guarded(path, () => rmSync(path));
+  return there;
+}
 
 /**
  * What would keep git from moving references, and zferry from replacing the index: flags of chattr(1), a file system that is

@@ -1,5 +1,5 @@
 import { constants, type Stats } from "node:fs";
-import { lstat, open, rename, rm, statfs, type FileHandle } from "node:fs/promises";
+import { lstat, open, readdir, rename, rm, statfs, type FileHandle } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import type { ByteSource } from "../bundle/members.js";
 import { ZferryError } from "../errors.js";
@@ -54,6 +54,45 @@ export async function openLocked(
     await file.close();
   }
   throw new ZferryError("site-busy", busy.message, { details: { file: path }, hint: busy.hint });
+}
+
+const PART = /^\.(.+)\.part$/;
+
+/** The names of the files of which a part lies in a folder. */
+export const listParts = async (folder: string): Promise<string[]> =>
+  (await readdir(folder).catch(() => [])).flatMap((name) => PART.exec(name)?.[1] ?? []);
+
+/**
+ * Removes the part of a file, if `isStale` says so of what lies there, nobody has it, and it can be removed.
+ * @returns whether it was
+ */
+export async function removeStalePart(
+  path: string,
+  isStale: (part: ByteSource) => Promise<boolean>,
+): Promise<boolean> {
+  const part = partOf(path);
+  if ((await lstat(part).catch(() => undefined))?.isFile() !== true) return false;
+  const opened = await openLocked(part, { message: "", hint: "" }).catch(() => undefined);
+  if (opened === undefined) return false;
+  const { file, stat } = opened;
+  try {
+    const read = async (offset: number, length: number): Promise<Buffer> => {
+      const bytes = Buffer.alloc(length);
+      await file.read(bytes, 0, length, offset);
+      return bytes;
+    };
+    // How long the whole would be, only its head says.
+    const complete = async (size: number): Promise<void> => void (source.size = size);
+    const source = { name: part, size: stat.size, read, complete };
+    if (!(await isStale(source))) return false;
+    // While it is locked.
+    return await rm(part).then(
+      () => true,
+      () => false,
+    );
+  } finally {
+    await file.close();
+  }
 }
 
 /**

@@ -8,7 +8,7 @@ import {
   readdirSync,
   writeFileSync,
 } from "node:fs";
-import { beforeEach, describe, expect, test } from "vitest";
+import { beforeEach, describe, expect, test, vi } from "vitest";
 import { EXIT_STATUS } from "../../src/errors.js";
 import { blocksOf, readPage } from "../formats/page.js";
 import { errorOf, EXAMPLE, inFolder, keyFile, PUBLIC, run, SECRET, told } from "./support.js";
@@ -251,6 +251,20 @@ describe("bundle install DIR", () => {
     const { status, stderr } = await install("stick");
     expect(status).not.toBe(0);
     expect(stderr).toMatch(/^warning: stick\/torn\.bundle is left out: .*\nbundle: /);
+  });
+
+  test.each(["install", "plan"])("names the folder where nothing is in it: %s", async (verb) => {
+    const fakes = { zpool: "echo ONLINE", zfs: "echo 'cannot open: dataset does not exist' >&2; exit 1" };
+    mkdirSync(folder.file("bin"));
+    for (const [name, text] of Object.entries(fakes))
+      writeFileSync(folder.file(`bin/${name}`), `#!/bin/sh\n${text}\n`, { mode: 0o755 });
+    vi.stubEnv("PATH", `${folder.file("bin")}:${process.env["PATH"] ?? ""}`);
+    const { status, message } = told(await runHere(verb, "stick", "--config", "site.toml"));
+    vi.unstubAllEnvs();
+    expect([status, message]).toEqual([
+      EXIT_STATUS["chain-missing"],
+      "stick: no bundle is here that counts, and this site has no known release",
+    ]);
   });
 
   test("that cannot be read is told", async () => {

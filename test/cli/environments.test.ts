@@ -246,6 +246,42 @@ describe("while changes of another environment are merged", () => {
   });
 });
 
+test.runIf(hasMounts)(
+  "confirm --merge says what comes first while a newer environment waits to be booted",
+  async () => {
+    const state = configure('[root]\n[install]\nmode = "boot-environment"\n');
+    mkdirSync(state);
+    await openState(state).writeState({
+      version: 3,
+      product: "gentoo",
+      highestSequence: 2,
+      installations: [
+        {
+          release: { name: "R2", sequence: 2, identity: "b".repeat(64) },
+          ...{ created: 1_750_000_000, startedAt: 1_750_000_000, finishedAt: 1_750_000_000 },
+          ...{ signers: [], streams: [], commit: null, plan: null },
+          environment: { dataset: "p/ROOT/two", guid: "12", previous: "p/ROOT/one" },
+        },
+      ],
+    });
+    const confirm = (...args: string[]) => withPrograms({}, () => runHere("confirm", ...args));
+    const message =
+      "release R2 (2) was installed as the boot environment p/ROOT/two, which is not the running one";
+    expect(told(await confirm("--merge"))).toEqual({
+      status: 17,
+      message,
+      hint:
+        "boot it, and run the same command there: it merges what was changed in the running one after two was made from it; " +
+        "to merge into the running one first: bundle rollback, bundle confirm --merge, and bundle activate two",
+    });
+    expect(told(await confirm())).toEqual({
+      status: 17,
+      message,
+      hint: "boot it first; bundle status says what boots next",
+    });
+  },
+);
+
 test("confirm has --merge for boot environments, and --commit-drift for --merge", async () => {
   configure();
   expect(told(await runHere("confirm", "--merge"))).toMatchObject({

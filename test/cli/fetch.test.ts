@@ -176,6 +176,37 @@ describe("bundle fetch from nginx", () => {
     expect(sent.reduce((sum, [, bytes]) => sum + Number(bytes), 0)).toBeLessThan(r2.length);
   });
 
+  test("removes what came of a bundle that has left the mirror since, and nothing else", async () => {
+    const slow = await nginx(port, "limit_rate 300k;");
+    // Of one request, which goes on with a file that is not there any more.
+    const child = startFetch([address(), ...FROM, "--connections", "1"]);
+    const end = ended(child);
+    await arrived(child, 500_000);
+    const part = fetched()[0] as string;
+    const others = [".mine.part", ".R9-0123456789abcdef.bundle.part"];
+    for (const name of others) writeFileSync(folder.file(`out/${name}`), "mine");
+    const change = (...args: string[]) =>
+      run(["mirror", ...args, "m", "--key", SECRET], { cwd: folder.path });
+    writeFileSync(folder.file("R3.bundle"), await pack({ release: { name: "R3", sequence: 3 } }));
+    await change("add", "R3.bundle");
+    await change("remove", "R2");
+    const fast = await freePort();
+    await nginx(fast);
+    // While it is being downloaded it stays.
+    expect((await fetch([`http://127.0.0.1:${fast}/`, ...FROM])).status).toBe(0);
+    expect(fetched()).toContain(part);
+    child.kill("SIGKILL");
+    await end;
+    await stop(slow);
+    expect(await fetch([`http://127.0.0.1:${fast}/`, ...FROM])).toMatchObject({
+      status: 0,
+      stderr: expect.stringContaining(
+        `removed out/${part}: the mirror does not have that bundle any more\n`,
+      ) as string,
+    });
+    expect(fetched().sort()).toEqual([...others, expect.stringMatching(/^R3-/)].sort());
+  });
+
   test("tells why it waits, and how long", async () => {
     await nginx(port, "location ~ bundle$ { return 503; }");
     const { status, stderr } = await fetch([address(), ...FROM, "--retries", "2"]);

@@ -16,7 +16,8 @@ import {
 import { beforeEach, describe, expect, test } from "vitest";
 import { encodeIndex, verifyIndex } from "../../src/carry/index-format.js";
 import { encodePublicKey, encodeSecretKey, generateKeyPair } from "../../src/trust/minisign.js";
-import { flipped, KEY, pack, PUBLIC_KEY } from "../bundle/support.js";
+import { flipped, input, KEY, pack, PUBLIC_KEY } from "../bundle/support.js";
+import { begin, end as endRecord, seal, write } from "../stream/support.js";
 import { CLI, errorOf, inFolder, PUBLIC, run, SECRET, told } from "./support.js";
 
 const folder = inFolder();
@@ -321,6 +322,32 @@ describe("bundle mirror index", () => {
     const { status, stderr } = await mirror("index", "m");
     expect([status, stderr]).toEqual([0, expect.stringContaining("the index of before counts for nothing")]);
     expect((await index()).counter).toBeGreaterThanOrEqual(counter);
+  });
+
+  test.each([
+    ["index", ["index", "m"]],
+    ["add", ["add", "R3.bundle", "m"]],
+    ["remove", ["remove", "R3", "m"]],
+  ])("%s counts on by the time where the index was lost", async (_, args) => {
+    await mirror("add", "R2.bundle", "R3.bundle", "m");
+    const { counter, created } = await index();
+    expect(counter).toBe(created);
+    rmSync(folder.file("m/index.signed"));
+    expect((await mirror(...args)).status).toBe(0);
+    expect((await index()).counter).toBeGreaterThanOrEqual(counter);
+  });
+
+  test("tells of a clock that is behind the bundles: nothing else would count on where the index was lost", async () => {
+    const creationTime = BigInt(Math.floor(Date.now() / 1000) + 2 * 86_400);
+    const late = seal([begin({ creationTime }), write(1n, 24), endRecord()]);
+    writeFileSync(folder.file("late.bundle"), await pack({ streams: [input("usr", late)] }));
+    const { status, stderr } = await mirror("add", "late.bundle", "m");
+    expect([status, stderr]).toEqual([
+      0,
+      expect.stringMatching(
+        /^warning: the index is of .*: clients that saw a newer index refuse it\. Set the clock, and run bundle mirror index m\n$/,
+      ),
+    ]);
   });
 
   test("of one bundle twice has the one with more signatures", async () => {

@@ -59,6 +59,16 @@ describe("a file that a plan is to leave otherwise", () => {
     expect([site.status(), site.leftovers()]).toEqual(["", ""]);
   });
 
+  // What was cloned then had the merge half done, and the commit beside it.
+  it("is refused alone while a merge is not concluded", async () => {
+    edit(site.root, { ".git/MERGE_HEAD": `${site.git("rev-parse HEAD")}\n` });
+    await expect(planned(undefined)).rejects.toMatchObject({
+      code: "worktree-dirty",
+      details: { paths: [join(site.root, ".git/MERGE_HEAD")] },
+    });
+    expect(await planned(undefined, (contents) => contents)).toBeUndefined();
+  });
+
   it("that git does not track, or that is not there, stays out of git", async () => {
     sh(
       site.root,

@@ -3,6 +3,8 @@ import { once } from "node:events";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, describe, expect, it } from "vitest";
+import { removeCopiedLocks } from "../../src/root/git-locks.js";
+import { openRepository } from "../../src/system/git.js";
 import { everything } from "./everything.js";
 import { edit, fingerprint, keepsFlags, sh, type Site } from "./hosts.js";
 
@@ -105,4 +107,20 @@ describe("what keeps git from moving a site's references is told by the plan", (
       holder.kill();
     }
   }, 30_000);
+});
+
+// A clone had the lock of a git that ran when it was made, and the install in it was refused, or could only be given up.
+it("the locks that were copied with a repository go, and nothing else", async () => {
+  const host = everything();
+  const site = host.site("r1", "cloned");
+  const part = await host.part("r1", "r2");
+  const locks = ["index.lock", "HEAD.lock", "packed-refs.lock", "refs/heads/main.lock"];
+  edit(site.root, Object.fromEntries([...locks, "mine.lock"].map((name) => [`.git/${name}`, ""])));
+  const place = (name: string): string => join(site.root, ".git", name);
+  await expect(site.plan(part)).rejects.toMatchObject({ code: "site-busy" });
+  expect((await removeCopiedLocks(await openRepository(site.root))).sort()).toEqual(locks.map(place).sort());
+  expect(locks.filter((name) => existsSync(place(name)))).toEqual([]);
+  expect(existsSync(place("mine.lock"))).toBe(true);
+  await site.apply(await site.plan(part));
+  expect(site.status()).toBe("");
 });
