@@ -151,8 +151,8 @@ function asJson(
     product,
     release: installation.release,
     streams: ways.map(({ stream: { role, dataset, base, target }, done, loss }) => {
-      const { snapshots, written } = loss;
-      return { role, dataset, base, target, done, lost: { snapshots, written } };
+      const { snapshots, bookmarks = [], written } = loss;
+      return { role, dataset, base, target, done, lost: { snapshots, bookmarks, written } };
     }),
     root: root && {
       changes: root.changes.length,

@@ -276,6 +276,8 @@ const installSchema = table({
 const lossSchema = table({
   dataset: datasetName,
   snapshots: v.array(table({ snapshot: v.string(), guid })),
+  /** Absent for none. The guid is that of the snapshot. */
+  bookmarks: v.optional(v.array(table({ bookmark: v.string(), guid }))),
   /** Bytes since what the release left. */
   written: integer(0),
 });

@@ -354,6 +354,10 @@ export function requireAgreed(loss: Loss, agreed: readonly Loss[]): void {
     snapshots: loss.snapshots.filter(
       ({ guid }) => known?.snapshots.some((each) => each.guid === guid) !== true,
     ),
+    bookmarks: loss.bookmarks?.filter(
+      ({ bookmark, guid }) =>
+        known?.bookmarks?.some((each) => each.bookmark === bookmark && each.guid === guid) !== true,
+    ),
     written: loss.written > allowed ? loss.written : 0,
   };
   const lost = describeLoss(left);
@@ -657,10 +661,11 @@ async function requireRollback(
 ): Promise<void> {
   const { dataset } = stream;
   const { loss, blocked } = await findWayBack(stream);
+  const { bookmarks } = loss;
   // A later bundle's stream into the same dataset is asked by itself, and has what was written since.
   const snapshots = loss.snapshots.filter(({ guid }) => !own.has(guid));
   const written = snapshots.length === loss.snapshots.length ? loss.written : 0;
-  requireNoLoss(dataset, [...describeLoss({ dataset, snapshots, written }), ...blocked]);
+  requireNoLoss(dataset, [...describeLoss({ dataset, snapshots, bookmarks, written }), ...blocked]);
   await requireUnused(dataset, live, "abort");
 }
 

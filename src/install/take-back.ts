@@ -6,6 +6,7 @@ import {
   dropProperties,
   fullName,
   getProperties,
+  listBookmarks,
   listSnapshots,
   rollback,
   setProperty,
@@ -70,20 +71,33 @@ export async function findWayBack(stream: InstalledStream): Promise<WayBack> {
     if (others.length > 0) blocked.push(`clones of ${name}: ${others.join(",")}`);
     if (!["0", "-"].includes(userrefs)) blocked.push(`holds on ${name}: zfs holds shows them`);
   }
+  // What others took between base and target stays, and is like the base.
+  const to = base === null ? null : (snapshots[back] as Snapshot);
+  const bookmarks = done ? [] : await bookmarksAfter(dataset, to);
   return {
     stream,
-    // What others took between base and target stays, and is like the base.
-    to: base === null ? null : (snapshots[back] as Snapshot),
+    to,
     done,
     begun,
     loss: {
       dataset,
       snapshots: later.map(({ name, guid }) => ({ snapshot: name, guid })),
+      ...(bookmarks.length === 0 ? {} : { bookmarks }),
       // Nobody else can have written it then.
       written: begun && properties["readonly"] === "on" ? 0 : written,
     },
     blocked,
   };
+}
+
+/** The bookmarks that go with what is newer than a snapshot, or, without one, with the dataset: `zfs rollback -r` destroys them, too. */
+async function bookmarksAfter(dataset: string, to: Snapshot | null): Promise<NonNullable<Loss["bookmarks"]>> {
+  const found = await listBookmarks(dataset);
+  if (found.length === 0) return [];
+  const from = to === null ? -1 : Number((await getProperties(fullName(to), ["createtxg"])).createtxg);
+  return found
+    .filter(({ createtxg }) => createtxg > from)
+    .map(({ name, guid }) => ({ bookmark: name, guid }));
 }
 
 /** The `guid` of the snapshot that a dataset is being brought back to: `zfs rollback -r` destroys what is newer first, and may be ended then. */
@@ -107,8 +121,9 @@ export const isReturning = async ({ dataset, base, origin }: InstalledStream): P
   (await findBegun(dataset, await listSnapshots(dataset))) !== -1;
 
 /** What is lost, in words; empty for nothing. */
-export const describeLoss = ({ dataset, snapshots, written }: Loss): string[] => [
+export const describeLoss = ({ dataset, snapshots, bookmarks = [], written }: Loss): string[] => [
   ...snapshots.map(({ snapshot }) => fullName({ dataset, name: snapshot })),
+  ...bookmarks.map(({ bookmark }) => `${dataset}#${bookmark}`),
   ...(written === 0 ? [] : [`${formatBytes(written)} written since`]),
 ];
 

@@ -106,6 +106,38 @@ export async function listSnapshots(dataset: string): Promise<Snapshot[]> {
   return rows(await zfs(args)).map(([full = "", guid = ""]) => ({ ...splitName(full), guid }));
 }
 
+/** What is left of a snapshot for `zfs send` to start from. Its guid and `createtxg` are the snapshot's. */
+export interface Bookmark {
+  readonly dataset: string;
+  /** Without the dataset and `#`. */
+  readonly name: string;
+  readonly guid: string;
+  readonly createtxg: number;
+}
+
+/**
+ * A dataset's bookmarks, those of the oldest snapshots first.
+ * @throws ZferryError `zfs-failed` when there is no such dataset
+ */
+export async function listBookmarks(dataset: string): Promise<Bookmark[]> {
+  const args = [
+    "list",
+    "-H",
+    "-p",
+    "-t",
+    "bookmark",
+    "-o",
+    "name,guid,createtxg",
+    ...OLDEST_FIRST,
+    "-d",
+    "1",
+  ];
+  return rows(await zfs([...args, dataset])).map(([full = "", guid = "", createtxg = ""]) => {
+    const at = full.indexOf("#");
+    return { dataset: full.slice(0, at), name: full.slice(at + 1), guid, createtxg: Number(createtxg) };
+  });
+}
+
 /** The snapshots with a guid on file systems and volumes right below a dataset; none where there is no such dataset. */
 export async function findSnapshots(parent: string, guid: string): Promise<Snapshot[]> {
   if (!(await datasetExists(parent))) return [];

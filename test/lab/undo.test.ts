@@ -145,6 +145,24 @@ describe("what came into /usr since the install", () => {
     expect(await siteState()).toBe(before);
   });
 
+  it("has the bookmarks listed that zfs destroys with it, and no others", async () => {
+    await lines(`${INSTALLED}
+      zfs bookmark ${SITE_USR}@R1 ${SITE_USR}#base; zfs bookmark ${SITE_USR}@R2 ${SITE_USR}#sent`);
+    const refused = await site.attempt("bundle rollback </dev/null");
+    expect([refused.status, refused.stderr]).toEqual([
+      17,
+      expect.stringContaining(`would lose of ${SITE_USR}: ${SITE_USR}#sent\n`),
+    ]);
+    const agreed = site.killed("rollback --discard", "zfs rollback");
+    expect(await lines(`${agreed}; zfs list -H -o name -t bookmark ${SITE_USR}`)).toBe(
+      `${SITE_USR}#base\n${SITE_USR}#sent`,
+    );
+    await lines("bundle rollback </dev/null");
+    expect(await lines(`zfs list -H -o name -t bookmark ${SITE_USR}`)).toBe(`${SITE_USR}#base`);
+    await lines(`zfs destroy ${SITE_USR}#base`);
+    expect(await siteState()).toBe(before);
+  });
+
   it("is agreed to once, also where the rollback is killed before it is lost", async () => {
     await lines(`${INSTALLED}
       zfs set readonly=off ${SITE_USR}; echo own >${SITE}/usr/own; zpool sync ${RPOOL}; zfs inherit readonly ${SITE_USR}

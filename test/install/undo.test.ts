@@ -1,0 +1,163 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Readable } from "node:stream";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
+import { runRollback } from "../../src/commands/rollback.js";
+import { openState, type Installation, type RollbackJournal } from "../../src/install/state.js";
+import type { Environment } from "../../src/report.js";
+import type * as processes from "../../src/system/process.js";
+import { refusal } from "../bundle/support.js";
+import { Pool } from "./pool.js";
+
+// What ZFS does is in test/lab/undo.test.ts.
+
+let pool: Pool;
+vi.mock("../../src/system/process.js", async (original) => ({
+  ...(await original<typeof processes>()),
+  run: async (file: string, args: readonly string[]) => pool.run(file, args),
+}));
+
+const USR = "rpool/usr";
+const HOLD = "zferry:base";
+const INSTALLATION: Installation = {
+  release: { name: "R2", sequence: 2, identity: "b".repeat(64) },
+  created: 1,
+  startedAt: 1_800_000_000,
+  finishedAt: 1_800_000_060,
+  signers: [],
+  streams: [
+    {
+      role: "usr",
+      dataset: USR,
+      base: { snapshot: "R1", guid: "1" },
+      target: { snapshot: "R2", guid: "2" },
+    },
+  ],
+  commit: null,
+  plan: null,
+};
+const { release, streams } = INSTALLATION;
+const JOURNAL: RollbackJournal = {
+  operation: "rollback",
+  ...{ release, streams },
+  startedAt: 1_800_000_500,
+  phase: "rolling-back",
+  undoing: false,
+  present: [],
+  site: { product: "demo", root: null },
+  lost: [],
+  root: null,
+};
+
+let folder: string;
+let state: ReturnType<typeof openState>;
+/** What a command says: data, and lines for people. */
+let out: string;
+let notes: string[];
+/** Answers to what is asked. */
+let answers: boolean[];
+
+beforeEach(async () => {
+  folder = mkdtempSync(join(tmpdir(), "zferry-undo-"));
+  writeFileSync(
+    join(folder, "site.toml"),
+    `product = "demo"\nstate = "${folder}"\n[streams]\nusr = "${USR}"\n[install]\nmode = "in-place"\n`,
+  );
+  state = openState(folder);
+  [out, notes, answers] = ["", [], []];
+  pool = new Pool();
+  pool.create("rpool", "1000");
+  pool.create(USR, "1001");
+  pool.snapshot(USR, "R1", "1", HOLD);
+  pool.snapshot(USR, "R2", "2");
+  await record(INSTALLATION);
+});
+afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+const record = (installation: Installation): Promise<void> =>
+  state.writeState({ version: 3, product: "demo", highestSequence: 2, installations: [installation] });
+
+const configured = () => ({ config: join(folder, "site.toml") });
+const environment = (json = false): Environment => ({
+  write: async (data) => void (out += String(data)),
+  note: (line) => void notes.push(line),
+  relay: () => undefined,
+  stdin: Readable.from([]),
+  json,
+  version: "0.0.0",
+  quiet: json,
+  terminal: false,
+  interactive: false,
+  now: () => new Date(1_800_001_000_000),
+  signal: new AbortController().signal,
+  moved: false,
+  askPassphrase: async () => "",
+  askToGoOn: async () => false,
+  askToAgree: async () => answers.shift() ?? false,
+  progress: { update: () => undefined, end: () => undefined },
+});
+const rollback = (options = {}, json = false): Promise<void> =>
+  runRollback({ ...configured(), ...options }, environment(json));
+
+describe("bookmarks", () => {
+  beforeEach(() => {
+    pool.snapshot(USR, "daily", "3");
+    pool.bookmark(USR, "R1", "base");
+    pool.bookmark(USR, "R2", "sent");
+    pool.bookmark(USR, "daily", "backup");
+    pool.datasets.get(USR)?.snapshots.pop();
+  });
+
+  test("of what is newer than the base are listed among what would be lost", async () => {
+    await rollback({ plan: true });
+    expect(out).toContain(`would be lost: ${USR}#sent\n`);
+    expect(out).toContain(`would be lost: ${USR}#backup\n`);
+    expect(out).not.toContain("#base");
+    out = "";
+    await rollback({ plan: true }, true);
+    expect(JSON.parse(out)).toMatchObject({
+      streams: [
+        {
+          lost: {
+            snapshots: [],
+            bookmarks: [
+              { bookmark: "sent", guid: "2" },
+              { bookmark: "backup", guid: "3" },
+            ],
+            written: 0,
+          },
+        },
+      ],
+    });
+    expect(pool.done).toEqual([]);
+  });
+
+  test("are lost only where somebody agrees", async () => {
+    expect(await refusal(() => rollback())).toMatchObject({
+      code: "loss-not-agreed",
+      message: `rolling back would lose of ${USR}: ${USR}#sent, ${USR}#backup`,
+    });
+    expect(pool.done).toEqual([]);
+    answers = [true];
+    await rollback();
+    expect(notes).toContain(`would be lost: ${USR}: ${USR}#backup`);
+    expect(pool.datasets.get(USR)?.bookmarks.map(({ name }) => name)).toEqual(["base"]);
+  });
+
+  test("that were agreed to are not asked for again, and one that came since is", async () => {
+    const bookmarks = [
+      { bookmark: "sent", guid: "2" },
+      { bookmark: "backup", guid: "3" },
+    ];
+    await state.writeJournal({ ...JOURNAL, lost: [{ dataset: USR, snapshots: [], bookmarks, written: 0 }] });
+    pool.bookmark(USR, "R2", "later");
+    expect(await refusal(() => rollback())).toMatchObject({
+      code: "loss-not-agreed",
+      message: `rolling back would lose of ${USR}: ${USR}#later`,
+    });
+    pool.datasets.get(USR)?.bookmarks.pop();
+    await rollback();
+    expect((await state.readState())?.installations[0]?.rolledBack).toBeDefined();
+  });
+});
