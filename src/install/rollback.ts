@@ -255,7 +255,7 @@ async function requirePassable({ stream: { dataset }, blocked }: WayBack): Promi
     throw impossible(
       `${dataset} cannot be rolled back over ${blocked.join(", ")}`,
       { dataset, blocked },
-      "remove these first: zfs promote or destroy a clone, zfs release a hold",
+      "remove these first: zfs destroy a clone, which would take the base with it if it was promoted; zfs release a hold",
     );
   }
   if ((await tokenOf(dataset)) === undefined) return;

@@ -64,8 +64,10 @@ import {
   describeLoss,
   findWayBack,
   forgetWayBack,
+  isPromotedAway,
   isReturning,
   removeLeft,
+  requireDataset,
   snapshotsOfMade,
   takeBack,
 } from "./take-back.js";
@@ -545,11 +547,16 @@ async function describeReceived(journal: InstallJournal): Promise<string | undef
   return ownStreams(journal).length === 0 ? undefined : `${environment.dataset} stays`;
 }
 
-/** "usr is rolled back"; undefined when nothing is. */
+/**
+ * "usr is rolled back"; undefined when nothing is.
+ * @throws ZferryError `base-missing` where a dataset is not there any more, of which that cannot be told
+ */
 async function describeRolledBack(journal: RollbackJournal): Promise<string | undefined> {
   const found: string[] = [];
   for (const stream of ownStreams(journal)) {
-    if (!(await isReceived(stream))) found.push(`${stream.role} is rolled back`);
+    await requireDataset(stream);
+    if (!(await isReceived(stream)) && !(await isPromotedAway(stream)))
+      found.push(`${stream.role} is rolled back`);
   }
   if (found.length === 0 && isWritten(journal)) return PARTLY;
   return found.length === 0 ? undefined : found.join(", ");
@@ -599,7 +606,8 @@ export async function requireUndoable(
   const own = new Set(streams.map(({ target }) => target.guid));
   for (const stream of streams) {
     const { dataset, base } = stream;
-    if ((await isReceived(stream)) || (await isReturning(stream))) await requireRollback(stream, own, live);
+    if ((await isReceived(stream)) || (await isReturning(stream)) || (await isPromotedAway(stream)))
+      await requireRollback(stream, own, live);
     else if (environment === null && base !== null && !(await datasetExists(dataset))) {
       throw new ZferryError("base-missing", `there is no dataset ${dataset}, which the install began with`, {
         details: { dataset, expected: base.guid },

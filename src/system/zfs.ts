@@ -160,6 +160,28 @@ export async function findInHistory(dataset: string, guid: string): Promise<Snap
   return undefined;
 }
 
+/**
+ * A snapshot that a dataset was made on, and that another one has, as after `zfs promote` of its clone. Later snapshots of that one are
+ * none that the dataset ever had.
+ * @returns it, and how many promotions of the dataset bring it back; undefined where there is none
+ * @throws ZferryError `zfs-failed` when there is no such dataset
+ */
+export async function findPromoted(
+  dataset: string,
+  guid: string,
+): Promise<{ readonly snapshot: Snapshot; readonly promotions: number } | undefined> {
+  let { origin } = await getProperties(dataset, ["origin"]);
+  for (let promotions = 1; origin.includes("@"); promotions += 1) {
+    const { dataset: owner, name } = splitName(origin);
+    const snapshots = await listSnapshots(owner);
+    const last = snapshots.findIndex((each) => each.name === name);
+    const snapshot = snapshots.slice(0, last + 1).find((each) => each.guid === guid);
+    if (snapshot !== undefined) return { snapshot, promotions };
+    ({ origin } = await getProperties(owner, ["origin"]));
+  }
+  return undefined;
+}
+
 /** Properties as `zfs get -p` prints them; one that a dataset does not have is "-". */
 export async function getProperties<Name extends string>(
   dataset: string,

@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
+import { runAbort } from "../../src/commands/abort.js";
 import { runRollback } from "../../src/commands/rollback.js";
 import { openState, type Installation, type RollbackJournal } from "../../src/install/state.js";
 import type { Environment } from "../../src/report.js";
@@ -99,6 +100,103 @@ const environment = (json = false): Environment => ({
 });
 const rollback = (options = {}, json = false): Promise<void> =>
   runRollback({ ...configured(), ...options }, environment(json));
+const abort = (): Promise<void> => runAbort(configured(), environment());
+
+describe("a dataset that changed in the middle of a rollback", () => {
+  beforeEach(async () => {
+    await state.writeJournal(JOURNAL);
+    pool.datasets.get(USR)?.properties.set("zferry:returning", "1");
+  });
+
+  test("and whose base a promoted clone has, is told with what brings it back, and goes on then", async () => {
+    pool.create("rpool/clone", "1002", `${USR}@R1`);
+    pool.promote("rpool/clone");
+    expect(await refusal(() => rollback())).toMatchObject({
+      code: "base-missing",
+      message: `${USR} has no snapshot with guid 1 to go back to: it is rpool/clone@R1 since rpool/clone was promoted`,
+      hint: `to have it back: zfs promote ${USR}`,
+    });
+    pool.promote(USR);
+    await rollback();
+    expect(pool.datasets.get(USR)?.snapshots.map(({ name }) => name)).toEqual(["R1"]);
+    expect(pool.holds()).toEqual([]);
+  });
+
+  test("and whose base is two promotions away", async () => {
+    pool.create("rpool/clone", "1002", `${USR}@R2`);
+    pool.create("rpool/other", "1003", `${USR}@R1`);
+    pool.promote("rpool/clone");
+    pool.promote("rpool/other");
+    const hint = `to have it back: zfs promote ${USR}; zfs promote ${USR}`;
+    expect(await refusal(() => rollback())).toMatchObject({ code: "base-missing", hint });
+    pool.promote(USR);
+    pool.promote(USR);
+    expect(pool.datasets.get(USR)?.snapshots.map(({ name }) => name)).toEqual(["R1", "R2"]);
+  });
+
+  test("and whose target a promoted clone has, is not taken for rolled back: it can be given up", async () => {
+    pool.create("rpool/clone", "1002", `${USR}@R2`);
+    expect(await refusal(() => rollback())).toMatchObject({
+      code: "rollback-impossible",
+      hint: expect.not.stringContaining("zfs promote") as string,
+    });
+    pool.promote("rpool/clone");
+    expect(await refusal(() => rollback())).toMatchObject({
+      code: "base-missing",
+      hint: `to have it back: zfs promote ${USR}`,
+    });
+    await abort();
+    expect(out).toContain("gave up the rollback of demo release R2 (2)");
+    expect(pool.datasets.get(USR)?.properties.size).toBe(0);
+  });
+
+  test("and whose target a promoted clone has, is not taken for given up with its install", async () => {
+    const { startedAt, undoing, present, site, root } = JOURNAL;
+    const install = { release, streams, startedAt, undoing, present, site, root };
+    await state.writeState({ version: 3, product: "demo", highestSequence: 1, installations: [] });
+    await state.writeJournal({
+      ...install,
+      ...{ operation: "install", phase: "receiving", origin: null, environment: null },
+    });
+    pool.datasets.get(USR)?.properties.clear();
+    pool.create("rpool/clone", "1002", `${USR}@R2`);
+    pool.promote("rpool/clone");
+    expect(await refusal(abort)).toMatchObject({
+      code: "base-missing",
+      hint: `to have it back: zfs promote ${USR}`,
+    });
+    expect(pool.done).toEqual([]);
+  });
+
+  test("is no less rolled back for a target that another dataset has that it was made on", async () => {
+    pool.create("rpool/one", "1002");
+    pool.snapshot("rpool/one", "R0", "10");
+    pool.snapshot("rpool/one", "R2", "2");
+    const usr = pool.datasets.get(USR);
+    if (usr !== undefined) usr.origin = "rpool/one@R0";
+    usr?.snapshots.pop();
+    expect(await refusal(abort)).toMatchObject({
+      code: "install-pending",
+      message: expect.stringContaining("cannot be given up any more: usr is rolled back") as string,
+    });
+  });
+
+  test("that is gone is told, also where it would be given up", async () => {
+    pool.datasets.delete(USR);
+    const fault = {
+      code: "base-missing",
+      message: `there is no dataset ${USR} any more, which had the snapshot with guid 1`,
+      hint: expect.stringContaining("zfs rename") as string,
+    };
+    expect(await refusal(() => rollback())).toMatchObject(fault);
+    expect(await refusal(abort)).toMatchObject(fault);
+    // From a copy of the base alone it goes on.
+    pool.create(USR, "1004");
+    pool.snapshot(USR, "R1", "1");
+    await rollback();
+    expect(out).toContain("rolled back demo release R2 (2)");
+  });
+});
 
 describe("bookmarks", () => {
   beforeEach(() => {

@@ -254,6 +254,40 @@ describe("a rollback that is killed before any step", () => {
     expect(await lines(`zfs get -H -o value zferry:returning ${SITE_USR}`)).toBe("-");
   });
 
+  it("says who has the base where a clone was promoted meanwhile, and goes on once it is back, or is given up", async () => {
+    for (const end of ["rollback", "abort"]) {
+      await lines(`${INSTALLED}\n${site.killed("rollback", "zfs rollback")}
+        zfs clone -o mountpoint=none ${SITE_USR}@${end === "abort" ? "R2" : "R1"} ${RPOOL}/clone; zfs promote ${RPOOL}/clone`);
+      const refused = await site.attempt("bundle rollback");
+      expect([refused.status, refused.stderr]).toEqual([
+        13,
+        expect.stringMatching(
+          `: it is ${RPOOL}/clone@R1 since ${RPOOL}/clone was promoted\n.*zfs promote ${SITE_USR}`,
+        ),
+      ]);
+      if (end === "abort") expect(await lines("bundle abort")).toContain("gave up the rollback of");
+      await lines(`zfs promote ${SITE_USR}`);
+      if (end === "rollback") await lines("bundle rollback");
+      await lines(`zfs destroy ${RPOOL}/clone`);
+      expect(await siteState()).toBe(end === "abort" ? installed : before);
+    }
+  });
+
+  it("says that the dataset has another name, or is no more", async () => {
+    await lines(
+      `${INSTALLED}\n${site.killed("rollback", "zfs rollback")}\nzfs rename -u ${SITE_USR} ${SITE_USR}-old`,
+    );
+    for (const command of ["rollback", "abort"]) {
+      const { status, stderr } = await site.attempt(`bundle ${command}`);
+      expect([status, stderr]).toEqual([
+        13,
+        expect.stringContaining(`there is no dataset ${SITE_USR} any more`),
+      ]);
+    }
+    await lines(`zfs rename -u ${SITE_USR}-old ${SITE_USR}; bundle rollback`);
+    expect(await siteState()).toBe(before);
+  });
+
   it("runs from the base's snapshot with --live, and agrees with nobody", async () => {
     await lines(`${INSTALLED}\nzfs snapshot ${SITE_USR}@mine`);
     const refused = await site.attempt("bundle rollback --live");
