@@ -56,7 +56,7 @@ function madeOf(state: SiteState | undefined): MadeInstallation | undefined {
  * @throws ZferryError `install-pending`, `rollback-impossible`; `environment-incomplete` where what is gone back to would not come up
  */
 export async function planEnvironmentRollback(site: SiteConfig): Promise<EnvironmentRollback> {
-  requireNothingPending(await readUnderWay(site), "and nothing is rolled back before that is done");
+  await requireNothingPending(await readUnderWay(site), "and nothing is rolled back before that is done");
   return makePlan(site, await openState(site.state).readState());
 }
 
@@ -71,7 +71,7 @@ export const rollBackEnvironment = (
   agree: (plan: EnvironmentRollback) => Promise<boolean>,
 ): Promise<EnvironmentRollback> =>
   withState(site, async (folder) => {
-    requireNothingPending(await folder.readJournal(), "and nothing is rolled back before that is done");
+    await requireNothingPending(await folder.readJournal(), "and nothing is rolled back before that is done");
     const state = await folder.readState();
     const plan = await makePlan(site, state);
     const { installation, to, isRunning } = plan;

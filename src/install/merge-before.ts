@@ -67,7 +67,7 @@ export const mergeBefore = (options: MergeBeforeOptions): Promise<MergedBefore> 
     const journal = await folder.readJournal();
     if (journal !== undefined) {
       if (journal.operation !== "merge" || (journal.undoing && isWritten(journal)))
-        throw pending(journal, "and nothing is merged before that is done");
+        throw await pending(journal, "and nothing is merged before that is done");
       requireSameSite(journal, site);
       if (isWritten(journal)) {
         await carryOut(journal, null, work);

@@ -82,7 +82,10 @@ interface Site {
  */
 export async function planPruning(config: SiteConfig, found?: BootEnvironments): Promise<Pruning> {
   const state = await openState(config.state).readState();
-  requireNothingPending(await readUnderWay(config), "and no environment is removed before that is done");
+  await requireNothingPending(
+    await readUnderWay(config),
+    "and no environment is removed before that is done",
+  );
   requireConfirmed(state);
   return makePlan(await readSite(config, state, found));
 }
@@ -98,7 +101,10 @@ export const pruneEnvironments = (
 ): Promise<Pruning> =>
   withState(config, async (folder) => {
     const state = await folder.readState();
-    requireNothingPending(await folder.readJournal(), "and no environment is removed before that is done");
+    await requireNothingPending(
+      await folder.readJournal(),
+      "and no environment is removed before that is done",
+    );
     requireConfirmed(state);
     const site = await readSite(config, state);
     const { old, more, ...plan } = await choose(site);

@@ -37,7 +37,7 @@ import {
   type StateFolder,
 } from "./state.js";
 import { siteRoot } from "./site-root.js";
-import { carryOut, releaseBases, requireAgreed, type Work } from "./steps.js";
+import { canBeGivenUp, carryOut, releaseBases, requireAgreed, type Work } from "./steps.js";
 import { describeLoss, findWayBack, type WayBack } from "./take-back.js";
 
 // formats/state.md, Rolling back
@@ -174,8 +174,10 @@ async function readSite(
   const state = await folder.readState();
   const found = await folder.readJournal();
   const journal = found === undefined || isRecorded(state, found) ? undefined : found;
-  if (journal !== undefined && (journal.operation !== "rollback" || journal.undoing))
-    throw pending(journal, "and nothing is rolled back before that is done");
+  const why = "and nothing is rolled back before that is done";
+  if (journal !== undefined && journal.operation !== "rollback") throw await pending(journal, why);
+  // What cannot be given up any more goes on, though somebody began to.
+  if (journal?.undoing && (await canBeGivenUp(journal))) throw await pending(journal, why);
   if (journal !== undefined) requireSameSite(journal, site);
   const installation = requireInstallation(state);
   requireConfigured(installation, site);
@@ -310,7 +312,8 @@ export async function resolveRollback(
   const { site, folder = join(site.state, "resolve"), chosen, tool } = options;
   return withLock(site, async (stateFolder, scratchDir) => {
     const { installation, journal } = await readSite(site, stateFolder);
-    if (journal !== undefined && isWritten(journal)) throw pending(journal, "and its conflicts are settled");
+    if (journal !== undefined && isWritten(journal))
+      throw await pending(journal, "and its conflicts are settled");
     const { name } = installation.release;
     const resolved = await resolveConflicts({
       state: site.state,
@@ -346,7 +349,7 @@ export const confirmInstall = (
     const [state, journal] = [await folder.readState(), await folder.readJournal()];
     // A merge may have been cut off by what ended the confirmation that it came with.
     if (journal !== undefined && journal.operation !== "merge")
-      throw pending(journal, "and nothing is confirmed before that is done");
+      throw await pending(journal, "and nothing is confirmed before that is done");
     const last = state?.installations.at(-1);
     if (state === undefined || last === undefined || last.rolledBack !== undefined) return undefined;
     requireProduct(state, site.product);

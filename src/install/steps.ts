@@ -34,7 +34,7 @@ import {
   withContainer,
 } from "./environment-install.js";
 import { restoreNext } from "./environments.js";
-import { requireUnused, type Live, type StreamPlan } from "./plan.js";
+import { requireAnswer, requireUnused, type Live, type StreamPlan } from "./plan.js";
 import { discardPartial, isReceived, receiveStream, tokenOf, type ReceiveOptions } from "./receive.js";
 import { forgetMerge, rememberMerge } from "./merge-mark.js";
 import { apartFrom, composeParts, sharedPart, sharedPaths } from "./shared-mounts.js";
@@ -647,6 +647,19 @@ function requireNotRunning({ dataset }: NewEnvironment): void {
           : `umount ${mounted.point}`,
     },
   );
+}
+
+/** Whether `bundle abort` gives a rollback up, as far as its datasets are concerned; not where one cannot be asked. */
+export async function canBeGivenUp(journal: RollbackJournal): Promise<boolean> {
+  if (isWritten(journal)) return false;
+  try {
+    for (const { dataset } of journal.streams) await requireAnswer(dataset);
+    await requireNotRolledBack(journal);
+    return true;
+  } catch (error) {
+    if (error instanceof ZferryError) return false;
+    throw error;
+  }
 }
 
 /** What a rollback took is lost, so that only its end leads to both halves. */

@@ -118,7 +118,7 @@ export async function confirmTrial(site: SiteConfig, isMergeWanted: boolean): Pr
   if (tried === undefined) return;
   const journal = await readUnderWay(site);
   if (journal?.operation !== "merge")
-    requireNothingPending(journal, "and nothing is confirmed before that is done");
+    await requireNothingPending(journal, "and nothing is confirmed before that is done");
   const { dataset } = tried.environment;
   await beginConfirming(dataset);
   await dropProperties(dataset, ["zferry:failed"]);

@@ -26,6 +26,7 @@ export class Pool {
   readonly datasets = new Map<string, Dataset>();
   /** What was run that changes something. */
   readonly done: string[] = [];
+  health = "ONLINE";
   #txg = 100;
 
   create(name: string, guid: string, origin = "-"): Dataset {
@@ -91,7 +92,9 @@ export class Pool {
       ...{ status, signal: null, stdout: Buffer.from(out), stderr },
     });
     try {
-      if (file === "zpool") return end(0, "ONLINE\n", "");
+      if (file === "zpool") return end(0, `${this.health}\n`, "");
+      if (this.health !== "ONLINE")
+        throw new Error(`a pool that does not answer is asked: ${args.join(" ")}`);
       return end(0, this.#zfs(args), "");
     } catch (error) {
       if (!(error instanceof Missing)) throw error;

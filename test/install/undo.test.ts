@@ -5,7 +5,11 @@ import { Readable } from "node:stream";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { runAbort } from "../../src/commands/abort.js";
 import { runRollback } from "../../src/commands/rollback.js";
+import { runStatus } from "../../src/commands/status.js";
+import { pending } from "../../src/install/pending.js";
+import { confirmInstall } from "../../src/install/rollback.js";
 import { openState, type Installation, type RollbackJournal } from "../../src/install/state.js";
+import { readSiteConfig } from "../../src/system/settings.js";
 import type { Environment } from "../../src/report.js";
 import type * as processes from "../../src/system/process.js";
 import { refusal } from "../bundle/support.js";
@@ -195,6 +199,68 @@ describe("a dataset that changed in the middle of a rollback", () => {
     pool.snapshot(USR, "R1", "1");
     await rollback();
     expect(out).toContain("rolled back demo release R2 (2)");
+  });
+});
+
+describe("whether a rollback can be given up", () => {
+  const UP = "; gives it up: bundle abort";
+  const status = async (): Promise<string> => {
+    out = "";
+    await runStatus(configured(), environment());
+    return /goes on with: (.*)/.exec(out)?.[1] ?? out;
+  };
+  const hintOfPending = async (): Promise<string | undefined> => {
+    const site = await readSiteConfig(configured().config);
+    return (
+      await refusal(() =>
+        confirmInstall(
+          site,
+          () => new Date(0),
+          async () => undefined,
+        ),
+      )
+    ).hint;
+  };
+
+  test.each(["preparing", "rolling-back"] as const)(
+    "is told as it is, by what is rolled back and not by the phase: %s",
+    async (phase) => {
+      await state.writeJournal({ ...JOURNAL, phase });
+      expect(await status()).toBe(`bundle rollback${UP}`);
+      expect(await hintOfPending()).toBe("finish it first: bundle rollback; or give it up: bundle abort");
+      const taken = pool.datasets.get(USR)?.snapshots.pop();
+      expect(await status()).toBe("bundle rollback");
+      expect(await hintOfPending()).toBe("finish it first: bundle rollback");
+      expect(await refusal(abort)).toMatchObject({
+        code: "install-pending",
+        hint: "finish it: bundle rollback",
+      });
+      if (taken !== undefined) pool.datasets.get(USR)?.snapshots.push(taken);
+      await abort();
+      expect(await state.readJournal()).toBeUndefined();
+    },
+  );
+
+  test("is not told of what cannot be asked, or is not there", async () => {
+    const begun = { ...JOURNAL, phase: "preparing" } as const;
+    pool.health = "SUSPENDED";
+    expect((await pending(begun, "and it waits")).hint).toBe("finish it first: bundle rollback");
+    pool.health = "ONLINE";
+    pool.datasets.delete(USR);
+    await state.writeJournal(begun);
+    expect(await status()).toBe("bundle rollback");
+  });
+
+  test("also where that was begun: what is rolled back all the same goes on", async () => {
+    await state.writeJournal({ ...JOURNAL, undoing: true });
+    expect(await status()).toBe("bundle abort");
+    expect(await refusal(() => rollback())).toMatchObject({ hint: "finish that first: bundle abort" });
+    pool.run("zfs", ["rollback", "-r", `${USR}@R1`]);
+    expect(await status()).toBe("bundle rollback");
+    expect(await hintOfPending()).toBe("finish it first: bundle rollback");
+    expect(await refusal(abort)).toMatchObject({ hint: "finish it: bundle rollback" });
+    await rollback();
+    expect((await state.readState())?.installations[0]?.rolledBack).toBeDefined();
   });
 });
 

@@ -218,7 +218,9 @@ describe("a rollback that is killed before any step", () => {
         }
       }
       if (index === steps.indexOf("zfs rollback") || index === steps.indexOf("journal: writing")) {
-        expect(await lines("bundle status")).toContain("under way: rollback of release R2 (2)");
+        const status = await lines("bundle status");
+        expect(status).toContain("under way: rollback of release R2 (2)");
+        expect(`${where}: ${status.includes("gives it up: bundle abort")}`).toBe(`${where}: ${!isBack}`);
         const other = await site.attempt(`bundle install ${FILE}`);
         expect([where, other.status, other.stderr]).toEqual([
           where,
