@@ -121,6 +121,7 @@ async function runLeave(
       outcome,
       product: site.product,
       release,
+      recorded: false,
       streams: [],
       root: null,
       environment: left,
@@ -142,7 +143,7 @@ const lossLines = (loss: Loss): string[] => describeLoss(loss).map((what) => `${
 
 function asJson(
   { product }: SiteConfig,
-  { installation, ways, root, rootSpace, rootSettled }: Rollback,
+  { installation, recorded, ways, root, rootSpace, rootSettled }: Rollback,
   outcome: "planned" | "rolled-back",
   warnings: readonly string[],
 ): string {
@@ -150,6 +151,7 @@ function asJson(
     outcome,
     product,
     release: installation.release,
+    recorded,
     streams: ways.map(({ stream: { role, dataset, base, target }, done, loss }) => {
       const { snapshots, bookmarks = [], written } = loss;
       return { role, dataset, base, target, done, lost: { snapshots, bookmarks, written } };
@@ -168,11 +170,13 @@ function asJson(
 
 function asText(
   { product }: SiteConfig,
-  { installation, ways, root, rootSpace, rootSettled }: Rollback,
+  { installation, recorded, ways, root, rootSpace, rootSettled }: Rollback,
   dryRun: boolean,
 ): string {
   const { name, sequence } = installation.release;
   const what = `${product} release ${name} (${sequence})`;
+  if (dryRun && recorded)
+    return `${printable(`${what} is rolled back, and only what that left is to be removed: bundle rollback`)}\n`;
   const lines = [dryRun ? `${what} would be rolled back; nothing was changed` : `rolled back ${what}`];
   for (const { stream, to, done, loss } of ways) {
     const back = to === null ? "" : `, ${done ? "is back at" : "back to"} ${fullName(to)}`;

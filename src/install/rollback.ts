@@ -50,6 +50,8 @@ export interface RollbackOptions extends GoOnOptions, Pick<InstallOptions, "comm
 export interface Rollback {
   /** What is rolled back. */
   readonly installation: Installation;
+  /** Whether it was done and recorded before: then only what it left is to be removed. */
+  readonly recorded: boolean;
   /** Of each stream; none where all of them are back already. */
   readonly ways: readonly WayBack[];
   readonly root: RootPlan | null;
@@ -69,7 +71,17 @@ type Planned = Rollback & {
  */
 export async function planRollback(options: Omit<RollbackOptions, "agree">): Promise<Rollback> {
   for (const dataset of Object.values(options.site.streams)) await requireAnswer(dataset);
-  return withScratch((scratch) => makePlan(options, openState(options.site.state), scratch));
+  const folder = openState(options.site.state);
+  return (await readRecorded(folder)) ?? withScratch((scratch) => makePlan(options, folder, scratch));
+}
+
+/** A rollback that is recorded, and left something to be removed. */
+async function readRecorded(folder: StateFolder): Promise<Rollback | undefined> {
+  const [state, journal] = [await folder.readState(), await folder.readJournal()];
+  const installation = state?.installations.at(-1);
+  if (installation === undefined || journal?.operation !== "rollback" || !isRecorded(state, journal))
+    return undefined;
+  return { installation, recorded: true, ways: [], root: null, rootSpace: [], rootSettled: [] };
 }
 
 /**
@@ -81,7 +93,7 @@ export async function rollBack(options: RollbackOptions): Promise<Rollback> {
   return withState(options.site, async (folder, scratchDir, finished) => {
     if (finished?.operation === "rollback") {
       const installation = (await folder.readState())?.installations.at(-1) as Installation;
-      return { installation, ways: [], root: finished.root, rootSpace: [], rootSettled: [] };
+      return { installation, recorded: true, ways: [], root: finished.root, rootSpace: [], rootSettled: [] };
     }
     // One time for all that it begins with: planned again, it is the same plan.
     const began = options.now();
@@ -136,7 +148,7 @@ async function makePlan(
   const known = await readSite(site, folder);
   const { installation, journal } = known;
   if (journal !== undefined && isWritten(journal))
-    return { ...known, ways: [], root: journal.root, rootSpace: [], rootSettled: [] };
+    return { ...known, recorded: false, ways: [], root: journal.root, rootSpace: [], rootSettled: [] };
 
   const obstacles = new Obstacles();
   await obstacles.unless(async () => requireProduct(known.state, site.product));
@@ -160,7 +172,7 @@ async function makePlan(
     }),
   );
   obstacles.throwAny();
-  return { ...known, ways, root: root ?? null, rootSpace, rootSettled };
+  return { ...known, recorded: false, ways, root: root ?? null, rootSpace, rootSettled };
 }
 
 /**

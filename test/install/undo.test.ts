@@ -264,6 +264,39 @@ describe("whether a rollback can be given up", () => {
   });
 });
 
+describe("a rollback that is recorded, and left its hold and journal", () => {
+  beforeEach(async () => {
+    pool.run("zfs", ["rollback", "-r", `${USR}@R1`]);
+    pool.done.length = 0;
+    await record({
+      ...INSTALLATION,
+      rolledBack: { startedAt: JOURNAL.startedAt, finishedAt: 1_800_000_600 },
+    });
+    await state.writeJournal({ ...JOURNAL, phase: "recording" });
+  });
+
+  test("is planned as that, and nothing is changed", async () => {
+    await rollback({ plan: true });
+    expect(out).toBe(
+      "demo release R2 (2) is rolled back, and only what that left is to be removed: bundle rollback\n",
+    );
+    out = "";
+    await rollback({ plan: true }, true);
+    expect(JSON.parse(out)).toMatchObject({ outcome: "planned", recorded: true, streams: [], root: null });
+    expect(pool.done).toEqual([]);
+    expect(await state.readJournal()).toBeDefined();
+  });
+
+  test("is cleaned up, and then nothing can be rolled back", async () => {
+    await rollback();
+    expect(out).toBe("rolled back demo release R2 (2)\n");
+    expect(pool.holds()).toEqual([]);
+    expect(await state.readJournal()).toBeUndefined();
+    const left = await refusal(() => rollback({ plan: true }));
+    expect(left).toMatchObject({ code: "rollback-impossible" });
+  });
+});
+
 describe("bookmarks", () => {
   beforeEach(() => {
     pool.snapshot(USR, "daily", "3");
