@@ -106,7 +106,14 @@ async function runLeave(
     );
     return env.askToAgree("have that one boot next? yes or no:");
   };
-  const done = dryRun ? await planEnvironmentRollback(site) : await rollBackEnvironment(site, env.now, agree);
+  const warnings: string[] = [];
+  const warn = (what: string): void => {
+    warnings.push(what);
+    warnIn(env)(printable(what));
+  };
+  const done = dryRun
+    ? await planEnvironmentRollback(site)
+    : await rollBackEnvironment(site, env.now, agree, warn);
   const { installation, to, isRunning } = done;
   const { release, environment } = installation;
   if (env.json) {
@@ -125,7 +132,7 @@ async function runLeave(
       streams: [],
       root: null,
       environment: left,
-      warnings: [],
+      warnings,
     };
     return env.write(`${JSON.stringify(told)}\n`);
   }

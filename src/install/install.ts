@@ -40,7 +40,7 @@ import {
   type TimeEstimate,
 } from "./plan.js";
 import { checkRelease, type Exceptions } from "./policy.js";
-import { describeStream, isReceived } from "./receive.js";
+import { identifyStream, isReceived } from "./receive.js";
 import { resolveConflicts, type Resolved, type ResolveOptions } from "./resolve.js";
 import { rootOptions } from "./root-options.js";
 import {
@@ -131,7 +131,7 @@ export async function planInstall(bundle: VerifiedBundle, options: InstallOption
  * @throws ZferryError; the site is then as it was, or the error's hint says how to go on
  */
 export async function installBundle(bundle: VerifiedBundle, options: InstallOptions): Promise<Plan> {
-  return withState(options.site, async (folder, scratch) => {
+  return withState(options.site, options.warn, async (folder, scratch) => {
     // One time for all that it begins with: planned again, it is the same plan.
     const began = options.now();
     const plan = await makePlan(bundle, { ...options, now: () => began }, folder, scratch);
@@ -152,7 +152,7 @@ export async function installBundle(bundle: VerifiedBundle, options: InstallOpti
         ...journal,
         // What was prepared for another plan is of no use.
         phase: isSame ? await phaseToGoOnFrom(journal, plan.streams) : "holding",
-        streams: plan.streams.map(describeStream),
+        streams: await Promise.all(plan.streams.map(identifyStream)),
         site: placeOf(options.site),
         origin: originOf(bundle, plan.keys),
         environment: plan.environment,
@@ -230,13 +230,17 @@ const withUnderWay = (
   options: GoOnOptions,
   use: (journal: Journal, work: Work) => Promise<void>,
 ): Promise<Journal | undefined> =>
-  withState(options.site, async (folder, scratchDir) => {
-    const [state, journal] = [await folder.readState(), await folder.readJournal()];
-    if (journal === undefined) return undefined;
-    requireSameSite(journal, options.site);
-    await use(journal, { ...options, folder, scratchDir, bundle: undefined, streams: [], state });
-    return journal;
-  });
+  withState(
+    options.site,
+    (what) => options.step(`warning: ${what}`),
+    async (folder, scratchDir) => {
+      const [state, journal] = [await folder.readState(), await folder.readJournal()];
+      if (journal === undefined) return undefined;
+      requireSameSite(journal, options.site);
+      await use(journal, { ...options, folder, scratchDir, bundle: undefined, streams: [], state });
+      return journal;
+    },
+  );
 
 const beginning = (
   bundle: VerifiedBundle,

@@ -21,14 +21,18 @@ import { siteRoot } from "./site-root.js";
 import { canBeGivenUp, finishRecorded } from "./steps.js";
 import { withTraces } from "./under-way.js";
 
-/** Runs `use` with the site's lock, and with what was recorded and left something behind cleaned up: the journal of that, if any. */
+/**
+ * Runs `use` with the site's lock, and with what was recorded and left something behind cleaned up: the journal of that, if any.
+ * @param warn told what that could not clean up
+ */
 export async function withState<Result>(
   site: SiteConfig,
+  warn: (what: string) => void,
   use: (folder: StateFolder, scratch: string, finished: Journal | undefined) => Promise<Result>,
 ): Promise<Result> {
   for (const dataset of Object.values(site.streams)) await requireAnswer(dataset);
   return withLock(site, async (folder, scratch) => {
-    const finished = await withTraces(site, () => finishRecorded(folder));
+    const finished = await withTraces(site, () => finishRecorded(folder, warn));
     return use(folder, scratch, finished);
   });
 }

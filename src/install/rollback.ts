@@ -90,7 +90,7 @@ async function readRecorded(folder: StateFolder): Promise<Rollback | undefined> 
  * @throws ZferryError; the site is then as it was, or the error's hint says how to go on
  */
 export async function rollBack(options: RollbackOptions): Promise<Rollback> {
-  return withState(options.site, async (folder, scratchDir, finished) => {
+  return withState(options.site, options.warn, async (folder, scratchDir, finished) => {
     if (finished?.operation === "rollback") {
       const installation = (await folder.readState())?.installations.at(-1) as Installation;
       return { installation, recorded: true, ways: [], root: finished.root, rootSpace: [], rootSettled: [] };
@@ -349,6 +349,7 @@ export async function streamsToRollBack({ state }: SiteConfig): Promise<readonly
 /**
  * Gives up the possibility to roll the newest install back: what it would go back to is let go.
  * @param begin called when nothing stands against it any more, before anything is written
+ * @param warn told what could not be let go
  * @returns the installation; `isNew` when it was not confirmed already. Undefined when there is none to be confirmed.
  * @throws ZferryError `install-pending` while something is under way
  */
@@ -356,8 +357,9 @@ export const confirmInstall = (
   site: SiteConfig,
   now: () => Date,
   begin: () => Promise<void>,
+  warn: (what: string) => void,
 ): Promise<{ readonly installation: Installation; readonly isNew: boolean } | undefined> =>
-  withState(site, async (folder) => {
+  withState(site, warn, async (folder) => {
     const [state, journal] = [await folder.readState(), await folder.readJournal()];
     // A merge may have been cut off by what ended the confirmation that it came with.
     if (journal !== undefined && journal.operation !== "merge")
@@ -376,7 +378,7 @@ export const confirmInstall = (
       await folder.writeState({ ...state, installations });
     }
     // Also what a run before that was interrupted left.
-    await releaseBases(last.streams);
+    await releaseBases(last.streams, [], warn);
     await folder.removePlans();
     return { installation, isNew };
   });

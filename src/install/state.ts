@@ -42,6 +42,8 @@ const installedStream = table({
   rawBytes: v.optional(integer(0)),
   /** The dataset that has the base, where the stream made a new one beside it. */
   origin: v.optional(datasetName),
+  /** The guid of the dataset that has the base, which may be renamed; absent after a full stream, and where an older zferry installed it. */
+  baseDataset: v.optional(guid),
 });
 export type InstalledStream = v.InferOutput<typeof installedStream>;
 

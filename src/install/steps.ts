@@ -18,10 +18,14 @@ import { parseResumeToken } from "../stream/resume-token.js";
 import { ownMounts } from "../system/mounts.js";
 import {
   datasetExists,
+  findDataset,
+  findHeld,
   findInHistory,
   fullName,
   getProperties,
+  hasGuid,
   holdSnapshots,
+  poolOf,
   releaseSnapshot,
 } from "../system/zfs.js";
 import { changeKeys } from "../trust/keys.js";
@@ -235,7 +239,8 @@ const INSTALL: Steps<InstallJournal> = {
         if (base !== undefined) await holdSnapshots(HOLD_TAG, [base]);
       }
     },
-    undo: (journal, { state }) => releaseBases(firstStreams(journal), undoable(state)?.streams),
+    undo: (journal, { state, step }) =>
+      releaseBases(firstStreams(journal), undoable(state)?.streams ?? [], (what) => step(`warning: ${what}`)),
   },
 
   cloning: {
@@ -385,7 +390,7 @@ export async function carryOut(journal: Journal, outdated: RootPlan | null, work
     await advance(journal, MERGE, PHASES.merge, work);
     await work.folder.removeJournal();
   }
-  await finishRecorded(work.folder);
+  await finishRecorded(work.folder, (what) => work.step(`warning: ${what}`));
 }
 
 /**
@@ -742,30 +747,76 @@ async function describeEnvironment(environment: NewEnvironment, root: RootPlan |
 /**
  * What is left to be done for what is recorded: bases that nothing goes back to any more are let go, and the journal goes. It
  * needs no bundle, whose signers may be revoked by now.
+ * @param warn as of `releaseBases`
  * @returns the journal; undefined where there was nothing to be done
  */
-export async function finishRecorded(folder: StateFolder): Promise<Journal | undefined> {
+export async function finishRecorded(
+  folder: StateFolder,
+  warn: (what: string) => void,
+): Promise<Journal | undefined> {
   const [state, journal] = [await folder.readState(), await folder.readJournal()];
   if (journal === undefined || journal.operation === "merge" || !isRecorded(state, journal)) return undefined;
-  if (journal.operation === "rollback") await releaseBases(journal.streams);
+  if (journal.operation === "rollback") await releaseBases(journal.streams, [], warn);
   else {
     const before = state && { ...state, installations: state.installations.slice(0, -1) };
-    await releaseBases(installed(before)?.streams ?? [], state?.installations.at(-1)?.streams);
+    await releaseBases(installed(before)?.streams ?? [], state?.installations.at(-1)?.streams ?? [], warn);
   }
   await folder.removeJournal();
   return journal;
 }
 
-/** @param kept has the bases that stay held */
+/**
+ * @param kept has the bases that stay held
+ * @param warn told of a base that cannot be found, and may be held
+ */
 export async function releaseBases(
   streams: readonly InstalledStream[],
-  kept: readonly InstalledStream[] = [],
+  kept: readonly InstalledStream[],
+  warn: (what: string) => void,
 ): Promise<void> {
   const guids = new Set(kept.map(({ base }) => base?.guid));
-  for (const { dataset, origin = dataset, base } of streams) {
+  for (const stream of streams) {
+    const { dataset, origin, base } = stream;
     if (base === null || guids.has(base.guid)) continue;
+    const place = await findBaseDataset(stream);
     // By its guid: where an environment was promoted, as zectl does, another dataset has it now.
-    const found = (await findInHistory(origin, base.guid)) ?? (await findInHistory(dataset, base.guid));
+    const found =
+      (place === undefined ? undefined : await findInHistory(place, base.guid)) ??
+      (origin === undefined ? undefined : await findInHistory(dataset, base.guid));
     if (found !== undefined) await releaseSnapshot(HOLD_TAG, found);
+    else if (place === undefined) await tellHeld(stream, base, warn);
+  }
+}
+
+/** The dataset that had the base when it was installed, by its name now; undefined where it is not there, or cannot be told. */
+async function findBaseDataset({
+  dataset,
+  origin = dataset,
+  baseDataset,
+}: InstalledStream): Promise<string | undefined> {
+  const isThere = await datasetExists(origin);
+  if (baseDataset === undefined) return isThere ? origin : undefined;
+  if (isThere && (await hasGuid(origin, baseDataset))) return origin;
+  return findDataset(poolOf(origin), baseDataset);
+}
+
+/** Other sites may have copies in the same pool, held with the same tag: what is not known to be ours is for a person to release. */
+async function tellHeld(
+  { dataset, origin = dataset }: InstalledStream,
+  base: NonNullable<InstalledStream["base"]>,
+  warn: (what: string) => void,
+): Promise<void> {
+  const pool = poolOf(origin);
+  const release = (name: string): string => `zfs release ${HOLD_TAG} ${name}`;
+  if (!(await datasetExists(pool))) {
+    const name = fullName({ dataset: origin, name: base.snapshot });
+    warn(`pool ${pool} is not there, and ${name} stays held in it; when it is back: ${release(name)}`);
+    return;
+  }
+  const held = (await findHeld(pool, base.guid, HOLD_TAG)).map(fullName);
+  for (const name of held) {
+    warn(
+      `dataset ${origin} is not there any more, and its base (guid ${base.guid}) may be ${name}, which is held; if no other site needs it: ${release(name)}`,
+    );
   }
 }

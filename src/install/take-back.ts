@@ -4,11 +4,13 @@ import {
   datasetExists,
   destroy,
   dropProperties,
+  findDataset,
   findPromoted,
   fullName,
   getProperties,
   listBookmarks,
   listSnapshots,
+  poolOf,
   rollback,
   setProperty,
   type Snapshot,
@@ -88,15 +90,26 @@ export async function findWayBack(stream: InstalledStream): Promise<WayBack> {
 }
 
 /** @throws ZferryError `base-missing` where there is no such dataset any more */
-export async function requireDataset({ dataset, base, target }: InstalledStream): Promise<void> {
+export async function requireDataset({
+  dataset,
+  base,
+  target,
+  origin,
+  baseDataset,
+}: InstalledStream): Promise<void> {
   if (await datasetExists(dataset)) return;
   const { guid } = base ?? target;
+  const isKnown = origin === undefined && baseDataset !== undefined;
+  const renamed = isKnown ? await findDataset(poolOf(dataset), baseDataset) : undefined;
   throw new ZferryError(
     "base-missing",
     `there is no dataset ${dataset} any more, which had the snapshot with guid ${guid}`,
     {
       details: { dataset, expected: guid },
-      hint: "bring it back to its name with zfs rename, or, if it was destroyed, by zfs receive from a copy with that snapshot",
+      hint:
+        renamed === undefined
+          ? "bring it back to its name with zfs rename, or, if it was destroyed, by zfs receive from a copy with that snapshot"
+          : `it has another name since: zfs rename ${renamed} ${dataset}`,
     },
   );
 }

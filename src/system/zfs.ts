@@ -146,6 +146,25 @@ export async function findSnapshots(parent: string, guid: string): Promise<Snaps
     .map(([full = ""]) => ({ ...splitName(full), guid }));
 }
 
+/** The name of the file system or volume of a pool that has a guid, which it keeps when it is renamed; undefined for none, and without the pool. */
+export async function findDataset(pool: string, guid: string): Promise<string | undefined> {
+  if (!(await datasetExists(pool))) return undefined;
+  const args = ["list", "-H", "-p", "-o", "name,guid", "-t", "filesystem,volume", "-r", pool];
+  return rows(await zfs(args)).find(([, found]) => found === guid)?.[0];
+}
+
+/** The snapshots of a pool that have a guid and are held with a tag: copies in one pool have the same guid. None without the pool. */
+export async function findHeld(pool: string, guid: string, tag: string): Promise<Snapshot[]> {
+  if (!(await datasetExists(pool))) return [];
+  const held = rows(await zfs([...LIST_SNAPSHOTS, "name,guid,userrefs", "-r", pool])).flatMap(
+    ([name = "", found, holds]) => (found === guid && holds !== "0" && holds !== "-" ? [name] : []),
+  );
+  if (held.length === 0) return [];
+  return rows(await zfs(["holds", "-H", ...held])).flatMap(([full = "", found]) =>
+    found === tag ? [{ ...splitName(full), guid }] : [],
+  );
+}
+
 /**
  * A snapshot of a dataset, or of those that it was made from. What was made of it may have been promoted since, and has it now.
  * @returns undefined where there is no such dataset, or no such snapshot any more

@@ -6,6 +6,8 @@ import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { runAbort } from "../../src/commands/abort.js";
 import { runRollback } from "../../src/commands/rollback.js";
 import { runStatus } from "../../src/commands/status.js";
+import type { StreamPlan } from "../../src/install/plan.js";
+import { identifyStream } from "../../src/install/receive.js";
 import { pending } from "../../src/install/pending.js";
 import { confirmInstall } from "../../src/install/rollback.js";
 import { openState, type Installation, type RollbackJournal } from "../../src/install/state.js";
@@ -217,6 +219,7 @@ describe("whether a rollback can be given up", () => {
           site,
           () => new Date(0),
           async () => undefined,
+          () => undefined,
         ),
       )
     ).hint;
@@ -294,6 +297,101 @@ describe("a rollback that is recorded, and left its hold and journal", () => {
     expect(await state.readJournal()).toBeUndefined();
     const left = await refusal(() => rollback({ plan: true }));
     expect(left).toMatchObject({ code: "rollback-impossible" });
+  });
+});
+
+describe("the hold of a base", () => {
+  const NEW = "rpool/new";
+  const known = streams.map((stream) => ({ ...stream, baseDataset: "1001" }));
+  /** What a confirmation warns of. */
+  const confirm = async (): Promise<string[]> => {
+    const told: string[] = [];
+    const site = await readSiteConfig(configured().config);
+    const begin = async (): Promise<void> => undefined;
+    const confirmed = await confirmInstall(
+      site,
+      () => new Date(0),
+      begin,
+      (what) => told.push(what),
+    );
+    expect(confirmed?.isNew).toBe(true);
+    return told;
+  };
+
+  test("is let go where the dataset was renamed, and that of a copy is left", async () => {
+    await record({ ...INSTALLATION, streams: known });
+    pool.rename(USR, NEW);
+    pool.create("rpool/copy", "1002");
+    pool.snapshot("rpool/copy", "R1", "1", HOLD);
+    pool.create(USR, "1003");
+    pool.snapshot(USR, "R1", "1", HOLD);
+    expect(await confirm()).toEqual([]);
+    expect(pool.holds()).toEqual([`rpool/copy@R1 ${HOLD}`, `${USR}@R1 ${HOLD}`]);
+  });
+
+  test("is let go at a clone that was promoted, by way of the new name", async () => {
+    await record({ ...INSTALLATION, streams: known });
+    pool.create("rpool/clone", "1002", `${USR}@R1`);
+    pool.promote("rpool/clone");
+    pool.rename(USR, NEW);
+    expect(await confirm()).toEqual([]);
+    expect(pool.holds()).toEqual([]);
+  });
+
+  test.each([
+    ["an older zferry did not record", streams, () => pool.rename(USR, NEW)],
+    [
+      "is gone",
+      known,
+      () => {
+        pool.create(NEW, "1002", `${USR}@R1`);
+        pool.promote(NEW);
+        pool.datasets.delete(USR);
+      },
+    ],
+  ])("is told with what lets it go, where its dataset %s", async (_, recorded, change) => {
+    await record({ ...INSTALLATION, streams: recorded });
+    change();
+    expect(await confirm()).toEqual([
+      `dataset ${USR} is not there any more, and its base (guid 1) may be ${NEW}@R1, which is held; if no other site needs it: zfs release ${HOLD} ${NEW}@R1`,
+    ]);
+    expect(pool.holds()).toEqual([`${NEW}@R1 ${HOLD}`]);
+  });
+
+  test("is told where the pool is not there, and not where nothing is held any more", async () => {
+    pool.datasets.delete(USR);
+    expect(await confirm()).toEqual([]);
+    await record(INSTALLATION);
+    pool.datasets.clear();
+    expect(await confirm()).toEqual([
+      `pool rpool is not there, and ${USR}@R1 stays held in it; when it is back: zfs release ${HOLD} ${USR}@R1`,
+    ]);
+  });
+
+  test("is told also by a rollback that is only to be cleaned up", async () => {
+    await record({
+      ...INSTALLATION,
+      rolledBack: { startedAt: JOURNAL.startedAt, finishedAt: 1_800_000_600 },
+    });
+    await state.writeJournal({ ...JOURNAL, phase: "recording" });
+    pool.rename(USR, NEW);
+    await rollback();
+    expect(notes).toContainEqual(expect.stringMatching(`^warning: .*: zfs release ${HOLD} ${NEW}@R1$`));
+    expect(await state.readJournal()).toBeUndefined();
+  });
+
+  test("is of a dataset that an install records by its guid, and a rollback finds so", async () => {
+    const plan = {
+      stream: { role: "usr", target: { snapshot: "R2", guid: "2" }, rawBytes: 1 },
+      dataset: USR,
+      base: { dataset: USR, name: "R1", guid: "1" },
+    } as unknown as StreamPlan;
+    expect(await identifyStream(plan)).toMatchObject({ dataset: USR, baseDataset: "1001" });
+    await record({ ...INSTALLATION, streams: known });
+    pool.rename(USR, NEW);
+    expect((await refusal(() => rollback())).hint).toBe(
+      `it has another name since: zfs rename ${NEW} ${USR}`,
+    );
   });
 });
 

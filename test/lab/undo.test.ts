@@ -285,7 +285,9 @@ describe("a rollback that is killed before any step", () => {
       const { status, stderr } = await site.attempt(`bundle ${command}`);
       expect([status, stderr]).toEqual([
         13,
-        expect.stringContaining(`there is no dataset ${SITE_USR} any more`),
+        expect.stringMatching(
+          `there is no dataset ${SITE_USR} any more, .*\n.*: zfs rename ${SITE_USR}-old ${SITE_USR}\n`,
+        ),
       ]);
     }
     await lines(`zfs rename -u ${SITE_USR}-old ${SITE_USR}; bundle rollback`);
@@ -328,6 +330,31 @@ describe("bundle confirm", () => {
     expect([status, stderr]).toEqual([17, expect.stringContaining("release R2 (2) was confirmed at ")]);
     expect(await lines("bundle history")).toMatch(/^R2 .* confirmed at \d{4}-/m);
     expect(await lines("bundle status")).not.toContain("bundle rollback");
+  });
+});
+
+describe("a base whose dataset was renamed", () => {
+  it("is let go all the same, and a held copy is left", async () => {
+    const [renamed, copy] = [`${SITE_USR}-new`, `${RPOOL}/copy`];
+    const confirmed = await site.attempt(`${INSTALLED}
+      zfs send ${SITE_USR}@R1 | zfs receive -u ${copy}; zfs hold zferry:base ${copy}@R1
+      zfs rename -u ${SITE_USR} ${renamed}; bundle confirm`);
+    expect([confirmed.status, confirmed.stderr]).toEqual([0, expect.not.stringContaining("warning")]);
+    expect(await lines(`zfs holds -H ${renamed}@R1 ${copy}@R1 | cut -f 1,2`)).toBe(`${copy}@R1\tzferry:base`);
+  });
+
+  it("is told where nothing says which one it is", async () => {
+    const [renamed, copy] = [`${SITE_USR}-new`, `${RPOOL}/copy`];
+    const confirmed = await site.attempt(`zfs rename -u ${renamed} ${SITE_USR}\n${INSTALLED}
+      sed -i -E '/"rawBytes"/s/,$//; /"baseDataset"/d' /var/lib/zferry/state.json
+      zfs rename -u ${SITE_USR} ${renamed}; bundle confirm`);
+    expect([confirmed.status, confirmed.stderr]).toEqual([
+      0,
+      expect.stringContaining(`: zfs release zferry:base ${renamed}@R1\n`),
+    ]);
+    expect(confirmed.stderr).toContain(`: zfs release zferry:base ${copy}@R1\n`);
+    await lines(`zfs release zferry:base ${copy}@R1; zfs destroy -r ${copy}
+      zfs release zferry:base ${renamed}@R1; zfs rename -u ${renamed} ${SITE_USR}`);
   });
 });
 
