@@ -85,13 +85,20 @@ async function runConfirm(options: ConfirmOptions, env: Environment): Promise<vo
   const mark = async (): Promise<void> => {
     if (tried !== undefined) await beginConfirming(tried.dataset);
   };
-  const confirm = () => confirmInstall(site, env.now, mark, options.merge);
+  const warnings: string[] = [];
+  const warn = (what: string): void => {
+    warnings.push(what);
+    warnIn(env)(printable(what));
+  };
+  const confirm = () =>
+    confirmInstall(site, env.now, { begin: mark, warn, isToMerge: options.merge === true });
   const found = isLeft ? undefined : await (options.orGoBack === true ? whenFree(confirm, env) : confirm());
   if (tried !== undefined) await confirmTrial(site, begin);
   const isConfirmed = tried !== undefined || found?.isNew === true || options.orGoBack === true;
   const merge = isMerge ? await runMerge(site, options, env, { begin, isConfirmed }) : undefined;
   const isEnvironment = found?.installation.environment !== undefined;
-  const pruned = isEnvironment ? await prune(site, env) : { removed: [], warnings: [] };
+  const { removed, warnings: left } = isEnvironment ? await prune(site, env) : { removed: [], warnings: [] };
+  const pruned = { removed, warnings: [...warnings, ...left] };
   const told = { site, found, tried, changed, merge, pruned, isLeft };
   await env.write(env.json ? asJson(told) : asText(told));
 }

@@ -66,8 +66,7 @@ export async function runInstallFolder(
   await finishBegun(path, site, options, env, done);
   let chosen: Chosen;
   do {
-    const begun = await readUnderWay(site);
-    if (begun !== undefined) requireGoingForward(begun);
+    const begun = await readGoingForward(site);
     chosen = await chooseFrom(path, site, options, env, begun);
     for (const each of chosen.leftFiles) left.set(each.file, each);
     tellLeft(chosen, env, told);
@@ -176,9 +175,8 @@ async function finishBegun(
   env: Environment,
   done: Done[],
 ): Promise<void> {
-  const journal = await readUnderWay(site);
+  const journal = await readGoingForward(site);
   if (journal === undefined) return;
-  requireGoingForward(journal);
   // The bundle itself is in the environment.
   if (journal.phase === "linking") return;
   const { links } = await readBundleFolder(path, await readSiteTrust(site), options.search ?? [], env);
@@ -186,14 +184,19 @@ async function finishBegun(
   const chain = chainOf(journal);
   if (begun !== undefined) {
     done.push(await installFile(begun.file, site, options, env, { identity: begun.id, chain }));
-  } else if (await needsBundle(journal, site)) throw pending(journal, `and its bundle is not in ${path}`);
+  } else if (await needsBundle(journal, site))
+    throw await pending(journal, `and its bundle is not in ${path}`);
   else await finishInstall(workOf(site, env, options));
 }
 
-function requireGoingForward(journal: Journal): asserts journal is InstallJournal {
+/** @throws ZferryError `install-pending` where what is under way does not lead forward */
+async function readGoingForward(site: SiteConfig): Promise<InstallJournal | undefined> {
+  const journal = await readUnderWay(site);
+  if (journal === undefined) return undefined;
   if (journal.undoing || journal.operation !== "install") {
-    throw pending(journal, "and nothing is installed before that is done");
+    throw await pending(journal, "and nothing is installed before that is done");
   }
+  return journal;
 }
 
 /**
@@ -213,7 +216,7 @@ async function chooseFrom(
     const isIn = begun?.phase === "linking";
     const first = isIn ? undefined : links.find(({ id }) => id === begun?.release.identity);
     if (begun !== undefined && first === undefined && !isIn) {
-      throw pending(begun, `and its bundle is not in ${path}`);
+      throw await pending(begun, `and its bundle is not in ${path}`);
     }
     const has = await readChainStart(site, state);
     const start = isIn ? afterDone(has, begun) : await withMade(has, state, links, options);
@@ -228,7 +231,7 @@ async function chooseFrom(
     const foreign = chain.left.map(({ link, reason }) => ({ file: link.file, reason }));
     const end = endOf(chain.links, site, state, begun);
     if (end !== undefined && chain.links.at(-1)?.id !== end.identity) {
-      throw pending(
+      throw await pending(
         begun as Journal,
         `and the bundle of release ${end.release} that it was begun with is not in ${path}`,
       );
@@ -293,8 +296,7 @@ async function planFolder(
   options: CommandOptions,
   env: Environment,
 ): Promise<void> {
-  const begun = await readUnderWay(site);
-  if (begun !== undefined) requireGoingForward(begun);
+  const begun = await readGoingForward(site);
   const chosen = await chooseFrom(path, site, options, env, begun);
   tellLeft(chosen, env);
   const { links, release } = chosen;

@@ -18,6 +18,7 @@ import type { ChainEnd } from "../install/environment-install.js";
 import { readSite } from "../install/mode.js";
 import { sharedPart, sharedPaths } from "../install/shared-mounts.js";
 import { isOnTheWay, type InstallJournal, type Journal, type NewEnvironment } from "../install/state.js";
+import { canBeGivenUp } from "../install/steps.js";
 import { isBeside, readUnderWay } from "../install/under-way.js";
 import { showPath } from "../raw-path.js";
 import { pathOf, type PathName } from "../root/paths.js";
@@ -164,7 +165,7 @@ export async function installFile(
     work.step(`verifying ${path}`);
     const bundle = await VerifiedBundle.verify(file, trust);
     if (identity !== undefined) requireIdentity(bundle, identity);
-    const { journal } = placeInLine(bundle, await readUnderWay(site));
+    const { journal } = await placeInLine(bundle, await readUnderWay(site));
     // Of what is under way only the rest is read, each piece checked as it is used.
     if (journal === undefined) await checkWhole(bundle, env);
     const { commitDrift = false, replaceUntracked = false } = options;
@@ -225,7 +226,7 @@ async function runGoOn(options: CommandOptions, env: Environment): Promise<void>
   if (begun !== undefined && (await runPrivately(site, options))) return;
   if (options.live && (await runMoved(site, env))) return;
   const journal = await readUnderWay(site);
-  if (journal?.operation === "rollback" && !journal.undoing) {
+  if (journal?.operation === "rollback" && !(journal.undoing && (await canBeGivenUp(journal)))) {
     const { runRollback } = await import("./rollback.js");
     return runRollback(options, env);
   }

@@ -106,7 +106,14 @@ async function runLeave(
     );
     return env.askToAgree("have that one boot next? yes or no:");
   };
-  const done = dryRun ? await planEnvironmentRollback(site) : await rollBackEnvironment(site, env.now, agree);
+  const warnings: string[] = [];
+  const warn = (what: string): void => {
+    warnings.push(what);
+    warnIn(env)(printable(what));
+  };
+  const done = dryRun
+    ? await planEnvironmentRollback(site)
+    : await rollBackEnvironment(site, env.now, agree, warn);
   const { installation, to, isRunning } = done;
   const { release, environment } = installation;
   if (env.json) {
@@ -121,10 +128,11 @@ async function runLeave(
       outcome,
       product: site.product,
       release,
+      recorded: false,
       streams: [],
       root: null,
       environment: left,
-      warnings: [],
+      warnings,
     };
     return env.write(`${JSON.stringify(told)}\n`);
   }
@@ -142,7 +150,7 @@ const lossLines = (loss: Loss): string[] => describeLoss(loss).map((what) => `${
 
 function asJson(
   { product }: SiteConfig,
-  { installation, ways, root, rootSpace, rootSettled }: Rollback,
+  { installation, recorded, ways, root, rootSpace, rootSettled }: Rollback,
   outcome: "planned" | "rolled-back",
   warnings: readonly string[],
 ): string {
@@ -150,9 +158,10 @@ function asJson(
     outcome,
     product,
     release: installation.release,
+    recorded,
     streams: ways.map(({ stream: { role, dataset, base, target }, done, loss }) => {
-      const { snapshots, written } = loss;
-      return { role, dataset, base, target, done, lost: { snapshots, written } };
+      const { snapshots, bookmarks = [], written } = loss;
+      return { role, dataset, base, target, done, lost: { snapshots, bookmarks, written } };
     }),
     root: root && {
       changes: root.changes.length,
@@ -168,11 +177,13 @@ function asJson(
 
 function asText(
   { product }: SiteConfig,
-  { installation, ways, root, rootSpace, rootSettled }: Rollback,
+  { installation, recorded, ways, root, rootSpace, rootSettled }: Rollback,
   dryRun: boolean,
 ): string {
   const { name, sequence } = installation.release;
   const what = `${product} release ${name} (${sequence})`;
+  if (dryRun && recorded)
+    return `${printable(`${what} is rolled back, and only what that left is to be removed: bundle rollback`)}\n`;
   const lines = [dryRun ? `${what} would be rolled back; nothing was changed` : `rolled back ${what}`];
   for (const { stream, to, done, loss } of ways) {
     const back = to === null ? "" : `, ${done ? "is back at" : "back to"} ${fullName(to)}`;

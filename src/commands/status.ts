@@ -19,7 +19,7 @@ import {
   type SiteState,
 } from "../install/state.js";
 import { subjectOf } from "../install/pending.js";
-import { progressOf, type StreamProgress } from "../install/steps.js";
+import { canBeGivenUp, progressOf, type StreamProgress } from "../install/steps.js";
 import type { TrialStatus } from "../install/trial.js";
 import { describeFailure } from "../install/trial-rules.js";
 import { readUnderWay } from "../install/under-way.js";
@@ -47,6 +47,7 @@ export async function runStatus(options: StatusOptions, env: Environment): Promi
   const underWay = journal && {
     journal,
     needed: await isNeeded(journal, site),
+    hasWayBack: journal.operation !== "rollback" || (await canBeGivenUp(journal)),
     streams: journal.operation === "merge" ? [] : await Promise.all(journal.streams.map(askProgress)),
   };
   const environment = await askEnvironment(installed(state), site);
@@ -116,6 +117,8 @@ interface UnderWay {
   readonly journal: Journal;
   /** Whether its bundle must be read to go on. */
   readonly needed: boolean;
+  /** Whether it can be given up. */
+  readonly hasWayBack: boolean;
   readonly streams: readonly Progress[];
 }
 
@@ -219,8 +222,8 @@ const DOING: Record<Phase, string> = {
   recording: "recording it as installed",
 };
 
-function describeWay({ journal, needed, streams }: UnderWay): string[] {
-  if (journal.operation === "rollback") return describeRollback(journal);
+function describeWay({ journal, needed, hasWayBack, streams }: UnderWay): string[] {
+  if (journal.operation === "rollback") return describeRollback(journal, hasWayBack);
   if (journal.operation === "merge") return describeMerge(journal);
   const { release, startedAt, phase, undoing, origin, environment } = journal;
   const what = `release ${release.name} (${release.sequence}), begun at ${formatTime(startedAt)}`;
@@ -242,14 +245,17 @@ function describeMade({ dataset, chain }: NewEnvironment): string {
   return `${dataset}, by several bundles up to release ${chain.release}${done.length === 0 ? "" : `; in it: ${done.join(", ")}`}`;
 }
 
-function describeRollback({ release, startedAt, phase, undoing }: RollbackJournal): string[] {
+function describeRollback(
+  { release, startedAt, phase, undoing }: RollbackJournal,
+  hasWayBack: boolean,
+): string[] {
   const what = `rollback of release ${release.name} (${release.sequence}), begun at ${formatTime(startedAt)}`;
   const doing = phase === "recording" ? "recording it as rolled back" : DOING[phase];
   return [
     `under way: ${what}, ${undoing ? `being given up (${phase})` : doing}`,
-    undoing
+    undoing && hasWayBack
       ? "  goes on with: bundle abort"
-      : `  goes on with: bundle rollback${phase === "preparing" ? "; gives it up: bundle abort" : ""}`,
+      : `  goes on with: bundle rollback${hasWayBack ? "; gives it up: bundle abort" : ""}`,
   ];
 }
 

@@ -22,7 +22,7 @@ export async function changeTrust(
   const folder = await lockState(site.state);
   try {
     // The bundle of an install that is under way must be believed until its end, or the site would stay half-way.
-    requireNothingPending(await readUnderWay(site), "and the keys stay until that is done");
+    await requireNothingPending(await readUnderWay(site), "and the keys stay until that is done");
     const state = await folder.readState();
     if ("add" in change) {
       const key = await readPublicKey(change.add);

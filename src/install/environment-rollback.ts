@@ -56,22 +56,24 @@ function madeOf(state: SiteState | undefined): MadeInstallation | undefined {
  * @throws ZferryError `install-pending`, `rollback-impossible`; `environment-incomplete` where what is gone back to would not come up
  */
 export async function planEnvironmentRollback(site: SiteConfig): Promise<EnvironmentRollback> {
-  requireNothingPending(await readUnderWay(site), "and nothing is rolled back before that is done");
+  await requireNothingPending(await readUnderWay(site), "and nothing is rolled back before that is done");
   return makePlan(site, await openState(site.state).readState());
 }
 
 /**
  * Has the environment boot next that the newest one was made from, or that ran before it, and records that. What was made stays.
  * @param agree asked before an environment is left that runs
+ * @param warn told what does not stand against it
  * @throws ZferryError as `planEnvironmentRollback`; `loss-not-agreed`, and those of `makeNext`
  */
 export const rollBackEnvironment = (
   site: SiteConfig,
   now: () => Date,
   agree: (plan: EnvironmentRollback) => Promise<boolean>,
+  warn: (what: string) => void,
 ): Promise<EnvironmentRollback> =>
-  withState(site, async (folder) => {
-    requireNothingPending(await folder.readJournal(), "and nothing is rolled back before that is done");
+  withState(site, warn, async (folder) => {
+    await requireNothingPending(await folder.readJournal(), "and nothing is rolled back before that is done");
     const state = await folder.readState();
     const plan = await makePlan(site, state);
     const { installation, to, isRunning } = plan;
@@ -80,7 +82,7 @@ export const rollBackEnvironment = (
     const began = seconds(now);
     // The repeated command does each of these again, until it is recorded.
     await makeNext(withContainer(site, installation.environment), basename(to), { force: false });
-    await releaseBases(installation.streams);
+    await releaseBases(installation.streams, [], warn);
     const rolledBack = { startedAt: began, finishedAt: seconds(now) };
     const installations = [...state.installations.slice(0, -1), { ...installation, rolledBack }];
     await folder.writeState({ ...state, installations });

@@ -349,7 +349,7 @@ export async function activateEnvironment(
 ): Promise<Activated> {
   const folder = await lockState(site.state);
   try {
-    requireNothingPending(await readUnderWay(site), "and what boots next stays until that is done");
+    await requireNothingPending(await readUnderWay(site), "and what boots next stays until that is done");
     const activated = await makeNext(site, name, { force });
     await takeForInstalled(activated.dataset, folder);
     return activated;

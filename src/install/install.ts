@@ -42,7 +42,7 @@ import {
   type TimeEstimate,
 } from "./plan.js";
 import { checkRelease, type Exceptions } from "./policy.js";
-import { describeStream, isReceived } from "./receive.js";
+import { identifyStream, isReceived } from "./receive.js";
 import { resolveConflicts, type Resolved, type ResolveOptions } from "./resolve.js";
 import { rootOptions } from "./root-options.js";
 import {
@@ -134,7 +134,7 @@ export async function planInstall(bundle: VerifiedBundle, options: InstallOption
  * @throws ZferryError; the site is then as it was, or the error's hint says how to go on
  */
 export async function installBundle(bundle: VerifiedBundle, options: InstallOptions): Promise<Plan> {
-  return withState(options.site, async (folder, scratch) => {
+  return withState(options.site, options.warn, async (folder, scratch) => {
     await freeBegun(bundle, folder, options);
     // One time for all that it begins with: planned again, it is the same plan.
     const began = options.now();
@@ -156,7 +156,7 @@ export async function installBundle(bundle: VerifiedBundle, options: InstallOpti
         ...journal,
         // What was prepared for another plan is of no use.
         phase: isSame ? await phaseToGoOnFrom(journal, plan.streams) : "holding",
-        streams: plan.streams.map(describeStream),
+        streams: await Promise.all(plan.streams.map(identifyStream)),
         site: placeOf(options.site),
         origin: originOf(bundle, plan.keys),
         environment: plan.environment,
@@ -192,8 +192,9 @@ async function freeBegun(
 export const finishInstall = (options: GoOnOptions): Promise<Journal | undefined> =>
   withUnderWay(options, async (journal, work) => {
     if (journal.undoing) await giveUp(journal, work, options);
-    else if (journal.operation !== "install") throw pending(journal, "which no install goes on with");
-    else if (await needsBundle(journal, options.site)) throw pending(journal, "and its bundle is needed");
+    else if (journal.operation !== "install") throw await pending(journal, "which no install goes on with");
+    else if (await needsBundle(journal, options.site))
+      throw await pending(journal, "and its bundle is needed");
     else await carryOut(journal, null, work);
   });
 
@@ -248,13 +249,17 @@ const withUnderWay = (
   options: GoOnOptions,
   use: (journal: Journal, work: Work) => Promise<void>,
 ): Promise<Journal | undefined> =>
-  withState(options.site, async (folder, scratchDir) => {
-    const [state, journal] = [await folder.readState(), await folder.readJournal()];
-    if (journal === undefined) return undefined;
-    requireSameSite(journal, options.site);
-    await use(journal, { ...options, folder, scratchDir, bundle: undefined, streams: [], state });
-    return journal;
-  });
+  withState(
+    options.site,
+    (what) => options.step(`warning: ${what}`),
+    async (folder, scratchDir) => {
+      const [state, journal] = [await folder.readState(), await folder.readJournal()];
+      if (journal === undefined) return undefined;
+      requireSameSite(journal, options.site);
+      await use(journal, { ...options, folder, scratchDir, bundle: undefined, streams: [], state });
+      return journal;
+    },
+  );
 
 const beginning = (
   bundle: VerifiedBundle,
@@ -287,22 +292,25 @@ const originOf = (
 
 /**
  * @param journal of what is under way
+ * @returns it
  * @throws ZferryError `install-pending` when a bundle is not the one that leads it on
  */
-function requireNoOther(
+async function requireNoOther(
   bundle: VerifiedBundle,
   journal: Journal | undefined,
-): asserts journal is InstallJournal | undefined {
+): Promise<InstallJournal | undefined> {
   const { release } = bundle.manifest;
-  if (journal === undefined) return;
-  if (journal.operation !== "install") throw pending(journal, "and nothing is installed before that is done");
+  if (journal === undefined) return undefined;
+  if (journal.operation !== "install")
+    throw await pending(journal, "and nothing is installed before that is done");
   if (journal.release.identity !== bundle.identity) {
-    throw pending(
+    throw await pending(
       journal,
       `${bundle.name} is another bundle: ${bundle.manifest.product} release ${release.name} (${release.sequence})`,
     );
   }
-  if (journal.undoing) throw pending(journal, "and cannot be installed before that is done");
+  if (journal.undoing) throw await pending(journal, "and cannot be installed before that is done");
+  return journal;
 }
 
 /** Where a bundle stands. */
@@ -317,7 +325,7 @@ interface InLine {
  * @param begun what is under way
  * @throws ZferryError `install-pending` when a bundle is not the one that leads that on, nor the next one of several
  */
-export function placeInLine(bundle: VerifiedBundle, begun: Journal | undefined): InLine {
+export async function placeInLine(bundle: VerifiedBundle, begun: Journal | undefined): Promise<InLine> {
   const isNext =
     begun?.operation === "install" &&
     begun.phase === "linking" &&
@@ -326,8 +334,8 @@ export function placeInLine(bundle: VerifiedBundle, begun: Journal | undefined):
   if (isNext && begun.environment !== null) {
     return { journal: undefined, made: withLink(begun, begun.environment) };
   }
-  requireNoOther(bundle, begun);
-  return { journal: begun, made: begun?.environment ?? null };
+  const journal = await requireNoOther(bundle, begun);
+  return { journal, made: journal?.environment ?? null };
 }
 
 function withLink({ release, startedAt, streams, root }: InstallJournal, environment: NewEnvironment) {
@@ -340,11 +348,14 @@ function withLink({ release, startedAt, streams, root }: InstallJournal, environ
 }
 
 /** @throws ZferryError `install-pending` for one of several that is named alone, or leads elsewhere than they do */
-function requireSameEnd(begun: Journal | undefined, { chain: end }: InstallOptions): void {
+async function requireSameEnd(begun: Journal | undefined, { chain: end }: InstallOptions): Promise<void> {
   const chain = begun?.operation === "install" ? begun.environment?.chain : undefined;
   if (begun === undefined || chain?.identity === end?.identity) return;
-  if (chain === undefined) throw pending(begun, "which is made by its bundle alone");
-  throw pending(begun, `the first of several up to release ${chain.release} that are one boot environment`);
+  if (chain === undefined) throw await pending(begun, "which is made by its bundle alone");
+  throw await pending(
+    begun,
+    `the first of several up to release ${chain.release} that are one boot environment`,
+  );
 }
 
 async function makePlan(
@@ -357,8 +368,8 @@ async function makePlan(
   const state = await folder.readState();
   const found = await folder.readJournal();
   const begun = found === undefined || isRecorded(state, found) ? undefined : found;
-  const { journal, made } = placeInLine(bundle, begun);
-  requireSameEnd(begun, options);
+  const { journal, made } = await placeInLine(bundle, begun);
+  await requireSameEnd(begun, options);
   if (begun !== undefined) requireSameSite(begun, site);
 
   const obstacles = new Obstacles();
@@ -477,11 +488,12 @@ export async function resolveBundle(
   const { site, folder = join(site.state, "resolve"), chosen, tool } = options;
   return withLock(site, async (state, scratch) => {
     const [known, found] = [await state.readState(), await state.readJournal()];
-    const { journal, made } = placeInLine(
+    const { journal, made } = await placeInLine(
       bundle,
       found === undefined || isRecorded(known, found) ? undefined : found,
     );
-    if (journal !== undefined && isWritten(journal)) throw pending(journal, "and its conflicts are settled");
+    if (journal !== undefined && isWritten(journal))
+      throw await pending(journal, "and its conflicts are settled");
     if (journal === undefined)
       checkRelease(bundle.manifest, bundle.identity, site.product, known, options.now(), options.exceptions);
     const environment =

@@ -57,7 +57,7 @@ export async function findDueMerge(site: SiteConfig): Promise<"under-way" | "wan
  * @throws ZferryError; nothing is changed then, or the error's hint says how to go on
  */
 export const mergeBefore = (options: MergeBeforeOptions): Promise<MergedBefore> =>
-  withState(options.site, async (folder, scratchDir) => {
+  withState(options.site, options.warn, async (folder, scratchDir) => {
     const { site } = options;
     const state = await folder.readState();
     const work: Work = {
@@ -67,7 +67,7 @@ export const mergeBefore = (options: MergeBeforeOptions): Promise<MergedBefore> 
     const journal = await folder.readJournal();
     if (journal !== undefined) {
       if (journal.operation !== "merge" || (journal.undoing && isWritten(journal)))
-        throw pending(journal, "and nothing is merged before that is done");
+        throw await pending(journal, "and nothing is merged before that is done");
       requireSameSite(journal, site);
       if (isWritten(journal)) {
         await carryOut(journal, null, work);

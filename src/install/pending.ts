@@ -18,17 +18,21 @@ import {
   type StateFolder,
 } from "./state.js";
 import { siteRoot } from "./site-root.js";
-import { finishRecorded } from "./steps.js";
+import { canBeGivenUp, finishRecorded } from "./steps.js";
 import { withTraces } from "./under-way.js";
 
-/** Runs `use` with the site's lock, and with what was recorded and left something behind cleaned up: the journal of that, if any. */
+/**
+ * Runs `use` with the site's lock, and with what was recorded and left something behind cleaned up: the journal of that, if any.
+ * @param warn told what that could not clean up
+ */
 export async function withState<Result>(
   site: SiteConfig,
+  warn: (what: string) => void,
   use: (folder: StateFolder, scratch: string, finished: Journal | undefined) => Promise<Result>,
 ): Promise<Result> {
   for (const dataset of Object.values(site.streams)) await requireAnswer(dataset);
   return withLock(site, async (folder, scratch) => {
-    const finished = await withTraces(site, () => finishRecorded(folder));
+    const finished = await withTraces(site, () => finishRecorded(folder, warn));
     return use(folder, scratch, finished);
   });
 }
@@ -118,7 +122,7 @@ function otherEnvironment({ dataset, configured }: NewEnvironment, site: SiteCon
 }
 
 /** That another command must come first. */
-export function pending(journal: Journal, why: string): ZferryError {
+export async function pending(journal: Journal, why: string): Promise<ZferryError> {
   const { undoing, operation } = journal;
   const givenUp = undoing ? ", which is being given up" : "";
   const what = {
@@ -127,12 +131,13 @@ export function pending(journal: Journal, why: string): ZferryError {
     merge: `${subjectOf(journal)} is under way${givenUp}`,
   };
   const wayOn = operation === "install" ? wayOnOf(journal) : `: ${GOES_ON[operation]}`;
-  const wayBack = operation !== "rollback" || journal.phase === "preparing";
+  const hasWayBack = operation !== "rollback" || (await canBeGivenUp(journal));
   return new ZferryError("install-pending", `${what[operation]}, ${why}`, {
     details: { pending: nameOf(journal) },
-    hint: undoing
-      ? "finish that first: bundle abort"
-      : `finish it first${wayOn}${wayBack ? "; or give it up: bundle abort" : ""}`,
+    hint:
+      undoing && hasWayBack
+        ? "finish that first: bundle abort"
+        : `finish it first${wayOn}${hasWayBack ? "; or give it up: bundle abort" : ""}`,
   });
 }
 
@@ -146,8 +151,8 @@ function wayOnOf({ release, environment }: InstallJournal): string {
 }
 
 /** @throws ZferryError `install-pending` */
-export function requireNothingPending(journal: Journal | undefined, why: string): void {
-  if (journal !== undefined) throw pending(journal, why);
+export async function requireNothingPending(journal: Journal | undefined, why: string): Promise<void> {
+  if (journal !== undefined) throw await pending(journal, why);
 }
 
 /** Whether everything of `/` is as it was when the plan was made, or as the plan leaves it. */

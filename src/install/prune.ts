@@ -87,7 +87,10 @@ interface Site {
  */
 export async function planPruning(config: SiteConfig, found?: BootEnvironments): Promise<Pruning> {
   const state = await openState(config.state).readState();
-  requireNothingPending(await readUnderWay(config), "and no environment is removed before that is done");
+  await requireNothingPending(
+    await readUnderWay(config),
+    "and no environment is removed before that is done",
+  );
   requireConfirmed(state);
   return makePlan(await readSite(config, state, found));
 }
@@ -101,26 +104,33 @@ export const pruneEnvironments = (
   config: SiteConfig,
   options: Pick<ReceiveOptions, "signal" | "step">,
 ): Promise<Pruning> =>
-  withState(config, async (folder) => {
-    const state = await folder.readState();
-    requireNothingPending(await folder.readJournal(), "and no environment is removed before that is done");
-    requireConfirmed(state);
-    const site = await readSite(config, state);
-    const { old, more, ...plan } = await choose(site);
-    const { container, environments } = site.found;
-    const work = { ...options, site, needed: neededBy(without(environments, old), state) };
-    const removed: RemovedEnvironment[] = [];
-    for (const each of old) removed.push({ ...each, frees: await remove(each, work) });
-    for (const each of more) {
-      // What is free by now is known, and was only estimated.
-      if ((await freeIn(container)) >= plan.keepFree) break;
-      const needed = neededBy(without(environments, [...removed, each]), state);
-      removed.push({ ...each, frees: await remove(each, { ...work, needed }) });
-    }
-    // Also what a run before left.
-    if (removed.length === 0) await sweep(work);
-    return { ...plan, removed, free: await freeIn(container) };
-  });
+  withState(
+    config,
+    (what) => options.step(`warning: ${what}`),
+    async (folder) => {
+      const state = await folder.readState();
+      await requireNothingPending(
+        await folder.readJournal(),
+        "and no environment is removed before that is done",
+      );
+      requireConfirmed(state);
+      const site = await readSite(config, state);
+      const { old, more, ...plan } = await choose(site);
+      const { container, environments } = site.found;
+      const work = { ...options, site, needed: neededBy(without(environments, old), state) };
+      const removed: RemovedEnvironment[] = [];
+      for (const each of old) removed.push({ ...each, frees: await remove(each, work) });
+      for (const each of more) {
+        // What is free by now is known, and was only estimated.
+        if ((await freeIn(container)) >= plan.keepFree) break;
+        const needed = neededBy(without(environments, [...removed, each]), state);
+        removed.push({ ...each, frees: await remove(each, { ...work, needed }) });
+      }
+      // Also what a run before left.
+      if (removed.length === 0) await sweep(work);
+      return { ...plan, removed, free: await freeIn(container) };
+    },
+  );
 
 const without = (
   environments: readonly BootEnvironment[],

@@ -9,6 +9,7 @@ import {
   abortReceive,
   datasetExists,
   fullName,
+  getProperties,
   listSnapshots,
   receive,
   resumeToken,
@@ -103,6 +104,14 @@ export const describeStream = ({
   rawBytes: stream.rawBytes,
   ...(base === undefined || base.dataset === dataset ? {} : { origin: base.dataset }),
 });
+
+/** The same, with what tells the dataset of the base when it is renamed. */
+export async function identifyStream(plan: StreamPlan): Promise<InstalledStream> {
+  const stream = describeStream(plan);
+  if (plan.base === undefined) return stream;
+  const { guid } = await getProperties(plan.base.dataset, ["guid"]);
+  return { ...stream, baseDataset: guid };
+}
 
 export async function isReceived({ dataset, target }: InstalledStream): Promise<boolean> {
   if (!(await datasetExists(dataset))) return false;

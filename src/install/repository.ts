@@ -131,7 +131,7 @@ async function placeOf({ site, systemDir, ignore }: RepositoryOptions): Promise<
   const journal = await readUnderWay({ ...site, state });
   // What it prepared lies beside the files, and would be committed with them.
   if (journal !== undefined)
-    throw pending(journal, `with the repository that was there: bring ${gitDir} back`);
+    throw await pending(journal, `with the repository that was there: bring ${gitDir} back`);
   const hasOwn = lstatSync(join(workTree, ".gitignore"), { throwIfNoEntry: false }) !== undefined;
   const own = [relative(workTree, resolve(state)), relative(resolved(workTree), resolved(state))];
   const fixed = [...NEVER, ...(hasOwn ? [] : USUAL)];

@@ -37,7 +37,7 @@ import {
   type StateFolder,
 } from "./state.js";
 import { siteRoot } from "./site-root.js";
-import { carryOut, releaseBases, requireAgreed, type Work } from "./steps.js";
+import { canBeGivenUp, carryOut, releaseBases, requireAgreed, type Work } from "./steps.js";
 import { describeLoss, findWayBack, type WayBack } from "./take-back.js";
 
 // formats/state.md, Rolling back
@@ -50,6 +50,8 @@ export interface RollbackOptions extends GoOnOptions, Pick<InstallOptions, "comm
 export interface Rollback {
   /** What is rolled back. */
   readonly installation: Installation;
+  /** Whether it was done and recorded before: then only what it left is to be removed. */
+  readonly recorded: boolean;
   /** Of each stream; none where all of them are back already. */
   readonly ways: readonly WayBack[];
   readonly root: RootPlan | null;
@@ -69,7 +71,17 @@ type Planned = Rollback & {
  */
 export async function planRollback(options: Omit<RollbackOptions, "agree">): Promise<Rollback> {
   for (const dataset of Object.values(options.site.streams)) await requireAnswer(dataset);
-  return withScratch((scratch) => makePlan(options, openState(options.site.state), scratch));
+  const folder = openState(options.site.state);
+  return (await readRecorded(folder)) ?? withScratch((scratch) => makePlan(options, folder, scratch));
+}
+
+/** A rollback that is recorded, and left something to be removed. */
+async function readRecorded(folder: StateFolder): Promise<Rollback | undefined> {
+  const [state, journal] = [await folder.readState(), await folder.readJournal()];
+  const installation = state?.installations.at(-1);
+  if (installation === undefined || journal?.operation !== "rollback" || !isRecorded(state, journal))
+    return undefined;
+  return { installation, recorded: true, ways: [], root: null, rootSpace: [], rootSettled: [] };
 }
 
 /**
@@ -78,10 +90,10 @@ export async function planRollback(options: Omit<RollbackOptions, "agree">): Pro
  * @throws ZferryError; the site is then as it was, or the error's hint says how to go on
  */
 export async function rollBack(options: RollbackOptions): Promise<Rollback> {
-  return withState(options.site, async (folder, scratchDir, finished) => {
+  return withState(options.site, options.warn, async (folder, scratchDir, finished) => {
     if (finished?.operation === "rollback") {
       const installation = (await folder.readState())?.installations.at(-1) as Installation;
-      return { installation, ways: [], root: finished.root, rootSpace: [], rootSettled: [] };
+      return { installation, recorded: true, ways: [], root: finished.root, rootSpace: [], rootSettled: [] };
     }
     // One time for all that it begins with: planned again, it is the same plan.
     const began = options.now();
@@ -136,7 +148,7 @@ async function makePlan(
   const known = await readSite(site, folder);
   const { installation, journal } = known;
   if (journal !== undefined && isWritten(journal))
-    return { ...known, ways: [], root: journal.root, rootSpace: [], rootSettled: [] };
+    return { ...known, recorded: false, ways: [], root: journal.root, rootSpace: [], rootSettled: [] };
 
   const obstacles = new Obstacles();
   await obstacles.unless(async () => requireProduct(known.state, site.product));
@@ -160,7 +172,7 @@ async function makePlan(
     }),
   );
   obstacles.throwAny();
-  return { ...known, ways, root: root ?? null, rootSpace, rootSettled };
+  return { ...known, recorded: false, ways, root: root ?? null, rootSpace, rootSettled };
 }
 
 /**
@@ -174,8 +186,10 @@ async function readSite(
   const state = await folder.readState();
   const found = await folder.readJournal();
   const journal = found === undefined || isRecorded(state, found) ? undefined : found;
-  if (journal !== undefined && (journal.operation !== "rollback" || journal.undoing))
-    throw pending(journal, "and nothing is rolled back before that is done");
+  const why = "and nothing is rolled back before that is done";
+  if (journal !== undefined && journal.operation !== "rollback") throw await pending(journal, why);
+  // What cannot be given up any more goes on, though somebody began to.
+  if (journal?.undoing && (await canBeGivenUp(journal))) throw await pending(journal, why);
   if (journal !== undefined) requireSameSite(journal, site);
   const installation = requireInstallation(state);
   requireConfigured(installation, site);
@@ -255,7 +269,7 @@ async function requirePassable({ stream: { dataset }, blocked }: WayBack): Promi
     throw impossible(
       `${dataset} cannot be rolled back over ${blocked.join(", ")}`,
       { dataset, blocked },
-      "remove these first: zfs promote or destroy a clone, zfs release a hold",
+      "remove these first: zfs destroy a clone, which would take the base with it if it was promoted; zfs release a hold",
     );
   }
   if ((await tokenOf(dataset)) === undefined) return;
@@ -310,7 +324,8 @@ export async function resolveRollback(
   const { site, folder = join(site.state, "resolve"), chosen, tool } = options;
   return withLock(site, async (stateFolder, scratchDir) => {
     const { installation, journal } = await readSite(site, stateFolder);
-    if (journal !== undefined && isWritten(journal)) throw pending(journal, "and its conflicts are settled");
+    if (journal !== undefined && isWritten(journal))
+      throw await pending(journal, "and its conflicts are settled");
     const { name } = installation.release;
     const resolved = await resolveConflicts({
       state: site.state,
@@ -333,22 +348,30 @@ export async function streamsToRollBack({ state }: SiteConfig): Promise<readonly
 
 /**
  * Gives up the possibility to roll the newest install back: what it would go back to is let go.
- * @param begin called when nothing stands against it any more, before anything is written
- * @param isToMerge whether a merge was asked for, for the hint
+ * @param options.begin called when nothing stands against it any more, before anything is written
+ * @param options.warn told what could not be let go
+ * @param options.isToMerge whether a merge was asked for, for the hint
  * @returns the installation; `isNew` when it was not confirmed already. Undefined when there is none to be confirmed.
  * @throws ZferryError `install-pending` while something is under way
  */
 export const confirmInstall = (
   site: SiteConfig,
   now: () => Date,
-  begin: () => Promise<void>,
-  isToMerge = false,
+  {
+    begin,
+    warn,
+    isToMerge,
+  }: {
+    readonly begin: () => Promise<void>;
+    readonly warn: (what: string) => void;
+    readonly isToMerge: boolean;
+  },
 ): Promise<{ readonly installation: Installation; readonly isNew: boolean } | undefined> =>
-  withState(site, async (folder) => {
+  withState(site, warn, async (folder) => {
     const [state, journal] = [await folder.readState(), await folder.readJournal()];
     // A merge may have been cut off by what ended the confirmation that it came with.
     if (journal !== undefined && journal.operation !== "merge")
-      throw pending(journal, "and nothing is confirmed before that is done");
+      throw await pending(journal, "and nothing is confirmed before that is done");
     const last = state?.installations.at(-1);
     if (state === undefined || last === undefined || last.rolledBack !== undefined) return undefined;
     requireProduct(state, site.product);
@@ -363,7 +386,7 @@ export const confirmInstall = (
       await folder.writeState({ ...state, installations });
     }
     // Also what a run before that was interrupted left.
-    await releaseBases(last.streams);
+    await releaseBases(last.streams, [], warn);
     await folder.removePlans();
     return { installation, isNew };
   });

@@ -87,7 +87,7 @@ export async function moveState(site: SiteConfig, move: StateMove): Promise<void
   const { path, dataset, aside } = move;
   const beneath = join(path, MOUNTED_FROM);
   if (!isMounted(move)) guarded(beneath, () => rmSync(beneath, { force: true }));
-  requireNothingPending(await readUnderWay(site), "and the state is not moved before that is done");
+  await requireNothingPending(await readUnderWay(site), "and the state is not moved before that is done");
   if (!(await datasetExists(dataset))) {
     await createFileSystem(dataset, { mountpoint: "legacy", canmount: "noauto", [MARK]: "copying" });
   }

@@ -42,6 +42,8 @@ const installedStream = table({
   rawBytes: v.optional(integer(0)),
   /** The dataset that has the base, where the stream made a new one beside it. */
   origin: v.optional(datasetName),
+  /** The guid of the dataset that has the base, which may be renamed; absent after a full stream, and where an older zferry installed it. */
+  baseDataset: v.optional(guid),
 });
 export type InstalledStream = v.InferOutput<typeof installedStream>;
 
@@ -276,6 +278,8 @@ const installSchema = table({
 const lossSchema = table({
   dataset: datasetName,
   snapshots: v.array(table({ snapshot: v.string(), guid })),
+  /** Absent for none. The guid is that of the snapshot. */
+  bookmarks: v.optional(v.array(table({ bookmark: v.string(), guid }))),
   /** Bytes since what the release left. */
   written: integer(0),
 });

@@ -19,12 +19,16 @@ import { parseResumeToken } from "../stream/resume-token.js";
 import { ownMounts } from "../system/mounts.js";
 import {
   datasetExists,
+  findDataset,
+  findHeld,
   findInHistory,
   fullName,
   getProperties,
+  hasGuid,
   holdSnapshots,
   listDepended,
   listProperties,
+  poolOf,
   releaseSnapshot,
 } from "../system/zfs.js";
 import { changeKeys } from "../trust/keys.js";
@@ -38,7 +42,7 @@ import {
   withContainer,
 } from "./environment-install.js";
 import { restoreNext } from "./environments.js";
-import { requireUnused, type Live, type StreamPlan } from "./plan.js";
+import { requireAnswer, requireUnused, type Live, type StreamPlan } from "./plan.js";
 import { discardPartial, isReceived, receiveStream, tokenOf, type ReceiveOptions } from "./receive.js";
 import { forgetMerge, rememberMerge } from "./merge-mark.js";
 import { apartFrom, composeParts, sharedPart, sharedPaths } from "./shared-mounts.js";
@@ -68,8 +72,10 @@ import {
   describeLoss,
   findWayBack,
   forgetWayBack,
+  isPromotedAway,
   isReturning,
   removeLeft,
+  requireDataset,
   snapshotsOfMade,
   takeBack,
 } from "./take-back.js";
@@ -245,7 +251,8 @@ const INSTALL: Steps<InstallJournal> = {
         if (base !== undefined) await holdSnapshots(HOLD_TAG, [base]);
       }
     },
-    undo: (journal, { state }) => releaseBases(firstStreams(journal), undoable(state)?.streams),
+    undo: (journal, { state, step }) =>
+      releaseBases(firstStreams(journal), undoable(state)?.streams ?? [], (what) => step(`warning: ${what}`)),
   },
 
   cloning: {
@@ -367,6 +374,10 @@ export function requireAgreed(loss: Loss, agreed: readonly Loss[]): void {
     snapshots: loss.snapshots.filter(
       ({ guid }) => known?.snapshots.some((each) => each.guid === guid) !== true,
     ),
+    bookmarks: loss.bookmarks?.filter(
+      ({ bookmark, guid }) =>
+        known?.bookmarks?.some((each) => each.bookmark === bookmark && each.guid === guid) !== true,
+    ),
     written: loss.written > allowed ? loss.written : 0,
   };
   const lost = describeLoss(left);
@@ -392,7 +403,7 @@ export async function carryOut(journal: Journal, outdated: RootPlan | null, work
     await advance(journal, MERGE, PHASES.merge, work);
     await work.folder.removeJournal();
   }
-  await finishRecorded(work.folder);
+  await finishRecorded(work.folder, (what) => work.step(`warning: ${what}`));
 }
 
 /**
@@ -492,9 +503,9 @@ async function afterFailure(cause: unknown, journal: Journal, work: Work): Promi
       const environment = environmentOf(journal);
       // It may have been booted since it was activated.
       if (environment !== null) {
-    requireNotRunning(environment);
-    await requireNeverUsed(environment);
-  }
+        requireNotRunning(environment);
+        await requireNeverUsed(environment);
+      }
       await undo(journal, { ...work, signal: new AbortController().signal });
     }
     return withHint(error, `${none}; the site is as it was before`);
@@ -557,11 +568,16 @@ async function describeReceived(journal: InstallJournal): Promise<string | undef
   return ownStreams(journal).length === 0 ? undefined : `${environment.dataset} stays`;
 }
 
-/** "usr is rolled back"; undefined when nothing is. */
+/**
+ * "usr is rolled back"; undefined when nothing is.
+ * @throws ZferryError `base-missing` where a dataset is not there any more, of which that cannot be told
+ */
 async function describeRolledBack(journal: RollbackJournal): Promise<string | undefined> {
   const found: string[] = [];
   for (const stream of ownStreams(journal)) {
-    if (!(await isReceived(stream))) found.push(`${stream.role} is rolled back`);
+    await requireDataset(stream);
+    if (!(await isReceived(stream)) && !(await isPromotedAway(stream)))
+      found.push(`${stream.role} is rolled back`);
   }
   if (found.length === 0 && isWritten(journal)) return PARTLY;
   return found.length === 0 ? undefined : found.join(", ");
@@ -614,7 +630,8 @@ export async function requireUndoable(
   const own = new Set(streams.map(({ target }) => target.guid));
   for (const stream of streams) {
     const { dataset, base } = stream;
-    if ((await isReceived(stream)) || (await isReturning(stream))) await requireRollback(stream, own, live);
+    if ((await isReceived(stream)) || (await isReturning(stream)) || (await isPromotedAway(stream)))
+      await requireRollback(stream, own, live);
     else if (environment === null && base !== null && !(await datasetExists(dataset))) {
       throw new ZferryError("base-missing", `there is no dataset ${dataset}, which the install began with`, {
         details: { dataset, expected: base.guid },
@@ -648,10 +665,7 @@ function requireNotRunning({ dataset }: NewEnvironment): void {
     `the boot environment ${dataset}, which would be given up, is mounted on ${mounted.point}`,
     {
       details: { dataset, path: mounted.point },
-      hint:
-        mounted.point === "/"
-          ? "finish the install: bundle install"
-          : `umount ${mounted.point}`,
+      hint: mounted.point === "/" ? "finish the install: bundle install" : `umount ${mounted.point}`,
     },
   );
 }
@@ -674,6 +688,19 @@ async function requireNeverUsed({ dataset }: NewEnvironment): Promise<void> {
   });
 }
 
+/** Whether `bundle abort` gives a rollback up, as far as its datasets are concerned; not where one cannot be asked. */
+export async function canBeGivenUp(journal: RollbackJournal): Promise<boolean> {
+  if (isWritten(journal)) return false;
+  try {
+    for (const { dataset } of journal.streams) await requireAnswer(dataset);
+    await requireNotRolledBack(journal);
+    return true;
+  } catch (error) {
+    if (error instanceof ZferryError) return false;
+    throw error;
+  }
+}
+
 /** What a rollback took is lost, so that only its end leads to both halves. */
 async function requireNotRolledBack(journal: RollbackJournal): Promise<void> {
   const done = await describeRolledBack(journal);
@@ -694,10 +721,11 @@ async function requireRollback(
 ): Promise<void> {
   const { dataset } = stream;
   const { loss, blocked } = await findWayBack(stream);
+  const { bookmarks } = loss;
   // A later bundle's stream into the same dataset is asked by itself, and has what was written since.
   const snapshots = loss.snapshots.filter(({ guid }) => !own.has(guid));
   const written = snapshots.length === loss.snapshots.length ? loss.written : 0;
-  requireNoLoss(dataset, [...describeLoss({ dataset, snapshots, written }), ...blocked]);
+  requireNoLoss(dataset, [...describeLoss({ dataset, snapshots, bookmarks, written }), ...blocked]);
   await requireUnused(dataset, live, "abort");
 }
 
@@ -753,30 +781,76 @@ async function describeEnvironment(environment: NewEnvironment, root: RootPlan |
 /**
  * What is left to be done for what is recorded: bases that nothing goes back to any more are let go, and the journal goes. It
  * needs no bundle, whose signers may be revoked by now.
+ * @param warn as of `releaseBases`
  * @returns the journal; undefined where there was nothing to be done
  */
-export async function finishRecorded(folder: StateFolder): Promise<Journal | undefined> {
+export async function finishRecorded(
+  folder: StateFolder,
+  warn: (what: string) => void,
+): Promise<Journal | undefined> {
   const [state, journal] = [await folder.readState(), await folder.readJournal()];
   if (journal === undefined || journal.operation === "merge" || !isRecorded(state, journal)) return undefined;
-  if (journal.operation === "rollback") await releaseBases(journal.streams);
+  if (journal.operation === "rollback") await releaseBases(journal.streams, [], warn);
   else {
     const before = state && { ...state, installations: state.installations.slice(0, -1) };
-    await releaseBases(installed(before)?.streams ?? [], state?.installations.at(-1)?.streams);
+    await releaseBases(installed(before)?.streams ?? [], state?.installations.at(-1)?.streams ?? [], warn);
   }
   await folder.removeJournal();
   return journal;
 }
 
-/** @param kept has the bases that stay held */
+/**
+ * @param kept has the bases that stay held
+ * @param warn told of a base that cannot be found, and may be held
+ */
 export async function releaseBases(
   streams: readonly InstalledStream[],
-  kept: readonly InstalledStream[] = [],
+  kept: readonly InstalledStream[],
+  warn: (what: string) => void,
 ): Promise<void> {
   const guids = new Set(kept.map(({ base }) => base?.guid));
-  for (const { dataset, origin = dataset, base } of streams) {
+  for (const stream of streams) {
+    const { dataset, origin, base } = stream;
     if (base === null || guids.has(base.guid)) continue;
+    const place = await findBaseDataset(stream);
     // By its guid: where an environment was promoted, as zectl does, another dataset has it now.
-    const found = (await findInHistory(origin, base.guid)) ?? (await findInHistory(dataset, base.guid));
+    const found =
+      (place === undefined ? undefined : await findInHistory(place, base.guid)) ??
+      (origin === undefined ? undefined : await findInHistory(dataset, base.guid));
     if (found !== undefined) await releaseSnapshot(HOLD_TAG, found);
+    else if (place === undefined) await tellHeld(stream, base, warn);
+  }
+}
+
+/** The dataset that had the base when it was installed, by its name now; undefined where it is not there, or cannot be told. */
+async function findBaseDataset({
+  dataset,
+  origin = dataset,
+  baseDataset,
+}: InstalledStream): Promise<string | undefined> {
+  const isThere = await datasetExists(origin);
+  if (baseDataset === undefined) return isThere ? origin : undefined;
+  if (isThere && (await hasGuid(origin, baseDataset))) return origin;
+  return findDataset(poolOf(origin), baseDataset);
+}
+
+/** Other sites may have copies in the same pool, held with the same tag: what is not known to be ours is for a person to release. */
+async function tellHeld(
+  { dataset, origin = dataset }: InstalledStream,
+  base: NonNullable<InstalledStream["base"]>,
+  warn: (what: string) => void,
+): Promise<void> {
+  const pool = poolOf(origin);
+  const release = (name: string): string => `zfs release ${HOLD_TAG} ${name}`;
+  if (!(await datasetExists(pool))) {
+    const name = fullName({ dataset: origin, name: base.snapshot });
+    warn(`pool ${pool} is not there, and ${name} stays held in it; when it is back: ${release(name)}`);
+    return;
+  }
+  const held = (await findHeld(pool, base.guid, HOLD_TAG)).map(fullName);
+  for (const name of held) {
+    warn(
+      `dataset ${origin} is not there any more, and its base (guid ${base.guid}) may be ${name}, which is held; if no other site needs it: ${release(name)}`,
+    );
   }
 }

@@ -4,9 +4,13 @@ import {
   datasetExists,
   destroy,
   dropProperties,
+  findDataset,
+  findPromoted,
   fullName,
   getProperties,
+  listBookmarks,
   listSnapshots,
+  poolOf,
   rollback,
   setProperty,
   type Snapshot,
@@ -32,23 +36,19 @@ export interface WayBack {
 
 /**
  * Finds the way, and changes nothing.
- * @throws ZferryError `base-missing` when there is no base to go back to; `zfs-failed` without the dataset
+ * @throws ZferryError `base-missing` when there is no base to go back to, or no dataset
  */
 export async function findWayBack(stream: InstalledStream): Promise<WayBack> {
   const { dataset, target } = stream;
   // What it made beside its base goes as a whole.
   const base = stream.origin === undefined ? stream.base : null;
+  await requireDataset(stream);
   const snapshots = await listSnapshots(dataset);
   const [from, reached] = [base, target].map((wanted) =>
     snapshots.findIndex(({ guid }) => guid === wanted?.guid),
   ) as [number, number];
-  if ((base !== null && (from === -1 || reached === 0)) || (base === null && reached === -1)) {
-    throw new ZferryError(
-      "base-missing",
-      `${dataset} has no snapshot with guid ${base?.guid ?? target.guid} to go back ${base === null ? "from" : "to"}`,
-      { details: { dataset, expected: base?.guid ?? target.guid } },
-    );
-  }
+  if ((base !== null && (from === -1 || reached === 0)) || (base === null && reached === -1))
+    throw await withoutSnapshot(dataset, base, target);
   // Where it was begun and the target is gone, the dataset may still have all that the target had.
   const begunTo = reached === -1 ? await findBegun(dataset, snapshots) : -1;
   const begun = begunTo !== -1;
@@ -70,20 +70,84 @@ export async function findWayBack(stream: InstalledStream): Promise<WayBack> {
     if (others.length > 0) blocked.push(`clones of ${name}: ${others.join(",")}`);
     if (!["0", "-"].includes(userrefs)) blocked.push(`holds on ${name}: zfs holds shows them`);
   }
+  // What others took between base and target stays, and is like the base.
+  const to = base === null ? null : (snapshots[back] as Snapshot);
+  const bookmarks = done ? [] : await bookmarksAfter(dataset, to);
   return {
     stream,
-    // What others took between base and target stays, and is like the base.
-    to: base === null ? null : (snapshots[back] as Snapshot),
+    to,
     done,
     begun,
     loss: {
       dataset,
       snapshots: later.map(({ name, guid }) => ({ snapshot: name, guid })),
+      ...(bookmarks.length === 0 ? {} : { bookmarks }),
       // Nobody else can have written it then.
       written: begun && properties["readonly"] === "on" ? 0 : written,
     },
     blocked,
   };
+}
+
+/** @throws ZferryError `base-missing` where there is no such dataset any more */
+export async function requireDataset({
+  dataset,
+  base,
+  target,
+  origin,
+  baseDataset,
+}: InstalledStream): Promise<void> {
+  if (await datasetExists(dataset)) return;
+  const { guid } = base ?? target;
+  const isKnown = origin === undefined && baseDataset !== undefined;
+  const renamed = isKnown ? await findDataset(poolOf(dataset), baseDataset) : undefined;
+  throw new ZferryError(
+    "base-missing",
+    `there is no dataset ${dataset} any more, which had the snapshot with guid ${guid}`,
+    {
+      details: { dataset, expected: guid },
+      hint:
+        renamed === undefined
+          ? "bring it back to its name with zfs rename, or, if it was destroyed, by zfs receive from a copy with that snapshot"
+          : `it has another name since: zfs rename ${renamed} ${dataset}`,
+    },
+  );
+}
+
+/** Why there is no way, and what brings it back. */
+async function withoutSnapshot(
+  dataset: string,
+  base: InstalledStream["base"],
+  target: InstalledStream["target"],
+): Promise<ZferryError> {
+  const { guid } = base ?? target;
+  const message = `${dataset} has no snapshot with guid ${guid} to go back ${base === null ? "from" : "to"}`;
+  const promoted = await findPromoted(dataset, guid);
+  if (promoted === undefined) {
+    return new ZferryError("base-missing", `${message}: it was destroyed`, {
+      details: { dataset, expected: guid },
+    });
+  }
+  const { snapshot, promotions } = promoted;
+  const command = `zfs promote ${dataset}`;
+  return new ZferryError(
+    "base-missing",
+    `${message}: it is ${fullName(snapshot)} since ${snapshot.dataset} was promoted`,
+    {
+      details: { dataset, expected: guid, found: fullName(snapshot) },
+      hint: `to have it back: ${Array.from({ length: promotions }, () => command).join("; ")}`,
+    },
+  );
+}
+
+/** The bookmarks that go with what is newer than a snapshot, or, without one, with the dataset: `zfs rollback -r` destroys them, too. */
+async function bookmarksAfter(dataset: string, to: Snapshot | null): Promise<NonNullable<Loss["bookmarks"]>> {
+  const found = await listBookmarks(dataset);
+  if (found.length === 0) return [];
+  const from = to === null ? -1 : Number((await getProperties(fullName(to), ["createtxg"])).createtxg);
+  return found
+    .filter(({ createtxg }) => createtxg > from)
+    .map(({ name, guid }) => ({ bookmark: name, guid }));
 }
 
 /** The `guid` of the snapshot that a dataset is being brought back to: `zfs rollback -r` destroys what is newer first, and may be ended then. */
@@ -106,9 +170,17 @@ export const isReturning = async ({ dataset, base, origin }: InstalledStream): P
   (await datasetExists(dataset)) &&
   (await findBegun(dataset, await listSnapshots(dataset))) !== -1;
 
+/** Whether another dataset was promoted since, and has the target: the dataset is on it as before. */
+export const isPromotedAway = async ({ dataset, base, target, origin }: InstalledStream): Promise<boolean> =>
+  base !== null &&
+  origin === undefined &&
+  (await datasetExists(dataset)) &&
+  (await findPromoted(dataset, target.guid)) !== undefined;
+
 /** What is lost, in words; empty for nothing. */
-export const describeLoss = ({ dataset, snapshots, written }: Loss): string[] => [
+export const describeLoss = ({ dataset, snapshots, bookmarks = [], written }: Loss): string[] => [
   ...snapshots.map(({ snapshot }) => fullName({ dataset, name: snapshot })),
+  ...bookmarks.map(({ bookmark }) => `${dataset}#${bookmark}`),
   ...(written === 0 ? [] : [`${formatBytes(written)} written since`]),
 ];
 

@@ -118,7 +118,7 @@ export async function confirmTrial(site: SiteConfig, isMergeWanted: boolean): Pr
   if (tried === undefined) return;
   const journal = await readUnderWay(site);
   if (journal?.operation !== "merge")
-    requireNothingPending(journal, "and nothing is confirmed before that is done");
+    await requireNothingPending(journal, "and nothing is confirmed before that is done");
   const { dataset } = tried.environment;
   await beginConfirming(dataset);
   await dropProperties(dataset, ["zferry:failed"]);
@@ -311,7 +311,12 @@ export async function recordFailure({ site, now, signal, step }: TrialOptions): 
   if (isRunning || !(await isLeft(site, to, tried.dataset))) return;
   step(`${tried.name} failed: recording release ${left.release.name} as rolled back`);
   describeShared(left.environment).forEach((line) => step(line));
-  await rollBackEnvironment(site, now, async () => false);
+  await rollBackEnvironment(
+    site,
+    now,
+    async () => false,
+    (what) => step(`warning: ${what}`),
+  );
 }
 
 /** Whether the environment that a failed one went back to boots next, or is to: a hook cannot tell the loaders that are not ZFS's own. */

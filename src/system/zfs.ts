@@ -106,12 +106,63 @@ export async function listSnapshots(dataset: string): Promise<Snapshot[]> {
   return rows(await zfs(args)).map(([full = "", guid = ""]) => ({ ...splitName(full), guid }));
 }
 
+/** What is left of a snapshot for `zfs send` to start from. Its guid and `createtxg` are the snapshot's. */
+export interface Bookmark {
+  readonly dataset: string;
+  /** Without the dataset and `#`. */
+  readonly name: string;
+  readonly guid: string;
+  readonly createtxg: number;
+}
+
+/**
+ * A dataset's bookmarks, those of the oldest snapshots first.
+ * @throws ZferryError `zfs-failed` when there is no such dataset
+ */
+export async function listBookmarks(dataset: string): Promise<Bookmark[]> {
+  const args = [
+    "list",
+    "-H",
+    "-p",
+    "-t",
+    "bookmark",
+    "-o",
+    "name,guid,createtxg",
+    ...OLDEST_FIRST,
+    "-d",
+    "1",
+  ];
+  return rows(await zfs([...args, dataset])).map(([full = "", guid = "", createtxg = ""]) => {
+    const at = full.indexOf("#");
+    return { dataset: full.slice(0, at), name: full.slice(at + 1), guid, createtxg: Number(createtxg) };
+  });
+}
+
 /** The snapshots with a guid on file systems and volumes right below a dataset; none where there is no such dataset. */
 export async function findSnapshots(parent: string, guid: string): Promise<Snapshot[]> {
   if (!(await datasetExists(parent))) return [];
   return rows(await zfs([...LIST_SNAPSHOTS, "name,guid", "-d", "2", parent]))
     .filter(([, found]) => found === guid)
     .map(([full = ""]) => ({ ...splitName(full), guid }));
+}
+
+/** The name of the file system or volume of a pool that has a guid, which it keeps when it is renamed; undefined for none, and without the pool. */
+export async function findDataset(pool: string, guid: string): Promise<string | undefined> {
+  if (!(await datasetExists(pool))) return undefined;
+  const args = ["list", "-H", "-p", "-o", "name,guid", "-t", "filesystem,volume", "-r", pool];
+  return rows(await zfs(args)).find(([, found]) => found === guid)?.[0];
+}
+
+/** The snapshots of a pool that have a guid and are held with a tag: copies in one pool have the same guid. None without the pool. */
+export async function findHeld(pool: string, guid: string, tag: string): Promise<Snapshot[]> {
+  if (!(await datasetExists(pool))) return [];
+  const held = rows(await zfs([...LIST_SNAPSHOTS, "name,guid,userrefs", "-r", pool])).flatMap(
+    ([name = "", found, holds]) => (found === guid && holds !== "0" && holds !== "-" ? [name] : []),
+  );
+  if (held.length === 0) return [];
+  return rows(await zfs(["holds", "-H", ...held])).flatMap(([full = "", found]) =>
+    found === tag ? [{ ...splitName(full), guid }] : [],
+  );
 }
 
 /**
@@ -124,6 +175,28 @@ export async function findInHistory(dataset: string, guid: string): Promise<Snap
     if (found !== undefined) return found;
     const { origin } = await getProperties(at, ["origin"]);
     at = origin.slice(0, Math.max(0, origin.indexOf("@")));
+  }
+  return undefined;
+}
+
+/**
+ * A snapshot that a dataset was made on, and that another one has, as after `zfs promote` of its clone. Later snapshots of that one are
+ * none that the dataset ever had.
+ * @returns it, and how many promotions of the dataset bring it back; undefined where there is none
+ * @throws ZferryError `zfs-failed` when there is no such dataset
+ */
+export async function findPromoted(
+  dataset: string,
+  guid: string,
+): Promise<{ readonly snapshot: Snapshot; readonly promotions: number } | undefined> {
+  let { origin } = await getProperties(dataset, ["origin"]);
+  for (let promotions = 1; origin.includes("@"); promotions += 1) {
+    const { dataset: owner, name } = splitName(origin);
+    const snapshots = await listSnapshots(owner);
+    const last = snapshots.findIndex((each) => each.name === name);
+    const snapshot = snapshots.slice(0, last + 1).find((each) => each.guid === guid);
+    if (snapshot !== undefined) return { snapshot, promotions };
+    ({ origin } = await getProperties(owner, ["origin"]));
   }
   return undefined;
 }

@@ -387,13 +387,13 @@ describe("a journal", () => {
     expect((JSON.parse(readFileSync(file("journal.json"), "utf8")) as { version: number }).version).toBe(4);
   });
 
-  test("of a merge is named in what has to wait for it, and needs the mode that it was begun with", () => {
-    expect(pending(MERGE, "and it waits")).toMatchObject({
+  test("of a merge is named in what has to wait for it, and needs the mode that it was begun with", async () => {
+    expect(await pending(MERGE, "and it waits")).toMatchObject({
       code: "install-pending",
       message: "a merge of changes of R4 into R5 is under way, and it waits",
       hint: "finish it first: bundle confirm --merge; or give it up: bundle abort",
     });
-    expect(pending({ ...MERGE, undoing: true }, "and it waits")).toMatchObject({
+    expect(await pending({ ...MERGE, undoing: true }, "and it waits")).toMatchObject({
       message: "a merge of changes of R4 into R5 is under way, which is being given up, and it waits",
       hint: "finish that first: bundle abort",
     });

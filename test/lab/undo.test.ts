@@ -145,6 +145,24 @@ describe("what came into /usr since the install", () => {
     expect(await siteState()).toBe(before);
   });
 
+  it("has the bookmarks listed that zfs destroys with it, and no others", async () => {
+    await lines(`${INSTALLED}
+      zfs bookmark ${SITE_USR}@R1 ${SITE_USR}#base; zfs bookmark ${SITE_USR}@R2 ${SITE_USR}#sent`);
+    const refused = await site.attempt("bundle rollback </dev/null");
+    expect([refused.status, refused.stderr]).toEqual([
+      17,
+      expect.stringContaining(`would lose of ${SITE_USR}: ${SITE_USR}#sent\n`),
+    ]);
+    const agreed = site.killed("rollback --discard", "zfs rollback");
+    expect(await lines(`${agreed}; zfs list -H -o name -t bookmark ${SITE_USR}`)).toBe(
+      `${SITE_USR}#base\n${SITE_USR}#sent`,
+    );
+    await lines("bundle rollback </dev/null");
+    expect(await lines(`zfs list -H -o name -t bookmark ${SITE_USR}`)).toBe(`${SITE_USR}#base`);
+    await lines(`zfs destroy ${SITE_USR}#base`);
+    expect(await siteState()).toBe(before);
+  });
+
   it("is agreed to once, also where the rollback is killed before it is lost", async () => {
     await lines(`${INSTALLED}
       zfs set readonly=off ${SITE_USR}; echo own >${SITE}/usr/own; zpool sync ${RPOOL}; zfs inherit readonly ${SITE_USR}
@@ -200,7 +218,9 @@ describe("a rollback that is killed before any step", () => {
         }
       }
       if (index === steps.indexOf("zfs rollback") || index === steps.indexOf("journal: writing")) {
-        expect(await lines("bundle status")).toContain("under way: rollback of release R2 (2)");
+        const status = await lines("bundle status");
+        expect(status).toContain("under way: rollback of release R2 (2)");
+        expect(`${where}: ${status.includes("gives it up: bundle abort")}`).toBe(`${where}: ${!isBack}`);
         const other = await site.attempt(`bundle install ${FILE}`);
         expect([where, other.status, other.stderr]).toEqual([
           where,
@@ -209,6 +229,8 @@ describe("a rollback that is killed before any step", () => {
         ]);
         expect((await site.attempt("bundle confirm")).status).toBe(17);
       }
+      if (isDone && index <= steps.indexOf("remove journal") && index % 3 !== 0)
+        expect(await lines("bundle rollback --plan")).toContain("only what that left is to be removed");
       // As at boot, or as it was typed. Once the journal is gone it is done, and any command cleans up.
       const isOver = index > steps.indexOf("remove journal") || (isDone && index % 3 === 0);
       const ways = isOver ? ["confirm"] : isBegun ? ["install </dev/null", "rollback"] : ["rollback"];
@@ -234,6 +256,42 @@ describe("a rollback that is killed before any step", () => {
     expect(await lines("bundle abort")).toContain("gave up gentoo release R2 (2)");
     expect(await siteState()).toBe(before);
     expect(await lines(`zfs get -H -o value zferry:returning ${SITE_USR}`)).toBe("-");
+  });
+
+  it("says who has the base where a clone was promoted meanwhile, and goes on once it is back, or is given up", async () => {
+    for (const end of ["rollback", "abort"]) {
+      await lines(`${INSTALLED}\n${site.killed("rollback", "zfs rollback")}
+        zfs clone -o mountpoint=none ${SITE_USR}@${end === "abort" ? "R2" : "R1"} ${RPOOL}/clone; zfs promote ${RPOOL}/clone`);
+      const refused = await site.attempt("bundle rollback");
+      expect([refused.status, refused.stderr]).toEqual([
+        13,
+        expect.stringMatching(
+          `: it is ${RPOOL}/clone@R1 since ${RPOOL}/clone was promoted\n.*zfs promote ${SITE_USR}`,
+        ),
+      ]);
+      if (end === "abort") expect(await lines("bundle abort")).toContain("gave up the rollback of");
+      await lines(`zfs promote ${SITE_USR}`);
+      if (end === "rollback") await lines("bundle rollback");
+      await lines(`zfs destroy ${RPOOL}/clone`);
+      expect(await siteState()).toBe(end === "abort" ? installed : before);
+    }
+  });
+
+  it("says that the dataset has another name, or is no more", async () => {
+    await lines(
+      `${INSTALLED}\n${site.killed("rollback", "zfs rollback")}\nzfs rename -u ${SITE_USR} ${SITE_USR}-old`,
+    );
+    for (const command of ["rollback", "abort"]) {
+      const { status, stderr } = await site.attempt(`bundle ${command}`);
+      expect([status, stderr]).toEqual([
+        13,
+        expect.stringMatching(
+          `there is no dataset ${SITE_USR} any more, .*\n.*: zfs rename ${SITE_USR}-old ${SITE_USR}\n`,
+        ),
+      ]);
+    }
+    await lines(`zfs rename -u ${SITE_USR}-old ${SITE_USR}; bundle rollback`);
+    expect(await siteState()).toBe(before);
   });
 
   it("runs from the base's snapshot with --live, and agrees with nobody", async () => {
@@ -272,6 +330,31 @@ describe("bundle confirm", () => {
     expect([status, stderr]).toEqual([17, expect.stringContaining("release R2 (2) was confirmed at ")]);
     expect(await lines("bundle history")).toMatch(/^R2 .* confirmed at \d{4}-/m);
     expect(await lines("bundle status")).not.toContain("bundle rollback");
+  });
+});
+
+describe("a base whose dataset was renamed", () => {
+  it("is let go all the same, and a held copy is left", async () => {
+    const [renamed, copy] = [`${SITE_USR}-new`, `${RPOOL}/copy`];
+    const confirmed = await site.attempt(`${INSTALLED}
+      zfs send ${SITE_USR}@R1 | zfs receive -u ${copy}; zfs hold zferry:base ${copy}@R1
+      zfs rename -u ${SITE_USR} ${renamed}; bundle confirm`);
+    expect([confirmed.status, confirmed.stderr]).toEqual([0, expect.not.stringContaining("warning")]);
+    expect(await lines(`zfs holds -H ${renamed}@R1 ${copy}@R1 | cut -f 1,2`)).toBe(`${copy}@R1\tzferry:base`);
+  });
+
+  it("is told where nothing says which one it is", async () => {
+    const [renamed, copy] = [`${SITE_USR}-new`, `${RPOOL}/copy`];
+    const confirmed = await site.attempt(`zfs rename -u ${renamed} ${SITE_USR}\n${INSTALLED}
+      sed -i -E '/"rawBytes"/s/,$//; /"baseDataset"/d' /var/lib/zferry/state.json
+      zfs rename -u ${SITE_USR} ${renamed}; bundle confirm`);
+    expect([confirmed.status, confirmed.stderr]).toEqual([
+      0,
+      expect.stringContaining(`: zfs release zferry:base ${renamed}@R1\n`),
+    ]);
+    expect(confirmed.stderr).toContain(`: zfs release zferry:base ${copy}@R1\n`);
+    await lines(`zfs release zferry:base ${copy}@R1; zfs destroy -r ${copy}
+      zfs release zferry:base ${renamed}@R1; zfs rename -u ${renamed} ${SITE_USR}`);
   });
 });
 
