@@ -269,12 +269,13 @@ export async function requireFollowed(
 }
 
 /**
- * Has a plan of `/` name the new datasets in /etc/fstab, where that names those of their bases.
+ * Has a plan of `/` name the new datasets in /etc/fstab, where that names those of their bases, or that of `/`.
  * @param root as it is to be changed
  * @throws ZferryError `dataset-unsuitable` where a dataset has no place, or one that a boot would mount over the new one
  */
 export async function planFstab(
   plan: RootPlan | undefined,
+  environment: Pick<NewEnvironment, "dataset">,
   streams: readonly StreamPlan[],
   site: SiteConfig,
   { git, rootDir }: SiteRoot,
@@ -283,7 +284,7 @@ export async function planFstab(
   const obstacles = new Obstacles();
   const path = resolveWithin(rootDir, FSTAB);
   const entries = path === undefined ? [] : parseFstab(readText(path));
-  const datasets: FstabDataset[] = [];
+  const datasets: FstabDataset[] = [{ dataset: environment.dataset, path: "/" }];
   for (const { base, dataset } of streams) {
     if (base === undefined) continue;
     const entry = entries.find(

@@ -31,6 +31,7 @@ import {
   findKernels,
   isEarly,
   isEnvironment,
+  isOfRoot,
   isOptional,
   judgeDataset,
   judgeProperties,
@@ -271,7 +272,7 @@ async function readDatasets(
 ): Promise<Pick<BootEnvironment, "datasets" | "fault">> {
   try {
     const entries = await mounts.read([asRoot(candidate)], readFstab);
-    const named = entries.filter(({ type }) => type === "zfs");
+    const named = entries.filter((entry) => entry.type === "zfs" && !isOfRoot(entry));
     const datasets = [
       ...named.map(({ source, path }) => ({ path, dataset: source })),
       ...childrenOf(candidate, survey).map(({ path, dataset }) => ({ path, dataset })),
@@ -552,7 +553,7 @@ async function findFaults(candidate: Candidate, survey: Survey, force: boolean):
       entries: await readFstab(folder),
       bootFaults: force ? [] : judgeBootFiles(candidate, survey, folder),
     }));
-    const needed = entries.filter((entry) => !isOptional(entry));
+    const needed = entries.filter((entry) => !isOptional(entry) && !isOfRoot(entry));
     const { found, faults: missing } = await lookUp(needed);
     faults.push(...missing, ...bootFaults);
     const early = [...found, ...childrenOf(candidate, survey)].filter(({ path }) => isEarly(path));

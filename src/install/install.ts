@@ -577,6 +577,7 @@ async function planRootHalf(
     const all = [...Object.values(site.streams), ...datasets];
     requireOffStreams(site, all, environment, await trackedPaths(place.git));
     const plan = root && (await planHalf(place, root));
-    return planFstab(plan, streams, site, place, { scratchDir, release: release.name, date: options.date });
+    const how = { scratchDir, release: release.name, date: options.date };
+    return planFstab(plan, environment, streams, site, place, how);
   });
 }

@@ -145,6 +145,17 @@ describe("an install as a boot environment", () => {
     await lines(`zfs set canmount=noauto ${ROOT}/site`);
   });
 
+  it("names itself where /etc/fstab has an entry for /", async () => {
+    const entry = (name: string): string => `${ROOT}/${name} / zfs noatime 0 0`;
+    await lines(`${RESET}; cd ${SITE}; echo '${entry("site")}' >>etc/fstab; git commit -qam 'its own root'
+      bundle install ${FILE}; mount -t zfs -o zfsutil ${ROOT}/R2 /media`);
+    expect(await lines("tail -n 1 /media/etc/fstab; umount /media")).toBe(entry("R2"));
+    // What names one that is gone stands against nothing.
+    await lines(`mount -t zfs -o zfsutil ${ROOT}/R2 /media; sed -i 's|^${ROOT}/R2 / |${ROOT}/gone / |' /media/etc/fstab
+      umount /media; bundle rollback; bundle activate R2`);
+    expect(await lines("bundle environments --json")).not.toContain(`${ROOT}/gone`);
+  });
+
   it("activates nothing with --no-activate", async () => {
     await lines(RESET);
     expect(await lines(`bundle install --no-activate ${FILE}`)).toContain(
