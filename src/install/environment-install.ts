@@ -22,6 +22,7 @@ import {
   getProperties,
   listProperties,
   listSnapshots,
+  outerFirst,
   ownProperties,
   parentOf,
   promote,
@@ -130,6 +131,7 @@ const taken = (name: string, what: "dataset" | "snapshot"): ZferryError =>
 
 /**
  * Holds every stream of a bundle against the datasets of the environment that is cloned: each becomes a new one beside its base.
+ * Those that lie below others come after them.
  * @param begun what an install that is under way makes
  * @param obstacles as for `planStreams`
  */
@@ -159,8 +161,35 @@ export async function planStreamsBeside(
     const properties = base.dataset === dataset ? {} : await propertiesOf(base, endOf(environment, bundle));
     plans.push({ ...found, ...checked, properties });
   }
-  return plans;
+  for (const missing of missingParents(plans, environment)) {
+    if (!(await datasetExists(missing.parent))) obstacles.add(noParent(missing));
+  }
+  return outerFirst(plans);
 }
+
+/** A dataset to be made in another one. */
+interface Nested {
+  readonly dataset: string;
+  readonly parent: string;
+}
+
+/** The datasets to be made whose parents are not made with them: these must be there. */
+export function missingParents(
+  streams: readonly Pick<StreamPlan, "dataset" | "base">[],
+  { dataset: root }: Pick<NewEnvironment, "dataset">,
+): Nested[] {
+  const made = [root, ...streams.map(({ dataset }) => dataset)];
+  return streams
+    .filter(({ dataset, base }) => base?.dataset !== dataset)
+    .map(({ dataset }) => ({ dataset, parent: parentOf(dataset) }))
+    .filter(({ parent }) => !made.includes(parent));
+}
+
+const noParent = ({ dataset, parent }: Nested): ZferryError =>
+  new ZferryError("dataset-unsuitable", `there is no dataset ${parent} to make ${dataset} in`, {
+    details: { dataset, parent },
+    hint: "nothing but the dataset of / and those of the streams is made anew: let what has the base lie right below one of these, or outside of the environment",
+  });
 
 /** Where the environment that is cloned has what the configuration names, perhaps in another environment. */
 function homeOf(configured: string, { dataset, origin }: NewEnvironment): string {

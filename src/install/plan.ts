@@ -11,6 +11,8 @@ import {
   getProperties,
   listDiff,
   listSnapshots,
+  outerFirst,
+  parentOf,
   poolFeatures,
   poolHealth,
   poolOf,
@@ -63,7 +65,7 @@ export type Live = (dataset: string, uses: Uses) => Promise<void>;
  * @param live told who uses a dataset; undefined: one in use is an obstacle
  * @param obstacles takes what stands against it: `base-missing`, `base-modified`, `dataset-in-use`, `dataset-unsuitable`,
  * `site-busy`, `no-space`, `not-configured`
- * @returns the streams that could be held against a dataset
+ * @returns the streams that could be held against a dataset; those that lie below others come after them
  */
 export async function planStreams(
   bundle: VerifiedBundle,
@@ -72,14 +74,18 @@ export async function planStreams(
   live: Live | undefined,
   obstacles: Obstacles,
 ): Promise<StreamPlan[]> {
-  const plans: StreamPlan[] = [];
+  const found: Found[] = [];
   for (const stream of bundle.manifest.streams) {
-    const plan = await obstacles.unless(() => planStream(stream, datasetOf(stream, site), ours));
-    if (plan === undefined) continue;
-    const checked = plan.received
+    const each = await obstacles.unless(() => planStream(stream, datasetOf(stream, site), ours));
+    if (each !== undefined) found.push(each);
+  }
+  const plans: StreamPlan[] = [];
+  for (const each of outerFirst(found)) {
+    const made = plans.map(({ dataset }) => dataset);
+    const checked = each.received
       ? { space: null, warnings: [] }
-      : await checkDataset(plan, bundle.manifest, live, obstacles);
-    plans.push({ ...plan, ...checked });
+      : await checkDataset(each, bundle.manifest, live, obstacles, made);
+    plans.push({ ...each, ...checked });
   }
   return plans;
 }
@@ -183,12 +189,16 @@ export function estimateTime(streams: readonly StreamPlan[], state: SiteState | 
   return { seconds: Math.ceil(bytes / bytesPerSecond), bytesPerSecond, assumed: known === 0 };
 }
 
-/** What must hold of a dataset that is about to receive, or that one is about to be made beside. */
+/**
+ * What must hold of a dataset that is about to receive, or that one is about to be made beside.
+ * @param made datasets that are made before
+ */
 export async function checkDataset(
   { stream, dataset, base, taken, later }: Found,
   manifest: Manifest,
   live: Live | undefined,
   obstacles: Obstacles,
+  made: readonly string[] = [],
 ): Promise<Pick<StreamPlan, "space" | "warnings">> {
   const pool = poolOf(dataset);
   await obstacles.unless(() => requireFeatures(pool, manifest));
@@ -199,7 +209,9 @@ export async function checkDataset(
       : [`pool ${pool} is ${health}: one more disk that fails may take all; see zpool status ${pool}`];
   const missing = Math.max(0, stream.rawBytes - taken);
   const exists = base !== undefined || taken > 0;
-  const place = base?.dataset ?? (exists ? dataset : dataset.slice(0, dataset.lastIndexOf("/")));
+  let place = base?.dataset ?? (exists ? dataset : parentOf(dataset));
+  // Made there, it is as what that is made in.
+  while (!exists && made.includes(place) && !(await datasetExists(place))) place = parentOf(place);
   if (!exists && !(await datasetExists(place))) {
     obstacles.add(
       new ZferryError("dataset-unsuitable", `there is no dataset ${place} to make ${dataset} in`, {

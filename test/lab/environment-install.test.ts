@@ -372,6 +372,38 @@ it("is made from the one before, whose datasets the configuration does not name"
     done`);
 });
 
+it("receives what lies below another dataset after that, and removes it before", async () => {
+  const [usr, opt] = [`${ROOT}/site/usr`, `${ROOT}/site/usr/opt`];
+  await lines(`${RESET}; umount ${SITE}/opt ${SITE}/usr
+    zfs rename ${USR}/gentoo ${usr}; zfs rename ${OPT}/gentoo ${opt}
+    mount -t zfs -o ro ${usr} ${SITE}/usr; mount -t zfs -o ro ${opt} ${SITE}/opt
+    cd ${SITE}; sed -i 's|^${USR}/gentoo|${usr}|; s|^${OPT}/gentoo|${opt}|' etc/fstab; git commit -qam 'one in the other'`);
+  await useConfig(siteConfig().replace(`${USR}/gentoo`, usr).replace(`${OPT}/gentoo`, opt));
+  await lines(place.killed(`install ${FILE}`, "journal: activating"));
+  expect(await lines(`zfs list -H -o name -r ${ROOT}/R2`)).toBe(
+    `${ROOT}/R2\n${ROOT}/R2/usr\n${ROOT}/R2/usr/opt`,
+  );
+  await lines("bundle abort");
+  expect(await lines(`zfs list -H -o name -r ${ROOT}`)).not.toContain("R2");
+  expect(await lines(`bundle install ${FILE}`)).toContain(`opt: ${ROOT}/R2/usr/opt, from ${opt}@R1 to R2`);
+  // A dataset between them that nothing makes.
+  await lines(`bundle rollback; zfs destroy -r ${ROOT}/R2; zfs destroy ${ROOT}/site@zferry-R2; rm -r /var/lib/zferry
+    umount ${SITE}/opt; zfs create -o mountpoint=none ${ROOT}/site/group; zfs rename ${opt} ${ROOT}/site/group/opt
+    mount -t zfs -o ro ${ROOT}/site/group/opt ${SITE}/opt`);
+  await useConfig(
+    siteConfig().replace(`${USR}/gentoo`, usr).replace(`${OPT}/gentoo`, `${ROOT}/site/group/opt`),
+  );
+  expect((await refusal(`bundle plan ${FILE}`))[0]).toMatchObject({
+    code: "dataset-unsuitable",
+    message: `there is no dataset ${ROOT}/R2/group to make ${ROOT}/R2/group/opt in`,
+  });
+  await useConfig(siteConfig());
+  await lines(`umount ${SITE}/opt ${SITE}/usr
+    zfs rename ${ROOT}/site/group/opt ${OPT}/gentoo; zfs destroy ${ROOT}/site/group; zfs rename ${usr} ${USR}/gentoo
+    mount -t zfs -o ro ${USR}/gentoo ${SITE}/usr; mount -t zfs -o ro ${OPT}/gentoo ${SITE}/opt; ${RESET}`);
+  expect(await site()).toBe(before);
+});
+
 describe("several bundles", () => {
   const R3 = [`${ROOT}/R3`, `${USR}/R3`, `${OPT}/R3`];
   const ALL = `
