@@ -33,7 +33,14 @@ import {
 } from "../system/zfs.js";
 import { mountPoint, nameDatasets, parseFstab, type FstabDataset } from "./environment-rules.js";
 import { makeNext, readStanding, requireBootable, requireNoTrial } from "./environments.js";
-import { baseMissing, checkDataset, datasetOf, pointOf, type StreamPlan } from "./plan.js";
+import {
+  baseMissing,
+  checkDataset,
+  datasetOf,
+  pointOf,
+  requireSpaceForAll,
+  type StreamPlan,
+} from "./plan.js";
 import { patiently, type ReceiveOptions } from "./receive.js";
 import { rootDataset, rootMount, type SiteRoot } from "./site-root.js";
 import type { InstalledStream, InstallJournal, NewEnvironment } from "./state.js";
@@ -164,6 +171,7 @@ export async function planStreamsBeside(
   for (const missing of missingParents(plans, environment)) {
     if (!(await datasetExists(missing.parent))) obstacles.add(noParent(missing));
   }
+  await obstacles.unless(() => requireSpaceForAll(plans));
   return outerFirst(plans);
 }
 

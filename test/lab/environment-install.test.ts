@@ -231,6 +231,22 @@ describe("nothing is changed", () => {
     );
   });
 
+  it("where there is space for each stream, and not for all", async () => {
+    const plan = JSON.parse(await lines(`${RESET}; bundle plan --json ${FILE}`)) as {
+      streams: { space: { needed: number; dataset: string } }[];
+    };
+    expect(plan.streams.map(({ space }) => space.dataset)).toEqual([OPT, USR]);
+    const needed = plan.streams.reduce((sum, { space }) => sum + space.needed, 0);
+    // The quota of what has the base is not that of what is made beside it.
+    await lines(`zfs set quota=$(($(zfs get -H -p -o value used ${RPOOL}/SYSTEM) + ${needed - 1024})) ${RPOOL}/SYSTEM
+      zfs set quota=$(zfs get -H -p -o value used ${USR}/gentoo) ${USR}/gentoo`);
+    const told = await refusal(`bundle plan ${FILE}`);
+    expect(told.map(({ code }) => code)).toEqual(["no-space"]);
+    expect(told[0]?.message).toMatch(/^streams opt, usr may take .* together, \S+\/SYSTEM has .* left$/);
+    await lines(`zfs set quota=none ${RPOOL}/SYSTEM; zfs set quota=none ${USR}/gentoo`);
+    expect(await refusal(`bundle plan ${FILE}`)).toEqual([]);
+  });
+
   it("where a dataset below that of / would be missing", async () => {
     await lines(`${RESET}; zfs create -o canmount=noauto ${ROOT}/site/extra; mkdir ${SITE}/tools/extra
       mount -t zfs -o zfsutil ${ROOT}/site/extra ${SITE}/tools/extra`);
