@@ -480,6 +480,5 @@ export async function finishEnvironment(
   const [own, name] = [withContainer(site, environment), basename(environment.dataset)];
   // A run before this one may have activated it, and was ended; then its trial may have ended since.
   if (environment.activate) return (await makeNext(own, name, { force: false, again: false })).warnings;
-  await requireBootable(own, name);
-  return [];
+  return requireBootable(own, name);
 }

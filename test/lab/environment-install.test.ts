@@ -344,6 +344,17 @@ describe("commands of the site", () => {
   });
 });
 
+it("has its kernel where the running one has it, if that has none in its own /boot either", async () => {
+  const { status, stderr } = await place.attempt(`${RESET}
+    cd ${SITE}; git rm -q boot/vmlinuz-6.1; git commit -qm 'on the EFI partition'; bundle install ${FILE}`);
+  expect([status, stderr]).toEqual([
+    0,
+    expect.stringContaining("warning: site has no kernel with an initramfs in its own /boot either"),
+  ]);
+  expect(await lines(`zpool get -H -o value bootfs ${RPOOL}`)).toBe(`${ROOT}/R2`);
+  await lines("bundle rollback; bundle activate R2");
+});
+
 /** Has the site run from another environment, as a boot would. */
 const boot = (root: string, name: string): string => `
   cd /; umount -R ${SITE}
