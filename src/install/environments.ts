@@ -497,8 +497,10 @@ export async function readStanding(site: SiteConfig): Promise<Standing> {
 }
 
 /**
- * Has what booted next before an environment boot next again, if that was activated since; nothing is checked.
- * @throws ZferryError `environment-missing` where it is not there any more
+ * Has what booted next before an environment boot next again, if that was activated since; nothing is checked. Where it is not there any
+ * more, that is what ran when the environment was activated, also under another name, or what runs now.
+ * @returns a sentence to be warned with, where it is another one
+ * @throws ZferryError `environment-missing` where none of these is there
  */
 export async function restoreNext(
   site: SiteConfig,
@@ -508,13 +510,47 @@ export async function restoreNext(
     origin,
     activate: isWanted,
   }: Pick<NewEnvironment, "dataset" | "next" | "origin" | "activate">,
-): Promise<void> {
+): Promise<string | undefined> {
   const survey = await look(site);
   const { loader } = site["boot-environment"];
   // What a command did that failed, or was ended, nobody knows.
-  if (loader === "command" ? !isWanted : survey.next !== dataset) return;
-  if (loader === "bootfs") return setBootfs(poolOf(dataset), next);
-  await activate(findCandidate(next ?? origin, survey), survey);
+  if (loader === "command" ? !isWanted : survey.next !== dataset) return undefined;
+  // It may be elsewhere than in the container.
+  if (loader === "bootfs" && (next === null || (await datasetExists(next)))) {
+    await setBootfs(poolOf(dataset), next);
+    return undefined;
+  }
+  const wanted = next ?? origin;
+  const made = survey.candidates.find((each) => each.dataset === dataset);
+  const found =
+    survey.candidates.find((each) => each.dataset === wanted) ??
+    survey.candidates.find((each) => made && isOwnGuid(made.properties["zferry:previous"], each)) ??
+    [survey.running, seenRoot(site), origin]
+      .map((known) => survey.candidates.find((each) => each.dataset === known && each !== made))
+      .find((each) => each !== undefined);
+  if (found === undefined) throw nothingBefore(wanted, survey);
+  await activate(found, survey);
+  return found.dataset === wanted
+    ? undefined
+    : `${wanted}, which booted next before, is not there any more: ${found.dataset} boots next`;
+}
+
+function nothingBefore(wanted: string, { site, candidates, container }: Survey): ZferryError {
+  const { loader } = site["boot-environment"];
+  const names = candidates.filter(isEnvironment).map(({ name }) => name);
+  const ways = {
+    bootfs: `zpool set bootfs=${container}/NAME ${poolOf(container)}`,
+    zectl: "zectl activate NAME",
+    command: `zfs rename one of them to ${wanted}`,
+  };
+  return new ZferryError(
+    "environment-missing",
+    `${wanted}, which booted next before, is not there any more`,
+    {
+      details: { dataset: wanted, environments: names },
+      hint: `have another one boot next (${names.join(", ")}): ${ways[loader]}; then run the same command again`,
+    },
+  );
 }
 
 function findCandidate(name: string, { candidates, container }: Survey): Candidate {
@@ -596,14 +632,18 @@ async function findFaults(candidate: Candidate, survey: Survey, force: boolean):
 async function bootedFromElsewhere(survey: Survey, mounts: PrivateMounts): Promise<string | undefined> {
   const { site, candidates } = survey;
   if (isKeptOnEfi(survey)) return undefined;
-  const path = site.root?.path;
-  const seen = path !== undefined && existsSync(path) ? datasetOfRoot(site) : undefined;
-  const booted = runningOf(survey) ?? candidates.find(({ dataset }) => dataset === seen);
+  const booted = runningOf(survey) ?? candidates.find(({ dataset }) => dataset === seenRoot(site));
   if (booted === undefined) return undefined;
   const lacking = await mounts.read([asRoot(booted)], (folder) => judgeBootFiles(booted, survey, folder));
   return lacking.length === 0
     ? undefined
     : `${booted.name} has no kernel with an initramfs in its own /boot either: the loader is taken to have them elsewhere, and they are not looked for`;
+}
+
+/** The dataset on the site's `/`, which is not that of the system that runs where that is a rescue system. */
+function seenRoot(site: SiteConfig): string | undefined {
+  const path = site.root?.path;
+  return path !== undefined && existsSync(path) ? datasetOfRoot(site) : undefined;
 }
 
 /** zectl's plugin for systemd-boot keeps the kernels of each environment on the EFI file system, which they all share. */

@@ -648,6 +648,32 @@ describe("giving it up", () => {
   });
 });
 
+it("is given up where what booted next before is gone, or has another name", async () => {
+  const [other, renamed] = [`${ROOT}/other`, `${ROOT}/renamed`];
+  const cases = [
+    [`zfs destroy ${other}`, `${ROOT}/site`],
+    [
+      `zfs set zferry:previous=$(zfs get -H -p -o value guid ${other}) ${ROOT}/R2; zfs rename ${other} ${renamed}`,
+      renamed,
+    ],
+  ] as const;
+  for (const [change, next] of cases) {
+    const { status, stderr } = await place.attempt(`${RESET}
+      zfs clone -o canmount=noauto -o mountpoint=/ ${ROOT}/site@fresh ${other}; zpool set bootfs=${other} ${RPOOL}
+      ${place.killed(`install ${FILE}`, "journal: recording")}
+      ${change}; bundle abort`);
+    expect([status, stderr]).toEqual([
+      0,
+      expect.stringContaining(
+        `warning: ${other}, which booted next before, is not there any more: ${next} boots next`,
+      ),
+    ]);
+    expect(await lines(`zpool get -H -o value bootfs ${RPOOL}`)).toBe(next);
+  }
+  await lines(`zpool set bootfs=${ROOT}/site ${RPOOL}; zfs destroy ${renamed}`);
+  expect(await site()).toBe(before);
+});
+
 it("goes on only in the environment in which it was begun", async () => {
   await lines(`${RESET}; ${place.killed(`install ${FILE}`, "zfs snapshot")}
     zfs clone -o canmount=noauto -o mountpoint=/ ${ROOT}/site@fresh ${ROOT}/two; ${boot("two", "gentoo")}`);
