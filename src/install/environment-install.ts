@@ -4,12 +4,13 @@ import * as v from "valibot";
 import { datasetName, type ManifestStream } from "../bundle/manifest.js";
 import type { VerifiedBundle } from "../bundle/reader.js";
 import { requireRoot, type SiteConfig } from "../config.js";
-import { Obstacles, ZferryError } from "../errors.js";
+import { Obstacles, throwAll, ZferryError } from "../errors.js";
 import { rawPath } from "../raw-path.js";
 import { listFirst } from "../report.js";
 import { planEdit } from "../root/edit.js";
 import type { RootPlan } from "../root/plan.js";
 import { guarded } from "../system/files.js";
+import { ownMounts, type Mount } from "../system/mounts.js";
 import { withOwnMounts } from "../system/private-mounts.js";
 import { describeEnd, run } from "../system/process.js";
 import { resolveWithin } from "../system/tree.js";
@@ -20,6 +21,7 @@ import {
   findSnapshots,
   fullName,
   getProperties,
+  listDepended,
   listProperties,
   listSnapshots,
   outerFirst,
@@ -32,7 +34,15 @@ import {
   type Snapshot,
 } from "../system/zfs.js";
 import { mountPoint, nameDatasets, parseFstab, type FstabDataset } from "./environment-rules.js";
-import { makeNext, readStanding, requireBootable, requireNoTrial } from "./environments.js";
+import {
+  listEnvironments,
+  makeNext,
+  readStanding,
+  requireBootable,
+  requireNoTrial,
+  type BootEnvironment,
+  type BootEnvironments,
+} from "./environments.js";
 import {
   baseMissing,
   checkDataset,
@@ -114,27 +124,89 @@ function requireName(dataset: string): void {
 
 /**
  * Refuses names that are something else's.
+ * @param identity of the bundle that the environment is made for
  * @throws ZferryError `environment-exists`, with all of them
  */
 export async function requireFree(
   datasets: readonly string[],
+  site: SiteConfig,
+  identity: string,
   snapshot?: Omit<Snapshot, "guid">,
 ): Promise<void> {
-  const obstacles = new Obstacles();
-  for (const name of datasets) if (await datasetExists(name)) obstacles.add(taken(name, "dataset"));
-  if (snapshot !== undefined && (await hasSnapshot(snapshot)))
-    obstacles.add(taken(fullName(snapshot), "snapshot"));
-  obstacles.throwAny();
+  const found: Omit<TakenName, "mounts">[] = [];
+  for (const name of datasets)
+    if (await datasetExists(name)) found.push({ name, what: "dataset", clones: [] });
+  if (snapshot !== undefined && (await hasSnapshot(snapshot))) {
+    const clones = (await listDepended(fullName(snapshot))).flatMap((each) => each.clones);
+    // What was made of it is told already.
+    const isTold = found.some(({ name }) => clones.includes(name));
+    if (!isTold) found.push({ name: fullName(snapshot), what: "snapshot", clones });
+  }
+  if (found.length === 0) return;
+  const there = await listEnvironments(site);
+  const mounts = [...ownMounts().values()].filter(({ type }) => type === "zfs");
+  const faults = found.map((each) =>
+    taken(each.name, each.what, hintForTaken({ ...each, mounts }, there, identity)),
+  );
+  throwAll(faults);
 }
 
 const hasSnapshot = async ({ dataset, name }: Omit<Snapshot, "guid">): Promise<boolean> =>
   (await listSnapshots(dataset)).some((each) => each.name === name);
 
-const taken = (name: string, what: "dataset" | "snapshot"): ZferryError =>
+const taken = (name: string, what: TakenName["what"], hint: string): ZferryError =>
   new ZferryError("environment-exists", `there is a ${what} ${name} already, which the install would make`, {
     details: { name },
-    hint: `zfs rename ${name} to another name, or, if it is of no use any more, zfs destroy -r ${name}`,
+    hint,
   });
+
+/** What has a name that an install would make. */
+interface TakenName {
+  readonly name: string;
+  readonly what: "dataset" | "snapshot";
+  /** Of a snapshot. */
+  readonly clones: readonly string[];
+  /** Of all datasets. */
+  readonly mounts: readonly Pick<Mount, "source" | "point">[];
+}
+
+/** What may be done about it. What something else needs is neither to be renamed nor destroyed. */
+export function hintForTaken(
+  { name, what, clones, mounts }: TakenName,
+  {
+    environments,
+    next,
+  }: Pick<BootEnvironments, "next"> & {
+    readonly environments: readonly Pick<
+      BootEnvironment,
+      "name" | "dataset" | "release" | "datasets" | "fault"
+    >[];
+  },
+  identity: string,
+): string {
+  const isWithin = (dataset: string): boolean => dataset === name || dataset.startsWith(`${name}/`);
+  const own = environments.find(({ dataset }) => dataset === name);
+  const others = environments.filter((each) => each !== own);
+  const mount = mounts.find(({ source }) => isWithin(source));
+  const user = others.find(({ datasets }) => datasets?.some(({ dataset }) => isWithin(dataset)));
+  const unread = what === "dataset" ? others.find(({ fault }) => fault !== null) : undefined;
+  const [clone] = clones;
+  const needed =
+    (clone && `${clone} was made of it`) ??
+    (mount && `it is mounted on ${mount.point}`) ??
+    (next !== null && isWithin(next) ? "it boots next" : undefined) ??
+    (user && `the boot environment ${user.name} has it in its /etc/fstab`) ??
+    (unread && `which datasets ${unread.name} has is not known: ${unread.fault ?? ""}`);
+  const remove = `zfs destroy ${what === "dataset" ? "-r " : ""}${name}`;
+  if (own?.release?.identity === identity) {
+    const anew = needed === undefined ? `${remove}, and install again` : `not while ${needed}`;
+    return `it was made of this bundle; to have it boot next: bundle activate ${own.name}; to make it anew: ${anew}`;
+  }
+  if (needed !== undefined) return `${needed}: neither rename nor destroy it while that is so`;
+  // Its datasets would keep the names that the install would give.
+  if (own?.release) return `it was made of another bundle; if it is of no use any more: ${remove}`;
+  return `zfs rename ${name} to another name, or, if it is of no use any more, ${remove}`;
+}
 
 /**
  * Holds every stream of a bundle against the datasets of the environment that is cloned: each becomes a new one beside its base.
@@ -265,7 +337,8 @@ async function propertiesOf(base: Snapshot, end: ChainEnd): Promise<PropertyValu
 export const streamsDone = ({ chain }: NewEnvironment): InstalledStream[] =>
   (chain?.done ?? []).flatMap(({ streams }) => streams);
 
-const endOf = ({ chain }: NewEnvironment, { identity, manifest }: VerifiedBundle): ChainEnd =>
+/** What the datasets of an environment are marked with. */
+export const endOf = ({ chain }: NewEnvironment, { identity, manifest }: VerifiedBundle): ChainEnd =>
   chain ?? { release: manifest.release.name, identity };
 
 /** What tells that a dataset is zferry's own, and may be removed with its environment. */
@@ -393,7 +466,7 @@ export async function makeClone({ environment, release }: Making): Promise<void>
 async function requireOwn(making: Making): Promise<void> {
   const { dataset } = making.environment;
   if (await isOwn(dataset, marksIn(making).identity)) return;
-  throw taken(dataset, "dataset");
+  throw taken(dataset, "dataset", "it came after the install was begun: let it have another name");
 }
 
 const marksIn = ({ environment: { chain }, release }: Making): ChainEnd =>

@@ -136,6 +136,12 @@ describe("an install as a boot environment", () => {
     expect(await lines("bundle history")).toMatch(/^R2 .* rolled back at /m);
     expect(await lines("bundle status")).toContain("installed: no release by zferry any more");
     expect((await refusal("bundle rollback"))[0]?.code).toBe("rollback-impossible");
+    // It is there still, and not made again.
+    const [error, ...more] = await refusal(`bundle install ${FILE}`);
+    expect([error?.code, more]).toEqual(["environment-exists", []]);
+    expect(error?.hint).toContain(
+      "to have it boot next: bundle activate R2; to make it anew: zfs destroy -r",
+    );
     await lines("bundle activate R2");
     expect(await lines("bundle status")).toContain(
       "boots next: reboot\n  can be rolled back: bundle rollback",
@@ -208,7 +214,15 @@ describe("nothing is changed", () => {
     expect(told[0]?.message).toBe(`there is a dataset ${ROOT}/R2 already, which the install would make`);
     expect(told[0]?.hint).toContain(`zfs destroy -r ${ROOT}/R2`);
     expect(await site()).toBe(here);
-    await lines(`zfs destroy ${ROOT}/R2; zfs destroy ${ROOT}/site@zferry-R2`);
+    await lines(
+      `zfs set mountpoint=/media/R2 ${ROOT}/R2; zfs mount ${ROOT}/R2 2>/dev/null || findmnt /media/R2`,
+    );
+    expect((await refusal(`bundle install ${FILE}`))[0]?.hint).toBe(
+      "it is mounted on /media/R2: neither rename nor destroy it while that is so",
+    );
+    await lines(
+      `zfs destroy ${ROOT}/R2; zfs destroy ${ROOT}/site@zferry-R2; rmdir /media/R2 2>/dev/null || true`,
+    );
     expect((await refusal(`bundle install ${FILE}`)).map(({ message }) => message)).toEqual([
       `there is a dataset ${USR}/R2 already, which the install would make`,
     ]);
