@@ -4,7 +4,7 @@ import * as v from "valibot";
 import { datasetName, type ManifestStream } from "../bundle/manifest.js";
 import type { VerifiedBundle } from "../bundle/reader.js";
 import { requireRoot, type SiteConfig } from "../config.js";
-import { Obstacles, ZferryError } from "../errors.js";
+import { Obstacles, throwAll, ZferryError } from "../errors.js";
 import { rawPath } from "../raw-path.js";
 import { listFirst } from "../report.js";
 import { planEdit } from "../root/edit.js";
@@ -12,7 +12,7 @@ import { removeCopiedLocks } from "../root/git-locks.js";
 import type { RootPlan } from "../root/plan.js";
 import { requireConcluded } from "../root/site.js";
 import { guarded } from "../system/files.js";
-import { ownMounts } from "../system/mounts.js";
+import { ownMounts, type Mount } from "../system/mounts.js";
 import { withOwnMounts } from "../system/private-mounts.js";
 import { describeEnd, run } from "../system/process.js";
 import { resolveWithin } from "../system/tree.js";
@@ -23,8 +23,10 @@ import {
   findSnapshots,
   fullName,
   getProperties,
+  listDepended,
   listProperties,
   listSnapshots,
+  outerFirst,
   ownProperties,
   parentOf,
   promote,
@@ -34,8 +36,23 @@ import {
   type Snapshot,
 } from "../system/zfs.js";
 import { mountPoint, nameDatasets, parseFstab, type FstabDataset } from "./environment-rules.js";
-import { makeNext, readStanding, requireBootable, requireNoTrial } from "./environments.js";
-import { baseMissing, checkDataset, datasetOf, pointOf, type StreamPlan } from "./plan.js";
+import {
+  listEnvironments,
+  makeNext,
+  readStanding,
+  requireBootable,
+  requireNoTrial,
+  type BootEnvironment,
+  type BootEnvironments,
+} from "./environments.js";
+import {
+  baseMissing,
+  checkDataset,
+  datasetOf,
+  pointOf,
+  requireSpaceForAll,
+  type StreamPlan,
+} from "./plan.js";
 import { patiently, type ReceiveOptions } from "./receive.js";
 import { rootDataset, rootMount, withRoot, type SiteRoot } from "./site-root.js";
 import type { InstalledStream, InstallJournal, NewEnvironment } from "./state.js";
@@ -109,30 +126,93 @@ function requireName(dataset: string): void {
 
 /**
  * Refuses names that are something else's.
+ * @param identity of the bundle that the environment is made for
  * @throws ZferryError `environment-exists`, with all of them
  */
 export async function requireFree(
   datasets: readonly string[],
+  site: SiteConfig,
+  identity: string,
   snapshot?: Omit<Snapshot, "guid">,
 ): Promise<void> {
-  const obstacles = new Obstacles();
-  for (const name of datasets) if (await datasetExists(name)) obstacles.add(taken(name, "dataset"));
-  if (snapshot !== undefined && (await hasSnapshot(snapshot)))
-    obstacles.add(taken(fullName(snapshot), "snapshot"));
-  obstacles.throwAny();
+  const found: Omit<TakenName, "mounts">[] = [];
+  for (const name of datasets)
+    if (await datasetExists(name)) found.push({ name, what: "dataset", clones: [] });
+  if (snapshot !== undefined && (await hasSnapshot(snapshot))) {
+    const clones = (await listDepended(fullName(snapshot))).flatMap((each) => each.clones);
+    // What was made of it is told already.
+    const isTold = found.some(({ name }) => clones.includes(name));
+    if (!isTold) found.push({ name: fullName(snapshot), what: "snapshot", clones });
+  }
+  if (found.length === 0) return;
+  const there = await listEnvironments(site);
+  const mounts = [...ownMounts().values()].filter(({ type }) => type === "zfs");
+  const faults = found.map((each) =>
+    taken(each.name, each.what, hintForTaken({ ...each, mounts }, there, identity)),
+  );
+  throwAll(faults);
 }
 
 const hasSnapshot = async ({ dataset, name }: Omit<Snapshot, "guid">): Promise<boolean> =>
   (await listSnapshots(dataset)).some((each) => each.name === name);
 
-const taken = (name: string, what: "dataset" | "snapshot"): ZferryError =>
+const taken = (name: string, what: TakenName["what"], hint: string): ZferryError =>
   new ZferryError("environment-exists", `there is a ${what} ${name} already, which the install would make`, {
     details: { name },
-    hint: `zfs rename ${name} to another name, or, if it is of no use any more, zfs destroy -r ${name}`,
+    hint,
   });
+
+/** What has a name that an install would make. */
+interface TakenName {
+  readonly name: string;
+  readonly what: "dataset" | "snapshot";
+  /** Of a snapshot. */
+  readonly clones: readonly string[];
+  /** Of all datasets. */
+  readonly mounts: readonly Pick<Mount, "source" | "point">[];
+}
+
+/** What may be done about it. What something else needs is neither to be renamed nor destroyed. */
+export function hintForTaken(
+  { name, what, clones, mounts }: TakenName,
+  {
+    environments,
+    next,
+  }: Pick<BootEnvironments, "next"> & {
+    readonly environments: readonly Pick<
+      BootEnvironment,
+      "name" | "dataset" | "release" | "datasets" | "fault"
+    >[];
+  },
+  identity: string,
+): string {
+  const isWithin = (dataset: string): boolean => dataset === name || dataset.startsWith(`${name}/`);
+  const own = environments.find(({ dataset }) => dataset === name);
+  const others = environments.filter((each) => each !== own);
+  const mount = mounts.find(({ source }) => isWithin(source));
+  const user = others.find(({ datasets }) => datasets?.some(({ dataset }) => isWithin(dataset)));
+  const unread = what === "dataset" ? others.find(({ fault }) => fault !== null) : undefined;
+  const [clone] = clones;
+  const needed =
+    (clone && `${clone} was made of it`) ??
+    (mount && `it is mounted on ${mount.point}`) ??
+    (next !== null && isWithin(next) ? "it boots next" : undefined) ??
+    (user && `the boot environment ${user.name} has it in its /etc/fstab`) ??
+    (unread && `which datasets ${unread.name} has is not known: ${unread.fault ?? ""}`);
+  const remove = `zfs destroy ${what === "dataset" ? "-r " : ""}${name}`;
+  if (own?.release?.identity === identity) {
+    const anew = needed === undefined ? `${remove}, and install again` : `not while ${needed}`;
+    return `it was made of this bundle; to have it boot next: bundle activate ${own.name}; to make it anew: ${anew}`;
+  }
+  if (needed !== undefined) return `${needed}: neither rename nor destroy it while that is so`;
+  // Its datasets would keep the names that the install would give.
+  if (own?.release) return `it was made of another bundle; if it is of no use any more: ${remove}`;
+  return `zfs rename ${name} to another name, or, if it is of no use any more, ${remove}`;
+}
 
 /**
  * Holds every stream of a bundle against the datasets of the environment that is cloned: each becomes a new one beside its base.
+ * Those that lie below others come after them.
  * @param begun what an install that is under way makes
  * @param obstacles as for `planStreams`
  */
@@ -162,8 +242,36 @@ export async function planStreamsBeside(
     const properties = base.dataset === dataset ? {} : await propertiesOf(base, endOf(environment, bundle));
     plans.push({ ...found, ...checked, properties });
   }
-  return plans;
+  for (const missing of missingParents(plans, environment)) {
+    if (!(await datasetExists(missing.parent))) obstacles.add(noParent(missing));
+  }
+  await obstacles.unless(() => requireSpaceForAll(plans));
+  return outerFirst(plans);
 }
+
+/** A dataset to be made in another one. */
+interface Nested {
+  readonly dataset: string;
+  readonly parent: string;
+}
+
+/** The datasets to be made whose parents are not made with them: these must be there. */
+export function missingParents(
+  streams: readonly Pick<StreamPlan, "dataset" | "base">[],
+  { dataset: root }: Pick<NewEnvironment, "dataset">,
+): Nested[] {
+  const made = [root, ...streams.map(({ dataset }) => dataset)];
+  return streams
+    .filter(({ dataset, base }) => base?.dataset !== dataset)
+    .map(({ dataset }) => ({ dataset, parent: parentOf(dataset) }))
+    .filter(({ parent }) => !made.includes(parent));
+}
+
+const noParent = ({ dataset, parent }: Nested): ZferryError =>
+  new ZferryError("dataset-unsuitable", `there is no dataset ${parent} to make ${dataset} in`, {
+    details: { dataset, parent },
+    hint: "nothing but the dataset of / and those of the streams is made anew: let what has the base lie right below one of these, or outside of the environment",
+  });
 
 /** Where the environment that is cloned has what the configuration names, perhaps in another environment. */
 function homeOf(configured: string, { dataset, origin }: NewEnvironment): string {
@@ -234,7 +342,8 @@ async function propertiesOf(base: Snapshot, end: ChainEnd): Promise<PropertyValu
 export const streamsDone = ({ chain }: NewEnvironment): InstalledStream[] =>
   (chain?.done ?? []).flatMap(({ streams }) => streams);
 
-const endOf = ({ chain }: NewEnvironment, { identity, manifest }: VerifiedBundle): ChainEnd =>
+/** What the datasets of an environment are marked with. */
+export const endOf = ({ chain }: NewEnvironment, { identity, manifest }: VerifiedBundle): ChainEnd =>
   chain ?? { release: manifest.release.name, identity };
 
 /** What tells that a dataset is zferry's own, and may be removed with its environment. */
@@ -275,12 +384,13 @@ export async function requireFollowed(
 }
 
 /**
- * Has a plan of `/` name the new datasets in /etc/fstab, where that names those of their bases.
+ * Has a plan of `/` name the new datasets in /etc/fstab, where that names those of their bases, or that of `/`.
  * @param root as it is to be changed
  * @throws ZferryError `dataset-unsuitable` where a dataset has no place, or one that a boot would mount over the new one
  */
 export async function planFstab(
   plan: RootPlan | undefined,
+  environment: Pick<NewEnvironment, "dataset">,
   streams: readonly StreamPlan[],
   site: SiteConfig,
   { git, rootDir }: SiteRoot,
@@ -289,7 +399,7 @@ export async function planFstab(
   const obstacles = new Obstacles();
   const path = resolveWithin(rootDir, FSTAB);
   const entries = path === undefined ? [] : parseFstab(readText(path));
-  const datasets: FstabDataset[] = [];
+  const datasets: FstabDataset[] = [{ dataset: environment.dataset, path: "/" }];
   for (const { base, dataset } of streams) {
     if (base === undefined) continue;
     const entry = entries.find(
@@ -395,7 +505,7 @@ export async function freeClone(
 async function requireOwn(making: Making): Promise<void> {
   const { dataset } = making.environment;
   if (await isOwn(dataset, marksIn(making).identity)) return;
-  throw taken(dataset, "dataset");
+  throw taken(dataset, "dataset", "it came after the install was begun: let it have another name");
 }
 
 const marksIn = ({ environment: { chain }, release }: Making): ChainEnd =>
@@ -491,6 +601,5 @@ export async function finishEnvironment(
   const [own, name] = [withContainer(site, environment), basename(environment.dataset)];
   // A run before this one may have activated it, and was ended; then its trial may have ended since.
   if (environment.activate) return (await makeNext(own, name, { force: false, again: false })).warnings;
-  await requireBootable(own, name);
-  return [];
+  return requireBootable(own, name);
 }

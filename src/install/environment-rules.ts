@@ -95,7 +95,10 @@ export const parseFstab = (text: string): FstabEntry[] =>
     return [{ source, path, type, options: options.split(",") }];
   });
 
-/** A dataset with `mountpoint=legacy`, and where an environment has it. */
+/** Whether an entry is that of `/` itself: what boots has mounted it before it reads any. */
+export const isOfRoot = ({ type, path }: FstabEntry): boolean => type === "zfs" && mountPoint(path) === "/";
+
+/** A dataset with `mountpoint=legacy`, and where an environment has it; that of `/` with either. */
 export interface FstabDataset {
   readonly dataset: string;
   readonly path: string;
@@ -106,7 +109,7 @@ export const mountPoint = (path: string): string => posix.join("/", path).replac
 
 /**
  * A text of /etc/fstab, byte by byte (latin1), whose entries of type zfs name these datasets where they name others; one that is
- * missing comes last. All else of it stays as it is.
+ * missing comes last, but for that of `/`, whose options stay, too. All else of it stays as it is.
  */
 export function nameDatasets(text: string, datasets: readonly FstabDataset[]): string {
   const left = new Map(datasets.map((each) => [mountPoint(each.path), each.dataset]));
@@ -129,11 +132,12 @@ export function nameDatasets(text: string, datasets: readonly FstabDataset[]): s
       options = "",
       rest = "",
     ] = /^([ \t]*)([^ \t]+)([ \t]+)([^ \t]+)([ \t]+)([^ \t]+)(?:([ \t]+)([^ \t]+)(.*))?$/s.exec(line) ?? [];
-    const kept = entry.options.includes("zfsutil") ? escapeOctal(others || "defaults") : options;
+    const isLegacy = entry.options.includes("zfsutil") && !isOfRoot(entry);
+    const kept = isLegacy ? escapeOctal(others || "defaults") : options;
     return [blank, escapeOctal(dataset), first, path, second, type, third, kept, rest].join("");
   });
   const added = [...left]
-    .filter(([path]) => !named.has(path))
+    .filter(([path]) => path !== "/" && !named.has(path))
     .map(([path, dataset]) => `${escapeOctal(dataset)} ${escapeOctal(path)} zfs defaults 0 0\n`);
   const edited = lines.join("\n");
   const isOpen = added.length > 0 && edited !== "" && !edited.endsWith("\n");

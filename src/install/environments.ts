@@ -31,6 +31,7 @@ import {
   findKernels,
   isEarly,
   isEnvironment,
+  isOfRoot,
   isOptional,
   judgeDataset,
   judgeProperties,
@@ -42,6 +43,7 @@ import {
 } from "./environment-rules.js";
 import { findHook, HOOK_WARNINGS } from "./boot-hooks.js";
 import { requireNothingPending } from "./pending.js";
+import { datasetOfRoot } from "./site-root.js";
 import { lockState, type NewEnvironment, type StateFolder } from "./state.js";
 import { describeFailure, readFailure, readTrial, type Trial, type TrialFailure } from "./trial-rules.js";
 import { readUnderWay } from "./under-way.js";
@@ -298,7 +300,7 @@ async function readDatasets(
 ): Promise<Pick<BootEnvironment, "datasets" | "fault">> {
   try {
     const entries = await mounts.read([asRoot(candidate)], readFstab);
-    const named = entries.filter(({ type }) => type === "zfs");
+    const named = entries.filter((entry) => entry.type === "zfs" && !isOfRoot(entry));
     const datasets = [
       ...named.map(({ source, path }) => ({ path, dataset: source })),
       ...childrenOf(candidate, survey).map(({ path, dataset }) => ({ path, dataset })),
@@ -382,9 +384,9 @@ export async function makeNext(
   const told = { name: candidate.name, dataset: candidate.dataset };
   const { failed } = tellTrial(candidate);
   if (failed !== undefined && !again) {
-    requireComplete(candidate, await findFaults(candidate, survey, force));
+    const doubts = await requireComplete(candidate, survey, force);
     const left = `${candidate.name} was tried, and failed ${describeFailure(failed)}: it is not activated again`;
-    return { outcome: "present", ...told, warnings: [left] };
+    return { outcome: "present", ...told, warnings: [...doubts, left] };
   }
   // What a command did is not known after somebody else did something.
   if (candidate.dataset === survey.next && loader !== "command") {
@@ -392,8 +394,8 @@ export async function makeNext(
     if (runningOf(survey) === undefined) await forgetTrial(candidate);
     return { outcome: "present", ...told, warnings: [] };
   }
-  requireComplete(candidate, await findFaults(candidate, survey, force));
-  const warnings = await beginTrial(candidate, survey);
+  const doubts = await requireComplete(candidate, survey, force);
+  const warnings = [...doubts, ...(await beginTrial(candidate, survey))];
   await activate(candidate, survey);
   for (const other of survey.candidates) {
     if (other !== candidate && tellTrial(other).trial !== undefined) await endTrial(other);
@@ -492,12 +494,12 @@ async function warnOfHook(candidate: Candidate, survey: Survey): Promise<readonl
 
 /**
  * Only the look whether an environment would come up.
+ * @returns sentences to be warned with
  * @throws ZferryError `environment-missing`, `environment-incomplete`
  */
-export async function requireBootable(site: SiteConfig, name: string): Promise<void> {
+export async function requireBootable(site: SiteConfig, name: string): Promise<readonly string[]> {
   const survey = await look(site);
-  const candidate = findCandidate(name, survey);
-  requireComplete(candidate, await findFaults(candidate, survey, false));
+  return requireComplete(findCandidate(name, survey), survey, false);
 }
 
 export interface Standing {
@@ -522,8 +524,10 @@ export async function readStanding(site: SiteConfig): Promise<Standing> {
 }
 
 /**
- * Has what booted next before an environment boot next again, if that was activated since; nothing is checked.
- * @throws ZferryError `environment-missing` where it is not there any more
+ * Has what booted next before an environment boot next again, if that was activated since; nothing is checked. Where it is not there any
+ * more, that is what ran when the environment was activated, also under another name, or what runs now.
+ * @returns a sentence to be warned with, where it is another one
+ * @throws ZferryError `environment-missing` where none of these is there
  */
 export async function restoreNext(
   site: SiteConfig,
@@ -533,13 +537,47 @@ export async function restoreNext(
     origin,
     activate: isWanted,
   }: Pick<NewEnvironment, "dataset" | "next" | "origin" | "activate">,
-): Promise<void> {
+): Promise<string | undefined> {
   const survey = await look(site);
   const { loader } = site["boot-environment"];
   // What a command did that failed, or was ended, nobody knows.
-  if (loader === "command" ? !isWanted : survey.next !== dataset) return;
-  if (loader === "bootfs") return setBootfs(poolOf(dataset), next);
-  await activate(findCandidate(next ?? origin, survey), survey);
+  if (loader === "command" ? !isWanted : survey.next !== dataset) return undefined;
+  // It may be elsewhere than in the container.
+  if (loader === "bootfs" && (next === null || (await datasetExists(next)))) {
+    await setBootfs(poolOf(dataset), next);
+    return undefined;
+  }
+  const wanted = next ?? origin;
+  const made = survey.candidates.find((each) => each.dataset === dataset);
+  const found =
+    survey.candidates.find((each) => each.dataset === wanted) ??
+    survey.candidates.find((each) => made && isOwnGuid(made.properties["zferry:previous"], each)) ??
+    [survey.running, seenRoot(site), origin]
+      .map((known) => survey.candidates.find((each) => each.dataset === known && each !== made))
+      .find((each) => each !== undefined);
+  if (found === undefined) throw nothingBefore(wanted, survey);
+  await activate(found, survey);
+  return found.dataset === wanted
+    ? undefined
+    : `${wanted}, which booted next before, is not there any more: ${found.dataset} boots next`;
+}
+
+function nothingBefore(wanted: string, { site, candidates, container }: Survey): ZferryError {
+  const { loader } = site["boot-environment"];
+  const names = candidates.filter(isEnvironment).map(({ name }) => name);
+  const ways = {
+    bootfs: `zpool set bootfs=${container}/NAME ${poolOf(container)}`,
+    zectl: "zectl activate NAME",
+    command: `zfs rename one of them to ${wanted}`,
+  };
+  return new ZferryError(
+    "environment-missing",
+    `${wanted}, which booted next before, is not there any more`,
+    {
+      details: { dataset: wanted, environments: names },
+      hint: `have another one boot next (${names.join(", ")}): ${ways[loader]}; then run the same command again`,
+    },
+  );
 }
 
 function findCandidate(name: string, { candidates, container }: Survey): Candidate {
@@ -552,17 +590,33 @@ function findCandidate(name: string, { candidates, container }: Survey): Candida
   });
 }
 
-function requireComplete({ name, dataset }: Candidate, faults: readonly EnvironmentFault[]): void {
+/**
+ * @returns sentences to be warned with
+ * @throws ZferryError `environment-incomplete`
+ */
+async function requireComplete(
+  candidate: Candidate,
+  survey: Survey,
+  force: boolean,
+): Promise<readonly string[]> {
+  const { name, dataset } = candidate;
+  const { faults, doubts } = await findFaults(candidate, survey, force);
   const [first, ...also] = faults.map(
     ({ message, hint }) =>
       new ZferryError("environment-incomplete", message, { details: { name, dataset }, hint }),
   );
-  if (first === undefined) return;
+  if (first === undefined) return doubts;
   const { code, message, details, hint } = first;
   throw new ZferryError(code, message, { details, hint, also });
 }
 
-async function findFaults(candidate: Candidate, survey: Survey, force: boolean): Promise<EnvironmentFault[]> {
+interface Judged {
+  readonly faults: readonly EnvironmentFault[];
+  /** What stands against nothing, in sentences. */
+  readonly doubts: readonly string[];
+}
+
+async function findFaults(candidate: Candidate, survey: Survey, force: boolean): Promise<Judged> {
   const { loader } = survey.site["boot-environment"];
   const others = survey.below.filter((each) => each !== candidate && !isWithin(each, candidate));
   const faults = judgeProperties(loader, candidate, others);
@@ -572,31 +626,56 @@ async function findFaults(candidate: Candidate, survey: Survey, force: boolean):
       hint: `bundle environments --prune goes on with that; to keep it: zfs inherit zferry:pruned ${candidate.dataset}`,
     });
   }
-  if (!isEnvironment(candidate)) return faults;
+  const doubts: string[] = [];
+  if (!isEnvironment(candidate)) return { faults, doubts };
   const mounts = await openPrivateMounts();
   try {
     const { entries, bootFaults } = await mounts.read([asRoot(candidate)], async (folder) => ({
       entries: await readFstab(folder),
       bootFaults: force ? [] : judgeBootFiles(candidate, survey, folder),
     }));
-    const needed = entries.filter((entry) => !isOptional(entry));
+    const needed = entries.filter((entry) => !isOptional(entry) && !isOfRoot(entry));
     const { found, faults: missing } = await lookUp(needed);
-    faults.push(...missing, ...bootFaults);
+    const elsewhere = bootFaults.length === 0 ? undefined : await bootedFromElsewhere(survey, mounts);
+    faults.push(...missing, ...(elsewhere === undefined ? bootFaults : []));
+    if (elsewhere !== undefined) doubts.push(elsewhere);
     const early = [...found, ...childrenOf(candidate, survey)].filter(({ path }) => isEarly(path));
     early.sort((one, other) => one.path.length - other.path.length);
     const init = await mounts.read([asRoot(candidate), ...early], judgeInit);
     if (init !== undefined) faults.push(init);
-    return faults;
   } catch (error) {
     if (!(error instanceof ZferryError) || error.code !== "io-failed") throw error;
-    return [
-      ...faults,
-      { message: error.message, hint: `${candidate.dataset} must be readable to be checked` },
-    ];
+    faults.push({ message: error.message, hint: `${candidate.dataset} must be readable to be checked` });
   } finally {
     mounts.close();
   }
+  return { faults, doubts };
 }
+
+/**
+ * That the loader has its kernels on another file system than the environments, in a sentence: that on the site's `/`, which was booted,
+ * has none either. Undefined where that is not so.
+ */
+async function bootedFromElsewhere(survey: Survey, mounts: PrivateMounts): Promise<string | undefined> {
+  const { site, candidates } = survey;
+  if (isKeptOnEfi(survey)) return undefined;
+  const booted = runningOf(survey) ?? candidates.find(({ dataset }) => dataset === seenRoot(site));
+  if (booted === undefined) return undefined;
+  const lacking = await mounts.read([asRoot(booted)], (folder) => judgeBootFiles(booted, survey, folder));
+  return lacking.length === 0
+    ? undefined
+    : `${booted.name} has no kernel with an initramfs in its own /boot either: the loader is taken to have them elsewhere, and they are not looked for`;
+}
+
+/** The dataset on the site's `/`, which is not that of the system that runs where that is a rescue system. */
+function seenRoot(site: SiteConfig): string | undefined {
+  const path = site.root?.path;
+  return path !== undefined && existsSync(path) ? datasetOfRoot(site) : undefined;
+}
+
+/** zectl's plugin for systemd-boot keeps the kernels of each environment on the EFI file system, which they all share. */
+const isKeptOnEfi = ({ site, ofContainer }: Survey): boolean =>
+  site["boot-environment"].loader === "zectl" && ofContainer["org.zectl:bootloader"].value === "systemdboot";
 
 /** Whether what the entries of an fstab name is there; `found` are the datasets that are as they must be. */
 async function lookUp(
@@ -629,13 +708,15 @@ async function mountpointOf(dataset: string): Promise<string | undefined> {
   return (await getProperties(dataset, ["mountpoint"])).mountpoint;
 }
 
+const NO_KERNEL =
+  'in an install, after under [install] may make them; where the loader takes them from elsewhere: bundle activate --force, or loader = "command" under [boot-environment]';
+
 /** Whether a kernel with an initramfs lies where the loader looks. Where a command of the site's looks is not known. */
 function judgeBootFiles(candidate: Candidate, survey: Survey, folder: string): EnvironmentFault[] {
   const { loader } = survey.site["boot-environment"];
   if (loader === "command") return [];
-  const { "org.zectl:bootloader": plugin, "org.zectl.systemdboot:efi": efi } = survey.ofContainer;
-  const isOnEfi = loader === "zectl" && plugin.value === "systemdboot";
-  // zectl keeps the kernels of each environment on the EFI file system, which they all share.
+  const efi = survey.ofContainer["org.zectl.systemdboot:efi"];
+  const isOnEfi = isKeptOnEfi(survey);
   const [system, boot] = isOnEfi
     ? ["/", join(efi.value === "-" ? "/efi" : efi.value, "env", `org.zectl-${candidate.name}`)]
     : [folder, "/boot"];
@@ -643,7 +724,7 @@ function judgeBootFiles(candidate: Candidate, survey: Survey, folder: string): E
   const { found, alone } = findKernels(namesIn(system, boot));
   if (found.length > 0) return [];
   const what = alone.length === 0 ? "no kernel" : `no initramfs for ${alone.join(", ")}`;
-  return [{ message: `${where} has ${what}`, hint: "where the loader takes it from elsewhere: --force" }];
+  return [{ message: `${where} has ${what}`, hint: NO_KERNEL }];
 }
 
 /** The names in a folder of a system that lead somewhere. */

@@ -22,12 +22,14 @@ import {
 import { requireDatasetsInUse } from "./datasets-in-use.js";
 import {
   freeClone,
+  endOf,
   planEnvironment,
   planFstab,
   planStreamsBeside,
   requireFollowed,
   requireFree,
   streamsDone,
+  withContainer,
   type ChainEnd,
 } from "./environment-install.js";
 import { requireNoTrial } from "./environments.js";
@@ -449,7 +451,11 @@ async function environmentToMake(
   // What the bundles before made is not made again.
   if (environment.chain?.done.length) await rootMount(environment);
   // What is there already, and not of this install, is not to be taken for the clone.
-  if (begun === null) await requireFree([dataset], { dataset: origin, name: snapshot });
+  if (begun === null) {
+    const { identity } = endOf(environment, bundle);
+    const from = { dataset: origin, name: snapshot };
+    await requireFree([dataset], withContainer(site, environment), identity, from);
+  }
   await requireStateOutside(site, origin);
   return { ...environment, activate: activate ?? environment.activate };
 }
@@ -466,7 +472,8 @@ async function planAllStreams(
   const own = streamsDone(environment).map(({ dataset }) => dataset);
   const others = streams.map(({ dataset }) => dataset).filter((dataset) => !own.includes(dataset));
   if (journal === undefined) {
-    await obstacles.unless(() => requireFree(others));
+    const { identity } = endOf(environment, bundle);
+    await obstacles.unless(() => requireFree(others, withContainer(site, environment), identity));
     if (own.length === 0) await obstacles.unless(() => requireFollowed(environment, streams, site));
   }
   return streams;
@@ -606,6 +613,7 @@ async function planRootHalf(
     const all = [...Object.values(site.streams), ...datasets];
     requireOffStreams(site, all, environment, await trackedPaths(place.git));
     const plan = root && (await planHalf(place, root));
-    return planFstab(plan, streams, site, place, { scratchDir, release: release.name, date: options.date });
+    const how = { scratchDir, release: release.name, date: options.date };
+    return planFstab(plan, environment, streams, site, place, how);
   });
 }

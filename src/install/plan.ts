@@ -11,6 +11,8 @@ import {
   getProperties,
   listDiff,
   listSnapshots,
+  outerFirst,
+  parentOf,
   poolFeatures,
   poolHealth,
   poolOf,
@@ -35,6 +37,16 @@ export async function requireAnswer(dataset: string): Promise<void> {
   });
 }
 
+/** In bytes. */
+export interface StreamSpace {
+  /** That the rest of the stream takes at most. */
+  readonly needed: number;
+  /** Where it takes them: what it is received into, or made in. */
+  readonly dataset: string;
+  /** That this may still take, within quotas. */
+  readonly available: number;
+}
+
 /** What is to be done for one stream. */
 export interface StreamPlan {
   readonly stream: ManifestStream;
@@ -46,8 +58,8 @@ export interface StreamPlan {
   readonly received: boolean;
   /** Bytes of the stream that an interrupted receive of this install has taken. */
   readonly taken: number;
-  /** Bytes that the rest of the stream takes at most, and that its dataset may still take; null once it is received. */
-  readonly space: { readonly needed: number; readonly available: number } | null;
+  /** Null once it is received. */
+  readonly space: StreamSpace | null;
   /** What does not stand against it, and is good to know. */
   readonly warnings: readonly string[];
   /** That a dataset gets which is made beside that of its base. */
@@ -63,7 +75,7 @@ export type Live = (dataset: string, uses: Uses) => Promise<void>;
  * @param live told who uses a dataset; undefined: one in use is an obstacle
  * @param obstacles takes what stands against it: `base-missing`, `base-modified`, `dataset-in-use`, `dataset-unsuitable`,
  * `site-busy`, `no-space`, `not-configured`
- * @returns the streams that could be held against a dataset
+ * @returns the streams that could be held against a dataset; those that lie below others come after them
  */
 export async function planStreams(
   bundle: VerifiedBundle,
@@ -72,15 +84,20 @@ export async function planStreams(
   live: Live | undefined,
   obstacles: Obstacles,
 ): Promise<StreamPlan[]> {
-  const plans: StreamPlan[] = [];
+  const found: Found[] = [];
   for (const stream of bundle.manifest.streams) {
-    const plan = await obstacles.unless(() => planStream(stream, datasetOf(stream, site), ours));
-    if (plan === undefined) continue;
-    const checked = plan.received
-      ? { space: null, warnings: [] }
-      : await checkDataset(plan, bundle.manifest, live, obstacles);
-    plans.push({ ...plan, ...checked });
+    const each = await obstacles.unless(() => planStream(stream, datasetOf(stream, site), ours));
+    if (each !== undefined) found.push(each);
   }
+  const plans: StreamPlan[] = [];
+  for (const each of outerFirst(found)) {
+    const made = plans.map(({ dataset }) => dataset);
+    const checked = each.received
+      ? { space: null, warnings: [] }
+      : await checkDataset(each, bundle.manifest, live, obstacles, made);
+    plans.push({ ...each, ...checked });
+  }
+  await obstacles.unless(() => requireSpaceForAll(plans));
   return plans;
 }
 
@@ -183,12 +200,16 @@ export function estimateTime(streams: readonly StreamPlan[], state: SiteState | 
   return { seconds: Math.ceil(bytes / bytesPerSecond), bytesPerSecond, assumed: known === 0 };
 }
 
-/** What must hold of a dataset that is about to receive, or that one is about to be made beside. */
+/**
+ * What must hold of a dataset that is about to receive, or that one is about to be made beside.
+ * @param made datasets that are made before
+ */
 export async function checkDataset(
   { stream, dataset, base, taken, later }: Found,
   manifest: Manifest,
   live: Live | undefined,
   obstacles: Obstacles,
+  made: readonly string[] = [],
 ): Promise<Pick<StreamPlan, "space" | "warnings">> {
   const pool = poolOf(dataset);
   await obstacles.unless(() => requireFeatures(pool, manifest));
@@ -199,7 +220,9 @@ export async function checkDataset(
       : [`pool ${pool} is ${health}: one more disk that fails may take all; see zpool status ${pool}`];
   const missing = Math.max(0, stream.rawBytes - taken);
   const exists = base !== undefined || taken > 0;
-  const place = base?.dataset ?? (exists ? dataset : dataset.slice(0, dataset.lastIndexOf("/")));
+  let place = base?.dataset ?? (exists ? dataset : parentOf(dataset));
+  // Made there, it is as what that is made in.
+  while (!exists && made.includes(place) && !(await datasetExists(place))) place = parentOf(place);
   if (!exists && !(await datasetExists(place))) {
     obstacles.add(
       new ZferryError("dataset-unsuitable", `there is no dataset ${place} to make ${dataset} in`, {
@@ -208,8 +231,10 @@ export async function checkDataset(
     );
     return { space: null, warnings };
   }
-  const space = { needed: missing, available: await availableTo(place) };
-  await obstacles.unless(async () => requireSpace(place, stream, space));
+  // What is made beside its base may take other quotas than that has.
+  const room = base === undefined || place === dataset ? place : await existingAbove(dataset);
+  const space = { needed: missing, dataset: room, available: await availableTo(room) };
+  await obstacles.unless(async () => requireSpace(stream, space));
   await obstacles.unless(() => requireKey(place, stream));
   const { readonly, "com.sun:auto-snapshot": automatic } = await getProperties(place, [
     "readonly",
@@ -382,11 +407,47 @@ export async function requireUnused(
 export const availableTo = async (dataset: string): Promise<number> =>
   Number((await getProperties(dataset, ["available"])).available);
 
-function requireSpace(
-  dataset: string,
-  { role }: ManifestStream,
-  { needed, available }: NonNullable<StreamPlan["space"]>,
-): void {
+/** The nearest dataset above one that is to be made: that right above may be made with it. */
+async function existingAbove(dataset: string): Promise<string> {
+  const above = parentOf(dataset);
+  return parentOf(above) === "" || (await datasetExists(above)) ? above : existingAbove(above);
+}
+
+/**
+ * What lies within one dataset shares its quota, and all of a pool its space.
+ * @param availableIn bytes that a dataset may still take
+ * @throws ZferryError `no-space` where streams that fit alone do not fit together
+ */
+export async function requireSpaceForAll(
+  streams: readonly Pick<StreamPlan, "stream" | "space">[],
+  availableIn: (dataset: string) => Promise<number> = availableTo,
+): Promise<void> {
+  const needs = streams.flatMap(({ stream, space }) =>
+    space === null ? [] : [{ role: stream.role, ...space }],
+  );
+  const places = new Set(needs.flatMap(({ dataset }) => [dataset, ...allAbove(dataset)]));
+  for (const { dataset } of outerFirst([...places].map((place) => ({ dataset: place }))).toReversed()) {
+    const within = needs.filter((each) => each.dataset === dataset || each.dataset.startsWith(`${dataset}/`));
+    if (within.length < 2) continue;
+    const needed = within.reduce((sum, each) => sum + each.needed, 0);
+    // What has a reservation has more than what it lies in.
+    const available = Math.max(await availableIn(dataset), ...within.map((each) => each.available));
+    if (available >= needed) continue;
+    const roles = within.map(({ role }) => role).toSorted();
+    throw new ZferryError(
+      "no-space",
+      `streams ${roles.join(", ")} may take ${formatBytes(needed)} together, ${dataset} has ${formatBytes(available)} left`,
+      { details: { dataset, roles, needed, available }, hint: "free space in the pool, or raise the quota" },
+    );
+  }
+}
+
+const allAbove = (dataset: string): string[] => {
+  const above = parentOf(dataset);
+  return above === "" ? [] : [above, ...allAbove(above)];
+};
+
+function requireSpace({ role }: ManifestStream, { dataset, needed, available }: StreamSpace): void {
   if (available >= needed) return;
   throw new ZferryError(
     "no-space",

@@ -15,6 +15,7 @@ import {
   listBelow,
   listDepended,
   listProperties,
+  outerFirst,
   parentOf,
   poolFreeing,
   poolOf,
@@ -243,7 +244,7 @@ export function describeShort({ container, keepFree, free }: Pruning, isPlan: bo
   return `keep_free is ${formatBytes(keepFree)}, and ${found} free on ${poolOf(container)}: no other boot environment can be removed`;
 }
 
-/** The datasets of an environment that zferry received, and that none of the others has. */
+/** The datasets of an environment that zferry received, and that none of the others has; those below others before them. */
 async function ownDatasets(
   environment: BootEnvironment,
   others: readonly BootEnvironment[],
@@ -260,8 +261,9 @@ async function ownDatasets(
     const mark = described?.properties["zferry:identity"];
     if (mark?.local === true && v.is(sha256Hex, mark.value)) own.push(name);
   }
-  // One that lies in another goes before it.
-  return own.sort((one, other) => other.split("/").length - one.split("/").length);
+  return outerFirst(own.map((dataset) => ({ dataset })))
+    .map(({ dataset }) => dataset)
+    .toReversed();
 }
 
 const namesOf = ({ datasets }: BootEnvironment): string[] => (datasets ?? []).map(({ dataset }) => dataset);

@@ -301,9 +301,10 @@ const INSTALL: Steps<InstallJournal> = {
       step(`${environment.activate ? "activating" : "checking"} ${environment.dataset}`);
       for (const line of await finishEnvironment(environment, site)) step(`warning: ${line}`);
     }),
-    undo: inEnvironment(({ environment }, { site }) =>
-      restoreNext(withContainer(site, environment), environment),
-    ),
+    undo: inEnvironment(async ({ environment }, { site, step }) => {
+      const other = await restoreNext(withContainer(site, environment), environment);
+      if (other !== undefined) step(`warning: ${other}`);
+    }),
   },
 
   recording: {

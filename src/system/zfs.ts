@@ -376,6 +376,12 @@ export async function setBootfs(pool: string, dataset: string | null): Promise<v
 /** The dataset right above; empty for a pool's own. */
 export const parentOf = (dataset: string): string => dataset.slice(0, Math.max(0, dataset.lastIndexOf("/")));
 
+/** Datasets before those that lie below them; others stay in their order. */
+export const outerFirst = <Of extends { readonly dataset: string }>(all: readonly Of[]): Of[] =>
+  all.toSorted((one, other) => depthOf(one.dataset) - depthOf(other.dataset));
+
+const depthOf = (dataset: string): number => dataset.split("/").length;
+
 export const poolOf = (dataset: string): string => dataset.split("/", 1)[0] ?? dataset;
 
 /** Pool features that are enabled or active, without `feature@`. */

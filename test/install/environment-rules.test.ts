@@ -4,6 +4,7 @@ import {
   findKernels,
   isEarly,
   isEnvironment,
+  isOfRoot,
   isOptional,
   judgeDataset,
   judgeProperties,
@@ -204,6 +205,17 @@ describe("the /etc/fstab of a new environment", () => {
     expect(nameDatasets("x /srv ext4\n", [{ dataset: "p/R2", path: "/a b" }])).toBe(
       "x /srv ext4\np/R2 /a\\040b zfs defaults 0 0\n",
     );
+  });
+
+  test("names its own root, with the options that were there, and gets no entry for that", () => {
+    const root = [{ dataset: "p/ROOT/R2", path: "/" }, ...datasets.slice(0, 1)];
+    const text = (one: string, two: string): string =>
+      `${one}  / zfs noatime,zfsutil 0 0\nUUID=1 / ext4\n${two} /usr zfs ro\n`;
+    expect(nameDatasets(text("p/ROOT/one", "p/USR/one"), root)).toBe(text("p/ROOT/R2", "p/USR/R2"));
+    expect(nameDatasets("p/USR/one /usr zfs\n", root)).toBe("p/USR/R2 /usr zfs\n");
+    expect(
+      ["p/ROOT/one / zfs", "p/u /usr zfs", "UUID=1 / ext4"].map((line) => isOfRoot(entry(line))),
+    ).toEqual([true, false, false]);
   });
 
   test("mounts them as legacy", () => {

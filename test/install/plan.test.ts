@@ -1,6 +1,6 @@
-import { expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import type { ManifestStream } from "../../src/bundle/manifest.js";
-import { estimateTime, type StreamPlan } from "../../src/install/plan.js";
+import { estimateTime, requireSpaceForAll, type StreamPlan } from "../../src/install/plan.js";
 import type { Installation, SiteState } from "../../src/install/state.js";
 
 const MIB = 1 << 20;
@@ -11,7 +11,7 @@ const stream = (needed: number | null): StreamPlan => ({
   base: undefined,
   received: needed === null,
   taken: 0,
-  space: needed === null ? null : { needed, available: needed },
+  space: needed === null ? null : { needed, dataset: "rpool/usr", available: needed },
   warnings: [],
 });
 
@@ -48,5 +48,45 @@ test.each([
     seconds: Math.ceil(1000 / rate),
     bytesPerSecond: rate * MIB,
     assumed,
+  });
+});
+
+describe("the space for all streams", () => {
+  const GIB = 1 << 30;
+  const need = (role: string, dataset: string, needed: number, available: number) => ({
+    stream: { role } as ManifestStream,
+    space: { needed: needed * GIB, dataset, available: available * GIB },
+  });
+  /** What is refused, where the datasets have so many GiB left. */
+  const refused = (left: Record<string, number>, ...needs: ReturnType<typeof need>[]): Promise<string> =>
+    requireSpaceForAll(needs, (dataset) => Promise.resolve((left[dataset] ?? NaN) * GIB)).then(
+      () => "",
+      (error: unknown) => (error as Error).message,
+    );
+  const all = { rpool: 6, "rpool/USR": 6, "rpool/OPT": 6 };
+
+  test("is that of their pool, which they share", async () => {
+    const needs = [need("usr", "rpool/USR", 5, 6), need("opt", "rpool/OPT", 5, 6)] as const;
+    expect(await refused(all, ...needs)).toBe(
+      "streams opt, usr may take 10.0 GiB together, rpool has 6.0 GiB left",
+    );
+    expect(await refused({ ...all, rpool: 10 }, ...needs)).toBe("");
+  });
+
+  test("is that of the quota that they share, and of no other", async () => {
+    const needs = [need("usr", "rpool/USR", 2, 3), need("opt", "rpool/USR", 2, 3)] as const;
+    expect(await refused({ rpool: 90, "rpool/USR": 3 }, ...needs)).toBe(
+      "streams opt, usr may take 4.0 GiB together, rpool/USR has 3.0 GiB left",
+    );
+    const apart = [need("usr", "rpool/USR", 2, 3), need("opt", "rpool/OPT", 2, 3)] as const;
+    expect(await refused({ ...all, rpool: 90 }, ...apart)).toBe("");
+    expect(await refused({ rpool: 3, tank: 3 }, need("usr", "rpool", 2, 3), need("opt", "tank", 2, 3))).toBe(
+      "",
+    );
+  });
+
+  test("is more where one has a reservation", async () => {
+    const needs = [need("usr", "rpool/USR", 5, 9), need("opt", "rpool/OPT", 2, 3)] as const;
+    expect(await refused({ ...all, rpool: 3 }, ...needs)).toBe("");
   });
 });

@@ -215,12 +215,11 @@ describe("whether a rollback can be given up", () => {
     const site = await readSiteConfig(configured().config);
     return (
       await refusal(() =>
-        confirmInstall(
-          site,
-          () => new Date(0),
-          async () => undefined,
-          () => undefined,
-        ),
+        confirmInstall(site, () => new Date(0), {
+          begin: async () => undefined,
+          warn: () => undefined,
+          isToMerge: false,
+        }),
       )
     ).hint;
   };
@@ -308,12 +307,11 @@ describe("the hold of a base", () => {
     const told: string[] = [];
     const site = await readSiteConfig(configured().config);
     const begin = async (): Promise<void> => undefined;
-    const confirmed = await confirmInstall(
-      site,
-      () => new Date(0),
+    const confirmed = await confirmInstall(site, () => new Date(0), {
       begin,
-      (what) => told.push(what),
-    );
+      warn: (what) => told.push(what),
+      isToMerge: false,
+    });
     expect(confirmed?.isNew).toBe(true);
     return told;
   };

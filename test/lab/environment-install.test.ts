@@ -136,6 +136,12 @@ describe("an install as a boot environment", () => {
     expect(await lines("bundle history")).toMatch(/^R2 .* rolled back at /m);
     expect(await lines("bundle status")).toContain("installed: no release by zferry any more");
     expect((await refusal("bundle rollback"))[0]?.code).toBe("rollback-impossible");
+    // It is there still, and not made again.
+    const [error, ...more] = await refusal(`bundle install ${FILE}`);
+    expect([error?.code, more]).toEqual(["environment-exists", []]);
+    expect(error?.hint).toContain(
+      "to have it boot next: bundle activate R2; to make it anew: zfs destroy -r",
+    );
     await lines("bundle activate R2");
     expect(await lines("bundle status")).toContain(
       "boots next: reboot\n  can be rolled back: bundle rollback",
@@ -143,6 +149,17 @@ describe("an install as a boot environment", () => {
     await lines(`zfs set canmount=on ${ROOT}/site`);
     expect((await refusal("bundle rollback"))[0]?.code).toBe("environment-incomplete");
     await lines(`zfs set canmount=noauto ${ROOT}/site`);
+  });
+
+  it("names itself where /etc/fstab has an entry for /", async () => {
+    const entry = (name: string): string => `${ROOT}/${name} / zfs noatime 0 0`;
+    await lines(`${RESET}; cd ${SITE}; echo '${entry("site")}' >>etc/fstab; git commit -qam 'its own root'
+      bundle install ${FILE}; mount -t zfs -o zfsutil ${ROOT}/R2 /media`);
+    expect(await lines("tail -n 1 /media/etc/fstab; umount /media")).toBe(entry("R2"));
+    // What names one that is gone stands against nothing.
+    await lines(`mount -t zfs -o zfsutil ${ROOT}/R2 /media; sed -i 's|^${ROOT}/R2 / |${ROOT}/gone / |' /media/etc/fstab
+      umount /media; bundle rollback; bundle activate R2`);
+    expect(await lines("bundle environments --json")).not.toContain(`${ROOT}/gone`);
   });
 
   it("activates nothing with --no-activate", async () => {
@@ -197,7 +214,15 @@ describe("nothing is changed", () => {
     expect(told[0]?.message).toBe(`there is a dataset ${ROOT}/R2 already, which the install would make`);
     expect(told[0]?.hint).toContain(`zfs destroy -r ${ROOT}/R2`);
     expect(await site()).toBe(here);
-    await lines(`zfs destroy ${ROOT}/R2; zfs destroy ${ROOT}/site@zferry-R2`);
+    await lines(
+      `zfs set mountpoint=/media/R2 ${ROOT}/R2; zfs mount ${ROOT}/R2 2>/dev/null || findmnt /media/R2`,
+    );
+    expect((await refusal(`bundle install ${FILE}`))[0]?.hint).toBe(
+      "it is mounted on /media/R2: neither rename nor destroy it while that is so",
+    );
+    await lines(
+      `zfs destroy ${ROOT}/R2; zfs destroy ${ROOT}/site@zferry-R2; rmdir /media/R2 2>/dev/null || true`,
+    );
     expect((await refusal(`bundle install ${FILE}`)).map(({ message }) => message)).toEqual([
       `there is a dataset ${USR}/R2 already, which the install would make`,
     ]);
@@ -218,6 +243,22 @@ describe("nothing is changed", () => {
     await lines(
       `zfs unmount ${OPT}/gentoo; zfs set mountpoint=legacy ${OPT}/gentoo; mount -t zfs -o ro ${OPT}/gentoo ${SITE}/opt`,
     );
+  });
+
+  it("where there is space for each stream, and not for all", async () => {
+    const plan = JSON.parse(await lines(`${RESET}; bundle plan --json ${FILE}`)) as {
+      streams: { space: { needed: number; dataset: string } }[];
+    };
+    expect(plan.streams.map(({ space }) => space.dataset)).toEqual([OPT, USR]);
+    const needed = plan.streams.reduce((sum, { space }) => sum + space.needed, 0);
+    // The quota of what has the base is not that of what is made beside it.
+    await lines(`zfs set quota=$(($(zfs get -H -p -o value used ${RPOOL}/SYSTEM) + ${needed - 1024})) ${RPOOL}/SYSTEM
+      zfs set quota=$(zfs get -H -p -o value used ${USR}/gentoo) ${USR}/gentoo`);
+    const told = await refusal(`bundle plan ${FILE}`);
+    expect(told.map(({ code }) => code)).toEqual(["no-space"]);
+    expect(told[0]?.message).toMatch(/^streams opt, usr may take .* together, \S+\/SYSTEM has .* left$/);
+    await lines(`zfs set quota=none ${RPOOL}/SYSTEM; zfs set quota=none ${USR}/gentoo`);
+    expect(await refusal(`bundle plan ${FILE}`)).toEqual([]);
   });
 
   it("where a dataset below that of / would be missing", async () => {
@@ -317,6 +358,17 @@ describe("commands of the site", () => {
   });
 });
 
+it("has its kernel where the running one has it, if that has none in its own /boot either", async () => {
+  const { status, stderr } = await place.attempt(`${RESET}
+    cd ${SITE}; git rm -q boot/vmlinuz-6.1; git commit -qm 'on the EFI partition'; bundle install ${FILE}`);
+  expect([status, stderr]).toEqual([
+    0,
+    expect.stringContaining("warning: site has no kernel with an initramfs in its own /boot either"),
+  ]);
+  expect(await lines(`zpool get -H -o value bootfs ${RPOOL}`)).toBe(`${ROOT}/R2`);
+  await lines("bundle rollback; bundle activate R2");
+});
+
 /** Has the site run from another environment, as a boot would. */
 const boot = (root: string, name: string): string => `
   cd /; umount -R ${SITE}
@@ -359,6 +411,38 @@ it("is made from the one before, whose datasets the configuration does not name"
     for name in ${ROOT} ${USR} ${OPT}; do
       zfs release zferry:base $name/R3@R3 2>/dev/null || true; zfs destroy -r $name/R4; zfs destroy -r $name/R3
     done`);
+});
+
+it("receives what lies below another dataset after that, and removes it before", async () => {
+  const [usr, opt] = [`${ROOT}/site/usr`, `${ROOT}/site/usr/opt`];
+  await lines(`${RESET}; umount ${SITE}/opt ${SITE}/usr
+    zfs rename ${USR}/gentoo ${usr}; zfs rename ${OPT}/gentoo ${opt}
+    mount -t zfs -o ro ${usr} ${SITE}/usr; mount -t zfs -o ro ${opt} ${SITE}/opt
+    cd ${SITE}; sed -i 's|^${USR}/gentoo|${usr}|; s|^${OPT}/gentoo|${opt}|' etc/fstab; git commit -qam 'one in the other'`);
+  await useConfig(siteConfig().replace(`${USR}/gentoo`, usr).replace(`${OPT}/gentoo`, opt));
+  await lines(place.killed(`install ${FILE}`, "journal: activating"));
+  expect(await lines(`zfs list -H -o name -r ${ROOT}/R2`)).toBe(
+    `${ROOT}/R2\n${ROOT}/R2/usr\n${ROOT}/R2/usr/opt`,
+  );
+  await lines("bundle abort");
+  expect(await lines(`zfs list -H -o name -r ${ROOT}`)).not.toContain("R2");
+  expect(await lines(`bundle install ${FILE}`)).toContain(`opt: ${ROOT}/R2/usr/opt, from ${opt}@R1 to R2`);
+  // A dataset between them that nothing makes.
+  await lines(`bundle rollback; zfs destroy -r ${ROOT}/R2; zfs destroy ${ROOT}/site@zferry-R2; rm -r /var/lib/zferry
+    umount ${SITE}/opt; zfs create -o mountpoint=none ${ROOT}/site/group; zfs rename ${opt} ${ROOT}/site/group/opt
+    mount -t zfs -o ro ${ROOT}/site/group/opt ${SITE}/opt`);
+  await useConfig(
+    siteConfig().replace(`${USR}/gentoo`, usr).replace(`${OPT}/gentoo`, `${ROOT}/site/group/opt`),
+  );
+  expect((await refusal(`bundle plan ${FILE}`))[0]).toMatchObject({
+    code: "dataset-unsuitable",
+    message: `there is no dataset ${ROOT}/R2/group to make ${ROOT}/R2/group/opt in`,
+  });
+  await useConfig(siteConfig());
+  await lines(`umount ${SITE}/opt ${SITE}/usr
+    zfs rename ${ROOT}/site/group/opt ${OPT}/gentoo; zfs destroy ${ROOT}/site/group; zfs rename ${usr} ${USR}/gentoo
+    mount -t zfs -o ro ${USR}/gentoo ${SITE}/usr; mount -t zfs -o ro ${OPT}/gentoo ${SITE}/opt; ${RESET}`);
+  expect(await site()).toBe(before);
 });
 
 describe("several bundles", () => {
@@ -589,6 +673,32 @@ describe("giving it up", () => {
     await lines(`${received()}; zfs promote ${USR}/R2; bundle abort`);
     expect(await site()).toBe(before);
   });
+});
+
+it("is given up where what booted next before is gone, or has another name", async () => {
+  const [other, renamed] = [`${ROOT}/other`, `${ROOT}/renamed`];
+  const cases = [
+    [`zfs destroy ${other}`, `${ROOT}/site`],
+    [
+      `zfs set zferry:previous=$(zfs get -H -p -o value guid ${other}) ${ROOT}/R2; zfs rename ${other} ${renamed}`,
+      renamed,
+    ],
+  ] as const;
+  for (const [change, next] of cases) {
+    const { status, stderr } = await place.attempt(`${RESET}
+      zfs clone -o canmount=noauto -o mountpoint=/ ${ROOT}/site@fresh ${other}; zpool set bootfs=${other} ${RPOOL}
+      ${place.killed(`install ${FILE}`, "journal: recording")}
+      ${change}; bundle abort`);
+    expect([status, stderr]).toEqual([
+      0,
+      expect.stringContaining(
+        `warning: ${other}, which booted next before, is not there any more: ${next} boots next`,
+      ),
+    ]);
+    expect(await lines(`zpool get -H -o value bootfs ${RPOOL}`)).toBe(next);
+  }
+  await lines(`zpool set bootfs=${ROOT}/site ${RPOOL}; zfs destroy ${renamed}`);
+  expect(await site()).toBe(before);
 });
 
 it("goes on only in the environment in which it was begun", async () => {

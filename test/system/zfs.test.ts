@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { parseProperties } from "../../src/system/zfs.js";
+import { outerFirst, parseProperties } from "../../src/system/zfs.js";
 
 test("properties tell what is set on the dataset itself; a value may have tabs and line ends", () => {
   // zfs get -H -p -r -d 1 -t filesystem -o name,property,source,value
@@ -38,4 +38,11 @@ test("properties tell what is set on the dataset itself; a value may have tabs a
       },
     },
   ]);
+});
+
+test("what lies below another dataset comes after it, and all else stays in its order", () => {
+  const named = (...names: string[]) => names.map((dataset) => ({ dataset }));
+  expect(outerFirst(named("p/R1/usr/local", "p/R1/usr", "p/opt", "p/R1/a"))).toEqual(
+    named("p/opt", "p/R1/usr", "p/R1/a", "p/R1/usr/local"),
+  );
 });
