@@ -25,6 +25,7 @@ import {
   dropProperties,
   getProperties,
   mountDataset,
+  parentOf,
   poolOf,
   setProperties,
 } from "../system/zfs.js";
@@ -56,7 +57,8 @@ const WORKPLACE = "/run/zferry-state";
 
 /**
  * What is to be done so that the state lies outside every environment; undefined where that is so, or where the site has none.
- * @throws ZferryError `output-exists` where the dataset is something else's, `not-configured` where it is not mounted
+ * @throws ZferryError `output-exists` where the dataset is something else's, `not-configured` where it is not mounted,
+ * `dataset-unsuitable` where what is encrypted would not be any more
  */
 export async function planStateMove(site: SiteConfig): Promise<StateMove | undefined> {
   if (site.install.mode !== "boot-environment" || site.root?.path !== "/") return undefined;
@@ -70,13 +72,78 @@ export async function planStateMove(site: SiteConfig): Promise<StateMove | undef
   const isOurs = mark === "copying" || mark === "copied";
   if (!isOurs) requireStateMounted(path);
   if (!isInside && !isOurs) return undefined;
-  const move = { path, dataset, aside: `${path}${ASIDE}${dataset.replaceAll("/", "-")}` };
+  const move = { path, dataset, aside: asideOf(path, dataset) };
+  if (isInside && mark === undefined) {
+    const names = ["encryption", "encryptionroot"] as const;
+    const above = await getProperties(parentOf(dataset), names);
+    requireAsEncrypted(move, origin, { ...(await getProperties(found, names)), dataset: found }, above);
+  }
   if (mark === undefined || isOurs) return move;
   throw new ZferryError("output-exists", `there is a dataset ${dataset} already, which is not the state's`, {
     details: { dataset, path },
     hint: `if it is meant for the state: zfs set mountpoint=${path} canmount=on ${dataset}; or let state in site.toml be a folder on another dataset`,
   });
 }
+
+const asideOf = (path: string, dataset: string): string => `${path}${ASIDE}${dataset.replaceAll("/", "-")}`;
+
+/** As `zfs get` prints them. */
+interface Encryption {
+  readonly encryption: string;
+  readonly encryptionroot: string;
+}
+
+/**
+ * The state has whole texts of conflicts, of /etc too.
+ * @param origin the dataset of `/`
+ * @param now of what has the state
+ * @param above of what the state's own dataset would be made in, and inherit
+ * @throws ZferryError `dataset-unsuitable` where it is encrypted, and would not be any more
+ */
+export function requireAsEncrypted(
+  { path, dataset }: Pick<StateMove, "path" | "dataset">,
+  origin: string,
+  now: Encryption & { readonly dataset: string },
+  above: Pick<Encryption, "encryption">,
+): void {
+  if (["off", "-"].includes(now.encryption) || !["off", "-"].includes(above.encryption)) return;
+  const root = now.encryptionroot;
+  throw new ZferryError(
+    "dataset-unsuitable",
+    `the state folder ${path} lies on ${now.dataset}, which is encrypted, and ${dataset} would not be`,
+    {
+      details: { path, dataset, encryptionroot: root },
+      hint: origin.startsWith(`${root}/`)
+        ? `make one that has its key from ${root}, as / has: ${makeWithin(root, path)}`
+        : `make it by hand, with a key that is loaded at boot before file systems are mounted: ${makeWithKey(dataset)}`,
+    },
+  );
+}
+
+// As `moveState` does it: formats/boot.md, The state
+const makeWithin = (root: string, path: string): string => {
+  const dataset = `${root}/zferry`;
+  return [
+    `zfs create -o mountpoint=${path}.new ${dataset}`,
+    `chmod 700 ${path}.new`,
+    `cp -a ${path}/. ${path}.new`,
+    `mv ${path} ${asideOf(path, dataset)}`,
+    `mkdir -m 700 ${path}`,
+    `echo ${dataset} >${path}/${MOUNTED_FROM}`,
+    `zfs set mountpoint=${path} ${dataset}`,
+    "bundle setup",
+  ].join(" && ");
+};
+
+/** On `/` itself, whose clones have it, too. */
+const KEY = "/etc/zferry/state.key";
+
+const makeWithKey = (dataset: string): string =>
+  [
+    `(umask 077; head -c 32 /dev/urandom >${KEY})`,
+    `zfs create -o encryption=on -o keyformat=raw -o keylocation=file://${KEY} -o mountpoint=legacy -o canmount=noauto -o ${MARK}=copying ${dataset}`,
+    "bundle setup",
+  ].join(" && ");
 
 /**
  * Makes the dataset, copies the state to it, verifies that, and mounts it in the place of the folder, which is kept aside. After an
