@@ -15,7 +15,6 @@ import {
   listBelow,
   listDepended,
   listProperties,
-  outerFirst,
   parentOf,
   poolFreeing,
   poolOf,
@@ -261,9 +260,8 @@ async function ownDatasets(
     const mark = described?.properties["zferry:identity"];
     if (mark?.local === true && v.is(sha256Hex, mark.value)) own.push(name);
   }
-  return outerFirst(own.map((dataset) => ({ dataset })))
-    .map(({ dataset }) => dataset)
-    .toReversed();
+  const depthOf = (dataset: string): number => dataset.split("/").length;
+  return own.sort((one, other) => depthOf(other) - depthOf(one));
 }
 
 const namesOf = ({ datasets }: BootEnvironment): string[] => (datasets ?? []).map(({ dataset }) => dataset);

@@ -43,13 +43,13 @@ inside '
       --modules "$modules ${*:2}" "$1"
   }
   make /out/dracut.img systemd systemd-initrd dracut-systemd
-  make /out/dracut-plain.img
 
-  # These may take packages of the ones above away.
   touch /before
   sleep 0.1
   apt-get install -y --no-install-recommends --allow-remove-essential openrc sysvinit-core
-  rm /usr/sbin/policy-rc.d
-  find /etc /usr -cnewer /before ! -path "/etc/systemd/*" ! -path "/usr/share/*" | tar -c --no-recursion -T - -f /out/openrc.tar' >&2
+  find /etc /usr -cnewer /before ! -path "/etc/systemd/*" ! -path "/usr/share/*" | tar -c --no-recursion -T - -f /out/openrc.tar
+  # Of Debian 12 the packages of OpenZFS and of OpenRC are not installed side by side.
+  [ -e /usr/lib/dracut/modules.d/90zfs ] || apt-get install -y --no-install-recommends -t "$suite" zfs-dracut
+  make /out/dracut-plain.img' >&2
 mv "$folder"/root/out/* "$folder"
 rm -rf --one-file-system "$folder/root"

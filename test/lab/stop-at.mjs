@@ -52,11 +52,14 @@ const CHANGING = {
   git: ["pack-objects", "update-ref"],
 };
 /** What changes something whatever it is told. */
-const ALWAYS = ["mount", "umount", "chroot", "cp"];
+const ALWAYS = ["mount", "umount", "cp"];
+/** In a namespace of its own. */
+const isChroot = (file, args) => file === "unshare" && args.some((word) => word.startsWith("chroot "));
 childProcess.spawn = (file, args, options) => {
   const verb = Array.isArray(args) ? args.find((word) => CHANGING[file]?.includes(word)) : undefined;
   if (verb !== undefined && args[0] !== "list") step(`${file} ${verb}`);
   if (ALWAYS.includes(file)) step(file);
+  if (isChroot(file, args)) step("chroot");
   return spawn(file, args, options);
 };
 syncBuiltinESMExports();
