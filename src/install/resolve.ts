@@ -220,7 +220,7 @@ async function take(
       if (isReopened(conflict.path, key)) continue;
       const side = sideOf(conflict.path);
       if (side !== undefined) taken.contents.push({ ...key, result: { side } });
-      else if (tree !== undefined && listed?.some((each) => isSameKey(each, key))) {
+      else if (tree !== undefined && isShown(conflict) && listed?.some((each) => isSameKey(each, key))) {
         const result = await readResult(tree, conflict);
         if (result === undefined) continue;
         if ("side" in result) taken.contents.push({ ...key, result });
@@ -347,13 +347,17 @@ async function fill(
     }
     for (const { path, reason } of open.contents.slice(MAX_RESOLUTIONS))
       left.push({ path: showPath(path), reason, how: "comes into the folder when others are settled" });
+    // Of what is not shown, no file could be missing: to leave it alone would count as removing it.
+    const shown: (typeof keys)[number][] = [];
     for (const [index, conflict] of open.contents.slice(0, MAX_RESOLUTIONS).entries()) {
-      const isListed = listed.some((old) => isSameKey(old, keys[index] ?? {}));
-      const { how = CHOOSE, isText = false } = (await show(tree, conflict, git, options, isListed)) ?? {};
-      if (isText) texts.push(conflict);
-      left.push({ path: showPath(conflict.path), reason: conflict.reason, how });
+      const key = keys[index] ?? contentKey(conflict);
+      const isListed = listed.some((old) => isSameKey(old, key));
+      const how = isShown(conflict) ? await show(tree, conflict, git, options, isListed) : undefined;
+      if (how !== undefined) shown.push(key);
+      if (how?.isText) texts.push(conflict);
+      left.push({ path: showPath(conflict.path), reason: conflict.reason, how: how?.how ?? CHOOSE });
     }
-    writeInto(tree, LIST as RawPath, encodeCanonical({ version: 1, conflicts: keys }), 0o600);
+    writeInto(tree, LIST as RawPath, encodeCanonical({ version: 1, conflicts: shown }), 0o600);
     writeInto(tree, README as RawPath, readme(left, options.with), 0o600);
   } finally {
     closeTree(tree);
@@ -362,6 +366,17 @@ async function fill(
 }
 
 const CHOOSE = "choose a side: --ours PATH or --theirs PATH";
+
+/** Whether the folder can have what both sides of a conflict have: files, and not in the place of its own. */
+function isShown({ path, ours, theirs }: Conflict): boolean {
+  const [top] = path.split("/");
+  return (
+    fileRefusal(path) === undefined &&
+    top !== README &&
+    top !== LIST &&
+    [ours, theirs].every((file) => file === null || file.mode === "100644" || file.mode === "100755")
+  );
+}
 
 /** Writes what a person needs to settle a conflict, and tells how; undefined where only a side can be chosen. */
 async function show(
@@ -372,7 +387,6 @@ async function show(
   isListed: boolean,
 ): Promise<{ readonly how: string; readonly isText?: true } | undefined> {
   const { path, ours, theirs } = conflict;
-  if (fileRefusal(path) !== undefined || path === README) return undefined;
   const mode = mergedMode(conflict) === "100755" ? 0o700 : 0o600;
   const places = [path, beside(path, "ours"), beside(path, "theirs")];
   const found = isListed ? await inspect(tree, places, () => false) : [];
@@ -397,7 +411,6 @@ async function show(
   for (const [index, side] of (["ours", "theirs"] as const).entries()) {
     const file = conflict[side];
     if (file === null) continue;
-    if (file.mode !== "100644" && file.mode !== "100755") return undefined;
     if (isThere[index + 1] === true) continue;
     const content = await git.run(["cat-file", "blob", file.id]);
     if (!tryWriting(tree, beside(path, side), content, mode)) return undefined;

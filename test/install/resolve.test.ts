@@ -16,7 +16,7 @@ import { openResolutions } from "../../src/install/resolutions.js";
 import { resolveConflicts, type Resolved } from "../../src/install/resolve.js";
 import type { RawPath } from "../../src/raw-path.js";
 import type { RootPlan } from "../../src/root/plan.js";
-import { ACCOUNTS, BuildHost, command, file, sh, type Edits, type Site } from "../root/hosts.js";
+import { ACCOUNTS, BuildHost, command, file, link, sh, type Edits, type Site } from "../root/hosts.js";
 
 const host = new BuildHost();
 host.release("r1", {
@@ -280,6 +280,56 @@ it("offers a tool nothing that would count without being looked at", async () =>
   expect(await resolving.run({}, "exit 1")).toMatchObject({ settled: 0, left: [{ path: "etc/text" }] });
   expect(readFileSync(resolving.place("etc/text"), "utf8")).toContain("<<<<<<< this site\n");
   expect(await resolving.left()).toEqual(["etc/text (contents)"]);
+});
+
+describe("what the folder cannot show is settled by a side alone, however often it is run:", () => {
+  const host = new BuildHost();
+  host.release("r1", {
+    ...ACCOUNTS,
+    "etc/both": link("one"),
+    "etc/file": "one\n",
+    "etc/gone": link("one"),
+    "etc/kept": link("one"),
+    "etc/mixed": "one\n",
+    README: "one\n",
+    ".zferry.json": "{}\n",
+  });
+  host.release("r2", {
+    "etc/both": link("release"),
+    "etc/file": link("release"),
+    "etc/gone": null,
+    "etc/kept": link("release"),
+    "etc/mixed": "release\n",
+    README: "release\n",
+    ".zferry.json": '{"of":"release"}\n',
+  });
+  it.each<[string, Edits[string]]>([
+    ["etc/both", link("site")],
+    ["etc/file", null],
+    ["etc/gone", link("site")],
+    ["etc/kept", null],
+    ["etc/mixed", link("site")],
+    ["README", "site\n"],
+    ["README", null],
+    [".zferry.json", "[]\n"],
+    [".zferry.json", null],
+  ])("%s", async (path, edit) => {
+    // One that was listed, with no file that could be missing, was taken for one that a person removed.
+    const resolving = new Resolving({ [path]: edit }, host);
+    for (let times = 0; times < 3; times++)
+      expect(await resolving.run()).toEqual({
+        settled: 0,
+        left: [
+          {
+            path,
+            reason: expect.any(String) as string,
+            how: "choose a side: --ours PATH or --theirs PATH",
+          },
+        ],
+      });
+    expect(await resolving.run({ ours: [path] })).toEqual({ settled: 1, left: [] });
+    await resolving.install();
+  });
 });
 
 it("uses what was settled for exactly that conflict", async () => {
