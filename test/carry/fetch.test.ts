@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { createServer as createHttpServer, type IncomingHttpHeaders } from "node:http";
 import { createServer, type AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -340,6 +341,43 @@ test("an interruption ends the wait for a proxy that says nothing", async () => 
   } finally {
     patient.close();
     proxy.close();
+  }
+});
+
+// Node made an Authorization of it besides, which a proxy hands on to the mirror.
+test("a proxy's password goes to the proxy alone", async () => {
+  const asked: IncomingHttpHeaders[] = [];
+  const proxy = createHttpServer((request, response) => {
+    asked.push(request.headers);
+    response.end("x");
+  }).on("connect", ({ headers }, socket) => {
+    asked.push(headers);
+    socket.end("HTTP/1.1 403 Forbidden\r\n\r\n");
+  });
+  await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
+  const address = `http://us%20er:secret@127.0.0.1:${(proxy.address() as AddressInfo).port}`;
+  const { signal } = stop.controller;
+  const env = { http_proxy: address, https_proxy: address };
+  const through = await openHttp({
+    caFile: undefined,
+    bytesPerSecond: undefined,
+    timeoutSeconds: 5,
+    signal,
+    env,
+  });
+  try {
+    (await through.get(new URL("http://mirror.example/"))).cancel();
+    const { message } = await refusal(() => through.get(new URL("https://mirror.example/")));
+    expect(message).toBe(`https://mirror.example/: the proxy ${new URL(address).host} answers 403`);
+    const basic = `Basic ${Buffer.from("us er:secret").toString("base64")}`;
+    expect(asked.map((headers) => [headers.authorization, headers["proxy-authorization"]])).toEqual([
+      [undefined, basic],
+      [undefined, basic],
+    ]);
+  } finally {
+    through.close();
+    proxy.close();
+    proxy.closeAllConnections();
   }
 });
 
