@@ -15,6 +15,7 @@ import {
   INDEX_LIMITS,
   INDEX_NAME,
   isBundleName,
+  otherHead,
   verifyIndex,
   type IndexEntry,
   type MirrorIndex,
@@ -135,9 +136,16 @@ const cutOff = (url: URL, bytes: number, total: number): ZferryError =>
 
 const isTransfer = ({ code }: ZferryError): boolean => code === "download-failed";
 
-/** A head that arrived wrong fails in many ways; but for whom it is signed by, next time it may be right. */
+/** A head that arrived wrong fails in many ways; but for what is told of one whose signatures are right, next time it may be right. */
 const isHeads = ({ code }: ZferryError): boolean =>
-  !["interrupted", "io-failed", "no-space", "signature-missing"].includes(code);
+  ![
+    "interrupted",
+    "io-failed",
+    "no-space",
+    "signature-missing",
+    "format-unsupported",
+    "index-malformed",
+  ].includes(code);
 
 /** Tries again what may go better next time. */
 async function retried<Result>(
@@ -200,8 +208,8 @@ export async function fetchBundle(
   const part = await openPartFile(path, entry.size);
   try {
     const bundle =
-      (await headOf(part, entry, trust)) ?? (await fetchHead(entry, mirrors, part, trust, options));
-    requireTrue(bundle, entry, product);
+      (await headOf(part, entry, product, trust)) ??
+      (await fetchHead(entry, product, mirrors, part, trust, options));
     const wanted = await missingOf(part, bundle, options);
     await fetchMembers(entry, wanted, mirrors, part, options);
     await writeFrame(part, bundle);
@@ -247,11 +255,13 @@ export async function removeLeftParts(
 async function headOf(
   source: ByteSource,
   entry: IndexEntry,
+  product: string,
   trust: Trust,
 ): Promise<VerifiedBundle | undefined> {
   try {
     const bundle = await VerifiedBundle.verify(source, trust);
-    return bundle.identity === entry.identity ? bundle : undefined;
+    requireListed(bundle, entry, product, source.name);
+    return bundle;
   } catch (error) {
     if (error instanceof ZferryError) return undefined;
     throw error;
@@ -260,6 +270,7 @@ async function headOf(
 
 async function fetchHead(
   entry: IndexEntry,
+  product: string,
   mirrors: readonly Mirror[],
   part: PartFile,
   trust: Trust,
@@ -288,14 +299,11 @@ async function fetchHead(
           }
           throw error;
         });
-        // A bundle that is swapped for another, though that is signed too, is not what the index names.
-        if (bundle.identity !== entry.identity) {
+        try {
+          requireListed(bundle, entry, product, url.href);
+        } catch (error) {
           [source, isWrong] = [begin(), true];
-          throw new ZferryError(
-            "content-mismatch",
-            `${url.href}: ${SUMS_NAME} has SHA-256 ${bundle.identity}, the index says ${entry.identity}`,
-            { details: { url: url.href, expected: entry.identity, found: bundle.identity } },
-          );
+          throw error;
         }
         await part.write(0, encodeHead(bundle.manifest, bundle.sums, bundle.signatures));
         return bundle;
@@ -380,14 +388,29 @@ async function getPart(
   return download;
 }
 
-/** An index that tells of a bundle what is not so is no use to choose by. */
-function requireTrue(bundle: VerifiedBundle, entry: IndexEntry, product: string): void {
+/**
+ * A bundle that is swapped for another, though that is signed too, or whose signatures are others, is not what the index names; and an
+ * index that tells of a bundle what is not so is no use to choose by.
+ * @param name of the file, for messages
+ * @throws ZferryError `content-mismatch`, `index-malformed`
+ */
+function requireListed(bundle: VerifiedBundle, entry: IndexEntry, product: string, name: string): void {
+  const differs = (what: string, expected: string, found: string): ZferryError =>
+    new ZferryError("content-mismatch", `${name}: ${what} ${found}, the index says ${expected}`, {
+      details: { url: name, expected, found },
+    });
+  if (bundle.identity !== entry.identity) {
+    throw differs(`${SUMS_NAME} has SHA-256`, entry.identity, bundle.identity);
+  }
+  // It covers the signatures, which the identity does not. formats/mirror.md, The folder
+  const other = otherHead(bundle, entry.path);
+  if (other !== undefined) throw differs("its head has a SHA-256 of", other.expected, other.found);
   const found = entryOf(bundle, entry.path);
   if (bundle.manifest.product === product && canonicalJson(found) === canonicalJson(entry)) return;
   throw new ZferryError(
     "index-malformed",
-    `${entry.path}: the index says something else of release ${entry.release.name} than the bundle itself`,
-    { details: { file: entry.path } },
+    `${name}: the index says something else of release ${entry.release.name} than the bundle itself`,
+    { details: { file: name } },
   );
 }
 

@@ -7,13 +7,27 @@ import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { Bundle } from "../../src/bundle/reader.js";
 import { fetchBundle, fetchIndex, mirrorAt, startFrom, type FetchOptions } from "../../src/carry/fetch.js";
-import { encodeIndex, entryOf, INDEX_NAME, type IndexEntry } from "../../src/carry/index-format.js";
+import { encodeIndex, entryOf, INDEX_NAME, pathOf, type IndexEntry } from "../../src/carry/index-format.js";
 import { openSeenIndexes } from "../../src/carry/seen.js";
 import { openHttp, parseUrl, type HttpClient } from "../../src/system/http.js";
 import { partOf } from "../../src/system/part-file.js";
-import { generateKeyPair } from "../../src/trust/minisign.js";
+import { encodeSignature, generateKeyPair, sign, type SecretKey } from "../../src/trust/minisign.js";
 import { encodeRecord } from "../../src/stream/records.js";
-import { KEY, input, pack, PUBLIC_KEY, refusal, rootInput, sourceOf, TRUST } from "../bundle/support.js";
+import {
+  KEY,
+  input,
+  join as joined,
+  pack,
+  PUBLIC_KEY,
+  refusal,
+  replace,
+  resign,
+  rootInput,
+  sourceOf,
+  split,
+  TRUST,
+  type Member,
+} from "../bundle/support.js";
 import { randomOf } from "../fuzz/random.js";
 import { begin, end, seal, TOGUID } from "../stream/support.js";
 import { faultServer, type Fault, type FaultServer } from "./fault-server.js";
@@ -250,6 +264,52 @@ describe("a bundle", () => {
     const server = await serve(() => "none", undefined, new Map([["R2.bundle", foreign]]));
     const { code } = await refusal(async () => fetchFrom([server], {}, await entryOfBytes(foreign)));
     expect([code, existsSync(target())]).toEqual(["signature-missing", false]);
+  });
+});
+
+// The head went into the part as it came: the file was not the published one, or no run after it got beyond that part.
+describe("a mirror that has another signature of the same length", () => {
+  const [first, second] = [generateKeyPair().secretKey, generateKeyPair().secretKey];
+  const both = (one: SecretKey): Buffer =>
+    joined(
+      resign(
+        split(whole),
+        [KEY, one].sort((a, b) => (a.keyId < b.keyId ? -1 : 1)),
+      ),
+    );
+  const pathOfBytes = async (bytes: Buffer): Promise<string> =>
+    pathOf(await Bundle.readUnverified(sourceOf(bytes)));
+
+  test.each([
+    ["a file that is named by its head", true, "content-mismatch"],
+    ["a file of another name", false, "index-malformed"],
+  ])("of %s is left alone, and spoils nothing", async (_, isNamed, code) => {
+    const [published, swapped] = [both(first), both(second)];
+    expect(swapped.length).toBe(published.length);
+    const path = isNamed ? await pathOfBytes(published) : "R2.bundle";
+    const what = { ...(await entryOfBytes(published)), path };
+    const bad = await serve(() => "none", undefined, new Map([[path, swapped]]));
+    const refused = await refusal(() => fetchFrom([bad], { retries: 1 }, what));
+    expect([refused.code, refused.message.startsWith(bad.url.href)]).toEqual([code, true]);
+    // As one that an older version left.
+    writeFileSync(partOf(target()), swapped.subarray(0, swapped.length / 2));
+    const good = await serve(() => "none", undefined, new Map([[path, published]]));
+    await fetchFrom([bad, good], { retries: 1 }, what);
+    expect(readFileSync(target()).equals(published)).toBe(true);
+  });
+
+  test("by the same key is not taken for the one that the name is of", async () => {
+    const [sums, ...others] = resign(split(whole)) as [Member, ...Member[]];
+    const name = `signatures/${KEY.keyId}.minisig`;
+    const again = encodeSignature(sign(KEY, sums.content, { trustedComment: "tesT" }));
+    const published = joined([sums, ...others]);
+    const swapped = joined(replace([sums, ...others], name, () => again));
+    expect([swapped.length, swapped.equals(published)]).toEqual([published.length, false]);
+    const path = await pathOfBytes(published);
+    const bad = await serve(() => "none", undefined, new Map([[path, swapped]]));
+    const good = await serve(() => "none", undefined, new Map([[path, published]]));
+    await fetchFrom([bad, good], { retries: 1 }, { ...(await entryOfBytes(published)), path });
+    expect(readFileSync(target()).equals(published)).toBe(true);
   });
 });
 
