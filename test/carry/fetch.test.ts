@@ -8,6 +8,7 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { Bundle } from "../../src/bundle/reader.js";
 import { fetchBundle, fetchIndex, mirrorAt, startFrom, type FetchOptions } from "../../src/carry/fetch.js";
 import { encodeIndex, entryOf, INDEX_NAME, pathOf, type IndexEntry } from "../../src/carry/index-format.js";
+import { ZferryError } from "../../src/errors.js";
 import { openSeenIndexes } from "../../src/carry/seen.js";
 import { openHttp, parseUrl, type HttpClient } from "../../src/system/http.js";
 import { partOf } from "../../src/system/part-file.js";
@@ -312,6 +313,50 @@ describe("a mirror that has another signature of the same length", () => {
     expect(readFileSync(target()).equals(published)).toBe(true);
   });
 });
+
+// Each connection counted for itself, so that four of them were one outage too many.
+test("an outage that all connections meet at once is one failure in a row", async () => {
+  const pauses: number[] = [];
+  const { url, asked } = await serve(() => (asked.length > 1 && pauses.length < 2 ? "busy" : "none"));
+  const pause = async (failures: number): Promise<void> => {
+    pauses.push(failures);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  };
+  await fetchBundle(
+    listed,
+    "demo",
+    [mirrorAt(url)],
+    target(),
+    TRUST,
+    options({ connections: 4, retries: 2, pause }),
+  );
+  expect(pauses).toEqual([1, 2]);
+  // The head, and more than one request at each failure.
+  expect(asked.length).toBeGreaterThan(6);
+  expect(readFileSync(target()).equals(whole)).toBe(true);
+});
+
+// What the mirror that was down had said of its index stood before it, and hid it.
+test.each<[string, Fault, RegExp]>([
+  ["in its head", "gone", /answers 404$/],
+  ["in a member", "none", /is wrong on every mirror|has SHA-256/],
+])(
+  "what the other mirror has wrong %s is told first, where one was down from the beginning",
+  async (_, fault, told) => {
+    const wrong = Buffer.from(whole);
+    wrong[whole.length - 20_000] = (wrong[whole.length - 20_000] as number) ^ 1;
+    const down = mirrorAt(new URL("http://127.0.0.1:9/"));
+    down.fault = new ZferryError("download-failed", "down", { details: { reason: "ECONNREFUSED" } });
+    const live = await serve(() => fault, undefined, new Map([["R2.bundle", wrong]]));
+    const error = await refusal(() =>
+      fetchBundle(listed, "demo", [down, mirrorAt(live.url)], target(), TRUST, options({ retries: 1 })),
+    );
+    expect([error.message, error.also.map(({ message }) => message)]).toEqual([
+      expect.stringMatching(told),
+      expect.arrayContaining(["down"]),
+    ]);
+  },
+);
 
 const SEED = Number(process.env["ZFERRY_SEED"] ?? 20261126);
 const TRANSIENT: Fault[] = [
