@@ -5,7 +5,7 @@ import { SUMS_NAME, TRAILER, encodeHeader, paddingOf, BLOCK_BYTES } from "../bun
 import { VerifiedBundle, type Trust } from "../bundle/reader.js";
 import type { ByteSource, StoredMember } from "../bundle/members.js";
 import { canonicalJson } from "../canonical-json.js";
-import { ofFile, ZferryError } from "../errors.js";
+import { ofFile, throwAll, ZferryError } from "../errors.js";
 import { throwIfInterrupted, type ProgressReport } from "../report.js";
 import { isLasting, type Download, type HttpClient } from "../system/http.js";
 import { listParts, openPartFile, partOf, removeStalePart, type PartFile } from "../system/part-file.js";
@@ -15,6 +15,7 @@ import {
   INDEX_LIMITS,
   INDEX_NAME,
   isBundleName,
+  otherHead,
   verifyIndex,
   type IndexEntry,
   type MirrorIndex,
@@ -46,6 +47,8 @@ export interface Mirror {
   failures: number;
   /** Why it is left alone. */
   fault: ZferryError | undefined;
+  /** How many rests it was given, in all. */
+  rests: number;
   /** Requests under way. */
   active: number;
   resting: Promise<void>;
@@ -60,6 +63,7 @@ export const mirrorAt = (url: URL): Mirror => {
     hasRanges: true,
     failures: 0,
     fault: undefined,
+    rests: 0,
     active: 0,
     resting: Promise.resolve(),
   };
@@ -96,7 +100,7 @@ export async function fetchIndex(
   const [newest] = counting.sort(
     (a, b) => b.index.created - a.index.created || b.index.counter - a.index.counter,
   );
-  const faults = mirrors.flatMap(({ fault }) => fault ?? []);
+  const faults = faultsOf(mirrors);
   if (newest === undefined) {
     const [first, ...also] = faults as [ZferryError, ...ZferryError[]];
     throw new ZferryError(first.code, first.message, {
@@ -135,9 +139,16 @@ const cutOff = (url: URL, bytes: number, total: number): ZferryError =>
 
 const isTransfer = ({ code }: ZferryError): boolean => code === "download-failed";
 
-/** A head that arrived wrong fails in many ways; but for whom it is signed by, next time it may be right. */
+/** A head that arrived wrong fails in many ways; but for what is told of one whose signatures are right, next time it may be right. */
 const isHeads = ({ code }: ZferryError): boolean =>
-  !["interrupted", "io-failed", "no-space", "signature-missing"].includes(code);
+  ![
+    "interrupted",
+    "io-failed",
+    "no-space",
+    "signature-missing",
+    "format-unsupported",
+    "index-malformed",
+  ].includes(code);
 
 /** Tries again what may go better next time. */
 async function retried<Result>(
@@ -200,8 +211,8 @@ export async function fetchBundle(
   const part = await openPartFile(path, entry.size);
   try {
     const bundle =
-      (await headOf(part, entry, trust)) ?? (await fetchHead(entry, mirrors, part, trust, options));
-    requireTrue(bundle, entry, product);
+      (await headOf(part, entry, product, trust)) ??
+      (await fetchHead(entry, product, mirrors, part, trust, options));
     const wanted = await missingOf(part, bundle, options);
     await fetchMembers(entry, wanted, mirrors, part, options);
     await writeFrame(part, bundle);
@@ -247,11 +258,13 @@ export async function removeLeftParts(
 async function headOf(
   source: ByteSource,
   entry: IndexEntry,
+  product: string,
   trust: Trust,
 ): Promise<VerifiedBundle | undefined> {
   try {
     const bundle = await VerifiedBundle.verify(source, trust);
-    return bundle.identity === entry.identity ? bundle : undefined;
+    requireListed(bundle, entry, product, source.name);
+    return bundle;
   } catch (error) {
     if (error instanceof ZferryError) return undefined;
     throw error;
@@ -260,17 +273,16 @@ async function headOf(
 
 async function fetchHead(
   entry: IndexEntry,
+  product: string,
   mirrors: readonly Mirror[],
   part: PartFile,
   trust: Trust,
   options: FetchOptions,
 ): Promise<VerifiedBundle> {
-  let failure: ZferryError | undefined;
+  const before = faultsOf(mirrors);
+  const faults: ZferryError[] = [];
   for (const mirror of mirrors) {
-    if (mirror.fault !== undefined) {
-      failure ??= mirror.fault;
-      continue;
-    }
+    if (mirror.fault !== undefined) continue;
     const url = new URL(entry.path, mirror.url);
     const begin = (): RemoteSource => remoteSource(options.client, url, entry.size, mirror);
     let source = begin();
@@ -288,14 +300,11 @@ async function fetchHead(
           }
           throw error;
         });
-        // A bundle that is swapped for another, though that is signed too, is not what the index names.
-        if (bundle.identity !== entry.identity) {
+        try {
+          requireListed(bundle, entry, product, url.href);
+        } catch (error) {
           [source, isWrong] = [begin(), true];
-          throw new ZferryError(
-            "content-mismatch",
-            `${url.href}: ${SUMS_NAME} has SHA-256 ${bundle.identity}, the index says ${entry.identity}`,
-            { details: { url: url.href, expected: entry.identity, found: bundle.identity } },
-          );
+          throw error;
         }
         await part.write(0, encodeHead(bundle.manifest, bundle.sums, bundle.signatures));
         return bundle;
@@ -303,13 +312,17 @@ async function fetchHead(
     } catch (error) {
       const fault = ofFile(error, url.href);
       if (!(fault instanceof ZferryError) || fault.code === "interrupted") throw fault;
-      failure ??= fault;
+      faults.push(fault);
       mirror.fault = fault;
       noteLeft(fault, mirrors, options.note);
     }
   }
-  throw failure ?? new RangeError("no mirror");
+  // Why a mirror was left alone long ago says nothing of this bundle.
+  throwAll([...faults, ...before]);
+  throw new RangeError("no mirror");
 }
+
+const faultsOf = (mirrors: readonly Mirror[]): ZferryError[] => mirrors.flatMap(({ fault }) => fault ?? []);
 
 /** Where no other mirror is left it is the error that the command ends with. */
 function noteLeft({ message }: ZferryError, mirrors: readonly Mirror[], note: FetchOptions["note"]): void {
@@ -380,14 +393,29 @@ async function getPart(
   return download;
 }
 
-/** An index that tells of a bundle what is not so is no use to choose by. */
-function requireTrue(bundle: VerifiedBundle, entry: IndexEntry, product: string): void {
+/**
+ * A bundle that is swapped for another, though that is signed too, or whose signatures are others, is not what the index names; and an
+ * index that tells of a bundle what is not so is no use to choose by.
+ * @param name of the file, for messages
+ * @throws ZferryError `content-mismatch`, `index-malformed`
+ */
+function requireListed(bundle: VerifiedBundle, entry: IndexEntry, product: string, name: string): void {
+  const differs = (what: string, expected: string, found: string): ZferryError =>
+    new ZferryError("content-mismatch", `${name}: ${what} ${found}, the index says ${expected}`, {
+      details: { url: name, expected, found },
+    });
+  if (bundle.identity !== entry.identity) {
+    throw differs(`${SUMS_NAME} has SHA-256`, entry.identity, bundle.identity);
+  }
+  // It covers the signatures, which the identity does not. formats/mirror.md, The folder
+  const other = otherHead(bundle, entry.path);
+  if (other !== undefined) throw differs("its head has a SHA-256 of", other.expected, other.found);
   const found = entryOf(bundle, entry.path);
   if (bundle.manifest.product === product && canonicalJson(found) === canonicalJson(entry)) return;
   throw new ZferryError(
     "index-malformed",
-    `${entry.path}: the index says something else of release ${entry.release.name} than the bundle itself`,
-    { details: { file: entry.path } },
+    `${name}: the index says something else of release ${entry.release.name} than the bundle itself`,
+    { details: { file: name } },
   );
 }
 
@@ -431,6 +459,7 @@ async function fetchMembers(
 ): Promise<void> {
   const total = wanted.reduce((sum, { member, done }) => sum + member.storedBytes - done, 0);
   const runBytes = Math.min(RUN_BYTES_MAX, Math.max(RUN_BYTES_MIN, total / (2 * connections)));
+  const before = new Set(faultsOf(mirrors));
   let arrived = 0;
   let stopped: { readonly error: unknown } | undefined;
   const waiting: (() => void)[] = [];
@@ -528,16 +557,19 @@ async function fetchMembers(
     throw cutOff(url, at, end);
   };
 
-  const failed = (mirror: Mirror, error: unknown): void => {
+  /** @param rests of the mirror when the request began: what failed since then is one failure with it, over all connections */
+  const failed = (mirror: Mirror, rests: number, error: unknown): void => {
     const isMirrors =
       error instanceof ZferryError && (error.code === "download-failed" || error.code === "content-mismatch");
     if (!isMirrors) throw error;
+    if (!isLasting(error) && mirror.rests > rests) return;
     mirror.failures += 1;
     if (isLasting(error) || mirror.failures > retries) {
       const isNews = mirror.fault === undefined;
       mirror.fault = error;
       if (isNews) noteLeft(error, mirrors, note);
     } else {
+      mirror.rests += 1;
       // Who waits for it notices an interruption by itself.
       mirror.resting = pause(mirror.failures, error.message).catch(() => undefined);
     }
@@ -548,7 +580,7 @@ async function fetchMembers(
       throwIfInterrupted(signal);
       const first = wanted.find(({ state }) => state === "open");
       const candidates = first === undefined ? [] : usableFor(first);
-      if (first !== undefined && candidates.length === 0) throw impossible(first, entry, mirrors);
+      if (first !== undefined && candidates.length === 0) throw impossible(first, entry, mirrors, before);
       const wrongs = (each: Mirror): number => first?.wrong.get(each) ?? 0;
       const [mirror] = candidates
         .filter(({ hasRanges, active }) => hasRanges || active === 0)
@@ -559,12 +591,14 @@ async function fetchMembers(
       }
       const run = take(first, mirror);
       mirror.active += 1;
+      let { rests } = mirror;
       try {
         await mirror.resting;
+        ({ rests } = mirror);
         throwIfInterrupted(signal);
         await download(mirror, run);
       } catch (error) {
-        failed(mirror, error);
+        failed(mirror, rests, error);
       } finally {
         mirror.active -= 1;
         for (const each of run) if (each.state === "taken") each.state = "open";
@@ -592,11 +626,19 @@ const follows = (before: Wanted | undefined, { member, done }: Wanted): boolean 
   done === 0 &&
   member.offset - (before.member.offset + before.member.storedBytes) < 2 * BLOCK_BYTES;
 
-function impossible({ member, wrong }: Wanted, entry: IndexEntry, mirrors: readonly Mirror[]): ZferryError {
-  const faults = mirrors.flatMap(({ fault }) => fault ?? []);
+/** @param before why mirrors were left alone already when the download began: what is told first is of this one */
+function impossible(
+  { member, wrong }: Wanted,
+  entry: IndexEntry,
+  mirrors: readonly Mirror[],
+  before: ReadonlySet<ZferryError>,
+): ZferryError {
+  const arisen = faultsOf(mirrors).filter((fault) => !before.has(fault));
+  const faults = [...arisen, ...before];
   const hint = "what came stays: run the same command again, or name another mirror";
   const [first, ...also] = faults;
-  if (first === undefined || wrong.size === mirrors.length) {
+  const isWrong = wrong.size === mirrors.length || (wrong.size > 0 && arisen.length === 0);
+  if (first === undefined || isWrong) {
     return new ZferryError("content-mismatch", `${entry.path}: ${member.name} is wrong on every mirror`, {
       details: { file: entry.path, member: member.name, expected: member.sha256 },
       hint,

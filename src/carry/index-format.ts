@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import * as v from "valibot";
 import {
   guid,
@@ -14,6 +15,7 @@ import {
 } from "../bundle/manifest.js";
 import { LIMITS } from "../bundle/layout.js";
 import type { Bundle } from "../bundle/reader.js";
+import { encodeHead } from "../bundle/writer.js";
 import { canonicalJson } from "../canonical-json.js";
 import { ZferryError } from "../errors.js";
 import { integer, list, parseForm, table } from "../schema.js";
@@ -47,6 +49,30 @@ export const INDEX_LIMITS = {
 } as const;
 
 const PATH = /^(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.bundle$/;
+
+/**
+ * The name of a bundle's file: by its head, from which all of its bytes follow. So what has a name never changes, and a
+ * client that reads while the mirror changes never joins two files.
+ */
+export const pathOf = (bundle: Bundle): string =>
+  `${bundle.manifest.release.name}-${headDigits(bundle)}.bundle`;
+
+const NAMED_BY_HEAD = /-([0-9a-f]{16})\.bundle$/;
+
+/** What a bundle's file that is named by another head says and is; undefined for a name that is true, or says nothing of it. */
+export function otherHead(
+  bundle: Bundle,
+  path: string,
+): { readonly expected: string; readonly found: string } | undefined {
+  const [, expected] = NAMED_BY_HEAD.exec(path) ?? [];
+  const found = headDigits(bundle);
+  return expected === undefined || expected === found ? undefined : { expected, found };
+}
+
+function headDigits({ manifest, sums, signatures }: Bundle): string {
+  const hash = createHash("sha256").update(encodeHead(manifest, sums, signatures));
+  return hash.digest("hex").slice(0, 16);
+}
 
 /** Whether a file of this name can be a mirror's bundle: no other folder, no address. */
 export const isBundleName = (name: string): boolean => PATH.test(name);

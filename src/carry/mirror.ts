@@ -1,8 +1,7 @@
-import { createHash } from "node:crypto";
 import { chmodSync, lstatSync, mkdirSync, readdirSync, rmSync, type Stats } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { VerifiedBundle, type Bundle } from "../bundle/reader.js";
-import { encodeHead, resigned } from "../bundle/writer.js";
+import { resigned } from "../bundle/writer.js";
 import { canonicalJson } from "../canonical-json.js";
 import { ofFile, throwAll, ZferryError } from "../errors.js";
 import { inOrder } from "../in-order.js";
@@ -20,6 +19,7 @@ import {
   inIndexOrder,
   isBundleName,
   PAGE_NAME,
+  pathOf,
   verifyIndex,
   type IndexEntry,
   type MirrorIndex,
@@ -376,17 +376,6 @@ function requireOneProduct(found: readonly OfProduct[]): string {
       hint: "each product has a mirror of its own",
     },
   );
-}
-
-/**
- * The name of a bundle's file: by its head, from which all of its bytes follow. So what has a name never changes, and a
- * client that reads while the mirror changes never joins two files.
- */
-function pathOf({ manifest, sums, signatures }: Bundle): string {
-  const head = createHash("sha256")
-    .update(encodeHead(manifest, sums, signatures))
-    .digest("hex");
-  return `${manifest.release.name}-${head.slice(0, 16)}.bundle`;
 }
 
 const statIn = (folder: string, { path }: IndexEntry): Stats | undefined =>

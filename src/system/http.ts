@@ -116,7 +116,7 @@ export async function openHttp(options: HttpOptions): Promise<HttpClient> {
       return https.get(url, { ...common, agent });
     }
     if (proxy === undefined) return http.get(url, { ...common, agent: plain });
-    return http.get(proxy, {
+    return http.get(withoutUser(proxy), {
       ...common,
       agent: plain,
       path: url.href,
@@ -331,6 +331,13 @@ function proxies(env: HttpOptions["env"]): (url: URL) => URL | undefined {
   };
 }
 
+/** Of a user in the address node makes an `Authorization`, which is for the server behind the proxy, and goes on to it. */
+function withoutUser(proxy: URL): URL {
+  const address = new URL(proxy);
+  address.username = address.password = "";
+  return address;
+}
+
 const proxyAuthorization = ({ username, password }: URL): http.OutgoingHttpHeaders => {
   if (username === "") return {};
   const user = `${decodeURIComponent(username)}:${decodeURIComponent(password)}`;
@@ -359,7 +366,7 @@ class TunnelAgent extends https.Agent {
     const target = `${host.includes(":") ? `[${host}]` : host}:${port}`;
     const fail = (error: Error): void => done?.(error, undefined as never);
     http
-      .request(this.#proxy, {
+      .request(withoutUser(this.#proxy), {
         method: "CONNECT",
         path: target,
         agent: false,

@@ -1,18 +1,34 @@
 import { randomBytes } from "node:crypto";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { createServer as createHttpServer, type IncomingHttpHeaders } from "node:http";
 import { createServer, type AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { Bundle } from "../../src/bundle/reader.js";
 import { fetchBundle, fetchIndex, mirrorAt, startFrom, type FetchOptions } from "../../src/carry/fetch.js";
-import { encodeIndex, entryOf, INDEX_NAME, type IndexEntry } from "../../src/carry/index-format.js";
+import { encodeIndex, entryOf, INDEX_NAME, pathOf, type IndexEntry } from "../../src/carry/index-format.js";
+import { ZferryError } from "../../src/errors.js";
 import { openSeenIndexes } from "../../src/carry/seen.js";
 import { openHttp, parseUrl, type HttpClient } from "../../src/system/http.js";
 import { partOf } from "../../src/system/part-file.js";
-import { generateKeyPair } from "../../src/trust/minisign.js";
+import { encodeSignature, generateKeyPair, sign, type SecretKey } from "../../src/trust/minisign.js";
 import { encodeRecord } from "../../src/stream/records.js";
-import { KEY, input, pack, PUBLIC_KEY, refusal, rootInput, sourceOf, TRUST } from "../bundle/support.js";
+import {
+  KEY,
+  input,
+  join as joined,
+  pack,
+  PUBLIC_KEY,
+  refusal,
+  replace,
+  resign,
+  rootInput,
+  sourceOf,
+  split,
+  TRUST,
+  type Member,
+} from "../bundle/support.js";
 import { randomOf } from "../fuzz/random.js";
 import { begin, end, seal, TOGUID } from "../stream/support.js";
 import { faultServer, type Fault, type FaultServer } from "./fault-server.js";
@@ -252,6 +268,96 @@ describe("a bundle", () => {
   });
 });
 
+// The head went into the part as it came: the file was not the published one, or no run after it got beyond that part.
+describe("a mirror that has another signature of the same length", () => {
+  const [first, second] = [generateKeyPair().secretKey, generateKeyPair().secretKey];
+  const both = (one: SecretKey): Buffer =>
+    joined(
+      resign(
+        split(whole),
+        [KEY, one].sort((a, b) => (a.keyId < b.keyId ? -1 : 1)),
+      ),
+    );
+  const pathOfBytes = async (bytes: Buffer): Promise<string> =>
+    pathOf(await Bundle.readUnverified(sourceOf(bytes)));
+
+  test.each([
+    ["a file that is named by its head", true, "content-mismatch"],
+    ["a file of another name", false, "index-malformed"],
+  ])("of %s is left alone, and spoils nothing", async (_, isNamed, code) => {
+    const [published, swapped] = [both(first), both(second)];
+    expect(swapped.length).toBe(published.length);
+    const path = isNamed ? await pathOfBytes(published) : "R2.bundle";
+    const what = { ...(await entryOfBytes(published)), path };
+    const bad = await serve(() => "none", undefined, new Map([[path, swapped]]));
+    const refused = await refusal(() => fetchFrom([bad], { retries: 1 }, what));
+    expect([refused.code, refused.message.startsWith(bad.url.href)]).toEqual([code, true]);
+    // As one that an older version left.
+    writeFileSync(partOf(target()), swapped.subarray(0, swapped.length / 2));
+    const good = await serve(() => "none", undefined, new Map([[path, published]]));
+    await fetchFrom([bad, good], { retries: 1 }, what);
+    expect(readFileSync(target()).equals(published)).toBe(true);
+  });
+
+  test("by the same key is not taken for the one that the name is of", async () => {
+    const [sums, ...others] = resign(split(whole)) as [Member, ...Member[]];
+    const name = `signatures/${KEY.keyId}.minisig`;
+    const again = encodeSignature(sign(KEY, sums.content, { trustedComment: "tesT" }));
+    const published = joined([sums, ...others]);
+    const swapped = joined(replace([sums, ...others], name, () => again));
+    expect([swapped.length, swapped.equals(published)]).toEqual([published.length, false]);
+    const path = await pathOfBytes(published);
+    const bad = await serve(() => "none", undefined, new Map([[path, swapped]]));
+    const good = await serve(() => "none", undefined, new Map([[path, published]]));
+    await fetchFrom([bad, good], { retries: 1 }, { ...(await entryOfBytes(published)), path });
+    expect(readFileSync(target()).equals(published)).toBe(true);
+  });
+});
+
+// Each connection counted for itself, so that four of them were one outage too many.
+test("an outage that all connections meet at once is one failure in a row", async () => {
+  const pauses: number[] = [];
+  const { url, asked } = await serve(() => (asked.length > 1 && pauses.length < 2 ? "busy" : "none"));
+  const pause = async (failures: number): Promise<void> => {
+    pauses.push(failures);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  };
+  await fetchBundle(
+    listed,
+    "demo",
+    [mirrorAt(url)],
+    target(),
+    TRUST,
+    options({ connections: 4, retries: 2, pause }),
+  );
+  expect(pauses).toEqual([1, 2]);
+  // The head, and more than one request at each failure.
+  expect(asked.length).toBeGreaterThan(6);
+  expect(readFileSync(target()).equals(whole)).toBe(true);
+});
+
+// What the mirror that was down had said of its index stood before it, and hid it.
+test.each<[string, Fault, RegExp]>([
+  ["in its head", "gone", /answers 404$/],
+  ["in a member", "none", /is wrong on every mirror|has SHA-256/],
+])(
+  "what the other mirror has wrong %s is told first, where one was down from the beginning",
+  async (_, fault, told) => {
+    const wrong = Buffer.from(whole);
+    wrong[whole.length - 20_000] = (wrong[whole.length - 20_000] as number) ^ 1;
+    const down = mirrorAt(new URL("http://127.0.0.1:9/"));
+    down.fault = new ZferryError("download-failed", "down", { details: { reason: "ECONNREFUSED" } });
+    const live = await serve(() => fault, undefined, new Map([["R2.bundle", wrong]]));
+    const error = await refusal(() =>
+      fetchBundle(listed, "demo", [down, mirrorAt(live.url)], target(), TRUST, options({ retries: 1 })),
+    );
+    expect([error.message, error.also.map(({ message }) => message)]).toEqual([
+      expect.stringMatching(told),
+      expect.arrayContaining(["down"]),
+    ]);
+  },
+);
+
 const SEED = Number(process.env["ZFERRY_SEED"] ?? 20261126);
 const TRANSIENT: Fault[] = [
   "none",
@@ -340,6 +446,43 @@ test("an interruption ends the wait for a proxy that says nothing", async () => 
   } finally {
     patient.close();
     proxy.close();
+  }
+});
+
+// Node made an Authorization of it besides, which a proxy hands on to the mirror.
+test("a proxy's password goes to the proxy alone", async () => {
+  const asked: IncomingHttpHeaders[] = [];
+  const proxy = createHttpServer((request, response) => {
+    asked.push(request.headers);
+    response.end("x");
+  }).on("connect", ({ headers }, socket) => {
+    asked.push(headers);
+    socket.end("HTTP/1.1 403 Forbidden\r\n\r\n");
+  });
+  await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
+  const address = `http://us%20er:secret@127.0.0.1:${(proxy.address() as AddressInfo).port}`;
+  const { signal } = stop.controller;
+  const env = { http_proxy: address, https_proxy: address };
+  const through = await openHttp({
+    caFile: undefined,
+    bytesPerSecond: undefined,
+    timeoutSeconds: 5,
+    signal,
+    env,
+  });
+  try {
+    (await through.get(new URL("http://mirror.example/"))).cancel();
+    const { message } = await refusal(() => through.get(new URL("https://mirror.example/")));
+    expect(message).toBe(`https://mirror.example/: the proxy ${new URL(address).host} answers 403`);
+    const basic = `Basic ${Buffer.from("us er:secret").toString("base64")}`;
+    expect(asked.map((headers) => [headers.authorization, headers["proxy-authorization"]])).toEqual([
+      [undefined, basic],
+      [undefined, basic],
+    ]);
+  } finally {
+    through.close();
+    proxy.close();
+    proxy.closeAllConnections();
   }
 });
 
