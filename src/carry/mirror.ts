@@ -110,6 +110,7 @@ export async function addToMirror(
     }
     const index = writeIndex(folder, product, [...entries.values()], before, options, env);
     removeFiles(folder, removed);
+    writePage(folder, index, options);
     return { index, added, removed };
   });
 }
@@ -140,7 +141,9 @@ export async function removeFromMirror(
     const product = productOf(namesOf(folder, present), before);
     const index = writeIndex(folder, product, onlyOnce(left, env), before, options, env);
     removeFiles(folder, removed);
-    return { index, added: [], removed };
+    writePage(folder, index, options);
+    const changed = changedSince(before, index);
+    return { index, added: changed.added, removed: inEither(removed, changed.removed) };
   });
 }
 
@@ -168,7 +171,8 @@ export async function indexMirror(
       env.note(`the index of before counts for nothing: it is of product ${before.product}`);
     }
     const index = writeIndex(folder, product, onlyOnce(present, env), before, options, env);
-    return { index, added: [], removed: [] };
+    writePage(folder, index, options);
+    return { index, ...changedSince(before, index) };
   });
 }
 
@@ -480,9 +484,31 @@ function writeIndex(
   };
   const bytes = encodeIndex(index, key);
   writeFileDurably(join(folder, INDEX_NAME), bytes, 0o644);
-  writeFileDurably(join(folder, PAGE_NAME), mirrorPage(index, publicKeyOf(key)), 0o644);
   return index;
 }
+
+/** Last: a page that cannot be written must not have a file stay, which the next index would list again. */
+function writePage(folder: string, index: MirrorIndex, { key }: MirrorOptions): void {
+  writeFileDurably(join(folder, PAGE_NAME), mirrorPage(index, publicKeyOf(key)), 0o644);
+}
+
+/** What is listed that was not before, such as what a command that was cut off left, and the other way round. */
+function changedSince(
+  before: MirrorIndex | undefined,
+  index: MirrorIndex,
+): Pick<ChangedMirror, "added" | "removed"> {
+  const notIn = ({ bundles }: Pick<MirrorIndex, "bundles">): ((entry: IndexEntry) => boolean) => {
+    const paths = new Set(bundles.map(({ path }) => path));
+    return ({ path }) => !paths.has(path);
+  };
+  const earlier = before ?? { bundles: [] };
+  return { added: index.bundles.filter(notIn(earlier)), removed: earlier.bundles.filter(notIn(index)) };
+}
+
+const inEither = (some: readonly IndexEntry[], others: readonly IndexEntry[]): IndexEntry[] => [
+  ...some,
+  ...others.filter(({ path }) => some.every((each) => each.path !== path)),
+];
 
 /** Only once no index names them. */
 function removeFiles(folder: string, entries: readonly IndexEntry[]): void {

@@ -268,6 +268,26 @@ describe("bundle mirror remove", () => {
     expect((await index()).bundles).toEqual([]);
   });
 
+  // The page came first, and what could not be written left the file, which the next index listed again without a word.
+  test("removes the files though the page cannot be written; what the index lists anew is told", async () => {
+    await mirror("add", "R2.bundle", "R3.bundle", "m");
+    const [path = ""] = bundles();
+    rmSync(folder.file("m/index.html"));
+    mkdirSync(folder.file("m/index.html"));
+    expect((await mirror("remove", "R2", "m")).status).not.toBe(0);
+    expect(bundles()).toEqual([expect.stringMatching(/^R3-/)]);
+    rmSync(folder.file("m/index.html"), { recursive: true });
+    // As of one that was killed before it.
+    writeFileSync(folder.file(`m/${path}`), r2);
+    expect((await mirror("index", "m")).stdout.toString()).toMatch(
+      new RegExp(`^added ${path}, .*\nm: product`),
+    );
+    rmSync(folder.file(`m/${path}`));
+    expect((await mirror("index", "m")).stdout.toString()).toMatch(
+      new RegExp(`^removed ${path}\nm: product`),
+    );
+  });
+
   test("of a release that is not there changes nothing", async () => {
     await mirror("add", "R2.bundle", "m");
     expect(told(await mirror("remove", "R2", "R9", "m"))).toEqual({
