@@ -84,7 +84,7 @@ export function define(command: Command, environment: () => Environment): void {
       "after",
       "\nWhat was downloaded in part is gone on with by the same command. http_proxy, https_proxy and no_proxy are respected." +
         "\n\nExamples:\n  bundle fetch https://mirror.example/gentoo/ -o /var/cache/bundles      # on a site" +
-        "\n  bundle fetch https://mirror.example/gentoo/ --key release.pub --from 1234605616436508552 -o /media/stick",
+        "\n  bundle fetch https://mirror.example/gentoo/ --key release.pub --from 1234605616436508552 -o /srv/carry      # then bundle copy to a stick",
     )
     .action((urls: readonly string[], options: FetchCommandOptions) =>
       runFetch(urls, options, environment()),
