@@ -55,7 +55,7 @@ describe("bundle setup", () => {
       0,
       `set up systemd: a boot finishes an install that was interrupted\n  wrote ${folder.file(UNIT)}\n  wrote ${folder.file(UNIT_LINK)}\n`,
     ]);
-    expect(text(UNIT)).toContain(`\nExecStart=:${process.execPath} ${PROGRAM} install\n`);
+    expect(text(UNIT)).toContain(`\nExecStart=:${process.execPath} ${PROGRAM} install --at-boot\n`);
     expect(text(UNIT)).toContain(
       "\nConditionPathExists=|/var/lib/zferry/journal.json\nConditionPathExists=|/var/lib/zferry/mounted-from\n",
     );
@@ -80,7 +80,7 @@ describe("bundle setup", () => {
       },
     ]);
     expect(text(SCRIPT)).toMatch(/^#!\/sbin\/openrc-run\n/);
-    expect(text(SCRIPT)).toContain(`${process.execPath} ${PROGRAM} install </dev/null\n`);
+    expect(text(SCRIPT)).toContain(`${process.execPath} ${PROGRAM} install --at-boot </dev/null\n`);
     expect(statSync(folder.file(SCRIPT)).mode & 0o7777).toBe(0o755);
     expect(readlinkSync(folder.file(SCRIPT_LINK))).toBe("/etc/init.d/zferry-resume");
   });
@@ -133,13 +133,13 @@ describe("bundle setup", () => {
   test("passes the configuration on, and waits for the journal of its state folder", async () => {
     configure("etc/other site.toml", 'state = "/srv/100% state"\n');
     expect((await systemd("--config", "/etc/other site.toml")).status).toBe(0);
-    expect(text(UNIT)).toContain(` install --config "/etc/other site.toml"\n`);
+    expect(text(UNIT)).toContain(` install --at-boot --config "/etc/other site.toml"\n`);
     expect(text(UNIT)).toContain("\nConditionPathExists=|/srv/100%% state/journal.json\n");
     expect(text(UNIT)).toContain(
       `\nRequiresMountsFor="/srv/100%% state" ${process.execPath} ${PROGRAM} / "/etc/other site.toml"\n`,
     );
     expect((await openrc("--config", "/etc/other site.toml")).status).toBe(0);
-    expect(text(SCRIPT)).toContain(` install --config '/etc/other site.toml' </dev/null\n`);
+    expect(text(SCRIPT)).toContain(` install --at-boot --config '/etc/other site.toml' </dev/null\n`);
     expect(text(SCRIPT)).toContain(
       "[ -e '/srv/100% state/journal.json' ] || [ -e '/srv/100% state/mounted-from' ] || return 0\n",
     );

@@ -165,7 +165,7 @@ describe("the tree", () => {
     symlinkSync(join(opt, "zferry/bin/bundle"), command);
     const { stdout } = run(command, "setup", "--root", opt, "--init", "openrc", "--print");
     const words = [join(opt, "zferry/bin/node"), join(opt, "zferry/lib/cli.js")];
-    expect(stdout).toContain(`\t\t${words.join(" ")} install </dev/null\n`);
+    expect(stdout).toContain(`\t\t${words.join(" ")} install --at-boot </dev/null\n`);
 
     const next = join(folder, "un packed", "zferry-next");
     renameSync(tree, next);
