@@ -569,7 +569,7 @@ it("is given up where the site's command promoted it, as zectl does, and failed"
   await useConfig(siteConfig());
 });
 
-it("is not given up once it was used, and the install can still be finished", async () => {
+rarely("is not given up once it was used, and the install can still be finished", async () => {
   await lines(`${RESET}; ${place.killed(`install ${FILE}`, "journal: recording")}
     zfs set zferry:boots=1 ${ROOT}/R2; zfs snapshot ${ROOT}/R2@mine`);
   const [error] = await refusal("bundle abort");
@@ -675,7 +675,7 @@ describe("giving it up", () => {
   });
 });
 
-it("is given up where what booted next before is gone, or has another name", async () => {
+rarely("is given up where what booted next before is gone, or has another name", async () => {
   const [other, renamed] = [`${ROOT}/other`, `${ROOT}/renamed`];
   const cases = [
     [`zfs destroy ${other}`, `${ROOT}/site`],

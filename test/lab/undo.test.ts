@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { MNT } from "./guest.js";
-import { shareOf } from "./rounds.js";
+import { rarely, shareOf } from "./rounds.js";
 import { FILE, Stopping } from "./stopped-site.js";
 import { makeRelease, openSystem, RPOOL, script, SITE_USR } from "./system.js";
 
@@ -145,7 +145,7 @@ describe("what came into /usr since the install", () => {
     expect(await siteState()).toBe(before);
   });
 
-  it("has the bookmarks listed that zfs destroys with it, and no others", async () => {
+  rarely("has the bookmarks listed that zfs destroys with it, and no others", async () => {
     await lines(`${INSTALLED}
       zfs bookmark ${SITE_USR}@R1 ${SITE_USR}#base; zfs bookmark ${SITE_USR}@R2 ${SITE_USR}#sent`);
     const refused = await site.attempt("bundle rollback </dev/null");
@@ -258,26 +258,29 @@ describe("a rollback that is killed before any step", () => {
     expect(await lines(`zfs get -H -o value zferry:returning ${SITE_USR}`)).toBe("-");
   });
 
-  it("says who has the base where a clone was promoted meanwhile, and goes on once it is back, or is given up", async () => {
-    for (const end of ["rollback", "abort"]) {
-      await lines(`${INSTALLED}\n${site.killed("rollback", "zfs rollback")}
+  rarely(
+    "says who has the base where a clone was promoted meanwhile, and goes on once it is back, or is given up",
+    async () => {
+      for (const end of ["rollback", "abort"]) {
+        await lines(`${INSTALLED}\n${site.killed("rollback", "zfs rollback")}
         zfs clone -o mountpoint=none ${SITE_USR}@${end === "abort" ? "R2" : "R1"} ${RPOOL}/clone; zfs promote ${RPOOL}/clone`);
-      const refused = await site.attempt("bundle rollback");
-      expect([refused.status, refused.stderr]).toEqual([
-        13,
-        expect.stringMatching(
-          `: it is ${RPOOL}/clone@R1 since ${RPOOL}/clone was promoted\n.*zfs promote ${SITE_USR}`,
-        ),
-      ]);
-      if (end === "abort") expect(await lines("bundle abort")).toContain("gave up the rollback of");
-      await lines(`zfs promote ${SITE_USR}`);
-      if (end === "rollback") await lines("bundle rollback");
-      await lines(`zfs destroy ${RPOOL}/clone`);
-      expect(await siteState()).toBe(end === "abort" ? installed : before);
-    }
-  });
+        const refused = await site.attempt("bundle rollback");
+        expect([refused.status, refused.stderr]).toEqual([
+          13,
+          expect.stringMatching(
+            `: it is ${RPOOL}/clone@R1 since ${RPOOL}/clone was promoted\n.*zfs promote ${SITE_USR}`,
+          ),
+        ]);
+        if (end === "abort") expect(await lines("bundle abort")).toContain("gave up the rollback of");
+        await lines(`zfs promote ${SITE_USR}`);
+        if (end === "rollback") await lines("bundle rollback");
+        await lines(`zfs destroy ${RPOOL}/clone`);
+        expect(await siteState()).toBe(end === "abort" ? installed : before);
+      }
+    },
+  );
 
-  it("says that the dataset has another name, or is no more", async () => {
+  rarely("says that the dataset has another name, or is no more", async () => {
     await lines(
       `${INSTALLED}\n${site.killed("rollback", "zfs rollback")}\nzfs rename -u ${SITE_USR} ${SITE_USR}-old`,
     );
@@ -334,7 +337,7 @@ describe("bundle confirm", () => {
 });
 
 describe("a base whose dataset was renamed", () => {
-  it("is let go all the same, and a held copy is left", async () => {
+  rarely("is let go all the same, and a held copy is left", async () => {
     const [renamed, copy] = [`${SITE_USR}-new`, `${RPOOL}/copy`];
     const confirmed = await site.attempt(`${INSTALLED}
       zfs send ${SITE_USR}@R1 | zfs receive -u ${copy}; zfs hold zferry:base ${copy}@R1
@@ -343,7 +346,7 @@ describe("a base whose dataset was renamed", () => {
     expect(await lines(`zfs holds -H ${renamed}@R1 ${copy}@R1 | cut -f 1,2`)).toBe(`${copy}@R1\tzferry:base`);
   });
 
-  it("is told where nothing says which one it is", async () => {
+  rarely("is told where nothing says which one it is", async () => {
     const [renamed, copy] = [`${SITE_USR}-new`, `${RPOOL}/copy`];
     const confirmed = await site.attempt(`zfs rename -u ${renamed} ${SITE_USR}\n${INSTALLED}
       sed -i -E '/"rawBytes"/s/,$//; /"baseDataset"/d' /var/lib/zferry/state.json
