@@ -218,9 +218,7 @@ describe("a rollback that is killed before any step", () => {
         }
       }
       if (index === steps.indexOf("zfs rollback") || index === steps.indexOf("journal: writing")) {
-        const status = await lines("bundle status");
-        expect(status).toContain("under way: rollback of release R2 (2)");
-        expect(`${where}: ${status.includes("gives it up: bundle abort")}`).toBe(`${where}: ${!isBack}`);
+        expect(await lines("bundle status")).toContain("under way: rollback of release R2 (2)");
         const other = await site.attempt(`bundle install ${FILE}`);
         expect([where, other.status, other.stderr]).toEqual([
           where,
@@ -229,8 +227,6 @@ describe("a rollback that is killed before any step", () => {
         ]);
         expect((await site.attempt("bundle confirm")).status).toBe(17);
       }
-      if (isDone && index <= steps.indexOf("remove journal") && index % 3 !== 0)
-        expect(await lines("bundle rollback --plan")).toContain("only what that left is to be removed");
       // As at boot, or as it was typed. Once the journal is gone it is done, and any command cleans up.
       const isOver = index > steps.indexOf("remove journal") || (isDone && index % 3 === 0);
       const ways = isOver ? ["confirm"] : isBegun ? ["install </dev/null", "rollback"] : ["rollback"];
