@@ -30,7 +30,7 @@ import { runVisibly } from "../system/process.js";
 import { readSiteConfig } from "../system/settings.js";
 import { hasGuid } from "../system/zfs.js";
 import { stepsIn } from "./environments.js";
-import { describeFiles, listChanges, warnIn, workOf } from "./install.js";
+import { collectWarnings, describeFiles, listChanges, warnIn, workOf } from "./install.js";
 
 interface ConfirmOptions {
   readonly config?: string;
@@ -85,11 +85,7 @@ async function runConfirm(options: ConfirmOptions, env: Environment): Promise<vo
   const mark = async (): Promise<void> => {
     if (tried !== undefined) await beginConfirming(tried.dataset);
   };
-  const warnings: string[] = [];
-  const warn = (what: string): void => {
-    warnings.push(what);
-    warnIn(env)(printable(what));
-  };
+  const { warnings, warn } = collectWarnings(env);
   const confirm = () =>
     confirmInstall(site, env.now, { begin: mark, warn, isToMerge: options.merge === true });
   const found = isLeft ? undefined : await (options.orGoBack === true ? whenFree(confirm, env) : confirm());

@@ -205,6 +205,22 @@ export const warnIn =
     if (!env.json) env.note(`warning: ${what}`);
   };
 
+/** Warns, and keeps what it warned of, for the result. */
+export function collectWarnings(env: Environment): {
+  readonly warnings: string[];
+  readonly warn: (what: string) => void;
+} {
+  const warnings: string[] = [];
+  const tell = warnIn(env);
+  return {
+    warnings,
+    warn: (what) => {
+      warnings.push(what);
+      tell(printable(what));
+    },
+  };
+}
+
 /** Goes on with what is under way, from the bundle where it was, if that is still needed. */
 async function runGoOn(options: CommandOptions, env: Environment): Promise<void> {
   const { dryRun, allowDowngrade, allowExpired, acceptTime, commitDrift, replaceUntracked } = options;
@@ -218,11 +234,7 @@ async function runGoOn(options: CommandOptions, env: Environment): Promise<void>
   threadsOf(options);
   const site = await readSite(options.config, options.live);
   const begun = await readUnderWay(site);
-  if (options.atBoot && isBeside(begun)) {
-    const { name, sequence } = begun.release;
-    const left = `${site.product} release ${name} (${sequence}) is beside what runs: it is left until the system is up`;
-    return env.write(`${printable(left)}\n`);
-  }
+  if (options.atBoot && isBeside(begun)) return tellEnd(begun, "left", site, env);
   if (begun !== undefined && (await runPrivately(site, options))) return;
   if (options.live && (await runMoved(site, env))) return;
   const journal = await readUnderWay(site);
@@ -251,7 +263,7 @@ async function runGoOn(options: CommandOptions, env: Environment): Promise<void>
 /** Says how what was under way ended. */
 export async function tellEnd(
   journal: Journal | undefined,
-  outcome: "installed" | "aborted",
+  outcome: "installed" | "aborted" | "left",
   { product }: SiteConfig,
   env: Environment,
 ): Promise<void> {
@@ -268,7 +280,11 @@ export async function tellEnd(
   const { name, sequence } = journal.release;
   const what = `${product} release ${name} (${sequence})`;
   const given = journal.operation === "rollback" ? `the rollback of ${what}` : what;
-  const text = outcome === "aborted" ? `gave up ${given}; the site is as it was before` : `installed ${what}`;
+  const text = {
+    installed: `installed ${what}`,
+    aborted: `gave up ${given}; the site is as it was before`,
+    left: `${what} is beside what runs: it is left until the system is up`,
+  }[outcome];
   await env.write(`${printable(text)}\n`);
 }
 

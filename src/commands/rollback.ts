@@ -18,7 +18,7 @@ import { pathOf, type PathName } from "../root/paths.js";
 import { RESULT } from "../system/relay.js";
 import { fullName } from "../system/zfs.js";
 import { readSiteConfig } from "../system/settings.js";
-import { describeFiles, listChanges, warnIn, workOf } from "./install.js";
+import { describeFiles, listChanges, collectWarnings, workOf } from "./install.js";
 
 interface RollbackCommandOptions {
   readonly plan?: boolean;
@@ -55,15 +55,11 @@ export async function runRollback(options: RollbackCommandOptions, env: Environm
   if ((await environmentToLeave(site)) !== undefined) return runLeave(site, options, env);
   if (options.live && !dryRun && (await runMoved(site, env, await streamsToRollBack(site)))) return;
   const dangers: string[] = [];
-  const warnings: string[] = [];
-  const warn = warnIn(env);
+  const { warnings, warn } = collectWarnings(env);
   const work = {
     ...workOf(site, env, { ...(options.live ? { live: true } : {}), dryRun }, dangers),
     commitDrift: options.commitDrift ?? false,
-    warn: (what: string): void => {
-      warnings.push(what);
-      warn(what);
-    },
+    warn,
   };
   const agree = async (losses: readonly Loss[]): Promise<boolean> => {
     if (options.discard) return true;
@@ -106,11 +102,7 @@ async function runLeave(
     );
     return env.askToAgree("have that one boot next? yes or no:");
   };
-  const warnings: string[] = [];
-  const warn = (what: string): void => {
-    warnings.push(what);
-    warnIn(env)(printable(what));
-  };
+  const { warnings, warn } = collectWarnings(env);
   const done = dryRun
     ? await planEnvironmentRollback(site)
     : await rollBackEnvironment(site, env.now, agree, warn);
