@@ -12,7 +12,7 @@ import { removeCopiedLocks } from "../root/git-locks.js";
 import type { RootPlan } from "../root/plan.js";
 import { requireConcluded } from "../root/site.js";
 import { guarded } from "../system/files.js";
-import { ownMounts, type Mount } from "../system/mounts.js";
+import { findMountOf, ownMounts, type Mount } from "../system/mounts.js";
 import { withOwnMounts } from "../system/private-mounts.js";
 import { describeEnd, run } from "../system/process.js";
 import { resolveWithin } from "../system/tree.js";
@@ -479,10 +479,7 @@ export async function freeClone(
   step: ReceiveOptions["step"],
 ): Promise<void> {
   const { dataset } = environment;
-  const isMounted = [...ownMounts().values()].some(
-    ({ type, source }) => type === "zfs" && source === dataset,
-  );
-  if (isMounted || !(await datasetExists(dataset))) return;
+  if (findMountOf([dataset]) !== undefined || !(await datasetExists(dataset))) return;
   await requireOwn({ environment, release });
   await withRoot(environment, site, async ({ git, rootDir }) => {
     for (const path of await removeCopiedLocks(git))

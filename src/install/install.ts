@@ -62,7 +62,7 @@ import {
 } from "./state.js";
 import { requireMayChange, requireOffStreams, sharedPart } from "./shared-mounts.js";
 import { rootMount, trackedPaths, withRootToPlan, type SiteRoot } from "./site-root.js";
-import { carryOut, requireUndoable, undo, type Work } from "./steps.js";
+import { carryOut, requireUndoable, undo, warnBy, type Work } from "./steps.js";
 import { runningTrial } from "./trial.js";
 import { keySetOf, type SiteTrust } from "./trust.js";
 import { requireDataApart } from "./untracked-data.js";
@@ -251,17 +251,13 @@ const withUnderWay = (
   options: GoOnOptions,
   use: (journal: Journal, work: Work) => Promise<void>,
 ): Promise<Journal | undefined> =>
-  withState(
-    options.site,
-    (what) => options.step(`warning: ${what}`),
-    async (folder, scratchDir) => {
-      const [state, journal] = [await folder.readState(), await folder.readJournal()];
-      if (journal === undefined) return undefined;
-      requireSameSite(journal, options.site);
-      await use(journal, { ...options, folder, scratchDir, bundle: undefined, streams: [], state });
-      return journal;
-    },
-  );
+  withState(options.site, warnBy(options.step), async (folder, scratchDir) => {
+    const [state, journal] = [await folder.readState(), await folder.readJournal()];
+    if (journal === undefined) return undefined;
+    requireSameSite(journal, options.site);
+    await use(journal, { ...options, folder, scratchDir, bundle: undefined, streams: [], state });
+    return journal;
+  });
 
 const beginning = (
   bundle: VerifiedBundle,

@@ -4,9 +4,10 @@ import { sha256Hex } from "../bundle/manifest.js";
 import type { SiteConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
 import { formatBytes } from "../report.js";
-import { ownMounts } from "../system/mounts.js";
+import { findMountOf } from "../system/mounts.js";
 import {
   datasetExists,
+  depthOf,
   destroy,
   destroySnapshots,
   findSnapshotsWith,
@@ -260,7 +261,6 @@ async function ownDatasets(
     const mark = described?.properties["zferry:identity"];
     if (mark?.local === true && v.is(sha256Hex, mark.value)) own.push(name);
   }
-  const depthOf = (dataset: string): number => dataset.split("/").length;
   return own.sort((one, other) => depthOf(other) - depthOf(one));
 }
 
@@ -291,9 +291,7 @@ async function whyItStays(
   const all = [...datasets, dataset];
   const configured = Object.values(site.config.streams).find((each) => all.includes(each));
   if (configured !== undefined) return `[streams] names ${configured}`;
-  const mounted = [...ownMounts().values()].find(
-    ({ type, source }) => type === "zfs" && all.includes(source),
-  );
+  const mounted = findMountOf(all);
   if (mounted !== undefined) return `${mounted.source} is mounted on ${mounted.point}`;
   // Also those that go before it: an interrupted run may have promoted what they depend on.
   const known = new Set(site.found.environments.flatMap((each) => [each.dataset, ...namesOf(each)]));

@@ -16,7 +16,7 @@ import {
 } from "../root/apply.js";
 import type { RootPlan } from "../root/plan.js";
 import { parseResumeToken } from "../stream/resume-token.js";
-import { ownMounts } from "../system/mounts.js";
+import { findMountOf } from "../system/mounts.js";
 import {
   datasetExists,
   findDataset,
@@ -127,6 +127,12 @@ const checkPlanned = async (journal: Journal, { site }: Pick<Work, "site">): Pro
   await inRoot(journal, site, (place) => requireAsPlanned(root, place, !isWritten(journal)));
 };
 
+/** What warns where only steps are told. */
+export const warnBy =
+  (step: ReceiveOptions["step"]) =>
+  (what: string): void =>
+    step(`warning: ${what}`);
+
 const preparing: Step = {
   // What is cloned may have been changed between the plan and the snapshot.
   check: async (journal, work) => {
@@ -149,8 +155,8 @@ const preparing: Step = {
       await inRoot(journal, site, async (place) => {
         const left = (await discardRoot(root, place)).map(showPath);
         if (left.length > 0)
-          step(
-            `warning: what was prepared may be where the folder was moved to, and can be removed there: ${listFirst(left)}`,
+          warnBy(step)(
+            `what was prepared may be where the folder was moved to, and can be removed there: ${listFirst(left)}`,
           );
       });
       return;
@@ -252,7 +258,7 @@ const INSTALL: Steps<InstallJournal> = {
       }
     },
     undo: (journal, { state, step }) =>
-      releaseBases(firstStreams(journal), undoable(state)?.streams ?? [], (what) => step(`warning: ${what}`)),
+      releaseBases(firstStreams(journal), undoable(state)?.streams ?? [], warnBy(step)),
   },
 
   cloning: {
@@ -303,7 +309,7 @@ const INSTALL: Steps<InstallJournal> = {
     }),
     undo: inEnvironment(async ({ environment }, { site, step }) => {
       const other = await restoreNext(withContainer(site, environment), environment);
-      if (other !== undefined) step(`warning: ${other}`);
+      if (other !== undefined) warnBy(step)(other);
     }),
   },
 
@@ -404,7 +410,7 @@ export async function carryOut(journal: Journal, outdated: RootPlan | null, work
     await advance(journal, MERGE, PHASES.merge, work);
     await work.folder.removeJournal();
   }
-  await finishRecorded(work.folder, (what) => work.step(`warning: ${what}`));
+  await finishRecorded(work.folder, warnBy(work.step));
 }
 
 /**
@@ -503,10 +509,7 @@ async function afterFailure(cause: unknown, journal: Journal, work: Work): Promi
     if (await isBegun(work)) {
       const environment = environmentOf(journal);
       // It may have been booted since it was activated.
-      if (environment !== null) {
-        requireNotRunning(environment);
-        await requireNeverUsed(environment);
-      }
+      if (environment !== null) await requireRemovable(environment);
       await undo(journal, { ...work, signal: new AbortController().signal });
     }
     return withHint(error, `${none}; the site is as it was before`);
@@ -623,10 +626,7 @@ export async function requireUndoable(
     return;
   }
   const { environment } = journal;
-  if (environment !== null) {
-    requireNotRunning(environment);
-    await requireNeverUsed(environment);
-  }
+  if (environment !== null) await requireRemovable(environment);
   const streams = [...(environment === null ? [] : streamsDone(environment)), ...ownStreams(journal)];
   const own = new Set(streams.map(({ target }) => target.guid));
   for (const stream of streams) {
@@ -658,8 +658,14 @@ export async function requireUndoable(
   if (isWritten(journal)) await requireAsPlanned(root, place);
 }
 
+/** @throws ZferryError `dataset-in-use`, `base-modified` */
+async function requireRemovable(environment: NewEnvironment): Promise<void> {
+  requireNotRunning(environment);
+  await requireNeverUsed(environment);
+}
+
 function requireNotRunning({ dataset }: NewEnvironment): void {
-  const mounted = [...ownMounts().values()].find(({ source, type }) => type === "zfs" && source === dataset);
+  const mounted = findMountOf([dataset]);
   if (mounted === undefined) return;
   throw new ZferryError(
     "dataset-in-use",
@@ -682,11 +688,11 @@ async function requireNeverUsed({ dataset }: NewEnvironment): Promise<void> {
     ({ createtxg, name }) => createtxg >= born && !name.startsWith("zferry-"),
   );
   const lost = [...(isUsed ? ["what was written since it booted"] : []), ...taken.map(fullName)];
-  if (lost.length === 0) return;
-  throw new ZferryError("base-modified", `giving it up would lose of ${dataset}: ${lost.join(", ")}`, {
-    details: { dataset, lost },
-    hint: "finish the install: bundle install; then bundle rollback goes back, and leaves it as it is",
-  });
+  requireNoLoss(
+    dataset,
+    lost,
+    "finish the install: bundle install; then bundle rollback goes back, and leaves it as it is",
+  );
 }
 
 /** Whether `bundle abort` gives a rollback up, as far as its datasets are concerned; not where one cannot be asked. */
@@ -730,11 +736,11 @@ async function requireRollback(
   await requireUnused(dataset, live, "abort");
 }
 
-function requireNoLoss(dataset: string, lost: readonly string[]): void {
+function requireNoLoss(dataset: string, lost: readonly string[], hint = "save and remove that first"): void {
   if (lost.length === 0) return;
   throw new ZferryError("base-modified", `giving it up would lose of ${dataset}: ${lost.join(", ")}`, {
     details: { dataset, lost },
-    hint: "save and remove that first",
+    hint,
   });
 }
 

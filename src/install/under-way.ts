@@ -6,7 +6,7 @@ import { ZferryError } from "../errors.js";
 import { formatBytes } from "../report.js";
 import { rootPlanSchema } from "../root/plan.js";
 import { parseResumeToken } from "../stream/resume-token.js";
-import { ownMounts } from "../system/mounts.js";
+import { datasetOf, ownMounts } from "../system/mounts.js";
 import { tokenOf } from "./receive.js";
 import {
   isPlanName,
@@ -35,7 +35,7 @@ export async function readUnderWay(
 export const isBeside = (journal: Journal | undefined): journal is InstallJournal =>
   journal?.operation === "install" &&
   journal.environment !== null &&
-  ownMounts().get("/")?.source !== journal.environment.dataset;
+  datasetOf(ownMounts().get("/")) !== journal.environment.dataset;
 
 /**
  * Runs what reads the journal.

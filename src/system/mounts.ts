@@ -33,6 +33,10 @@ export async function readMounts(pid: number | string): Promise<Mount[]> {
 export const ownMounts = (): Map<string, Mount> =>
   visibleByPoint(parseMounts(readFileSync("/proc/self/mountinfo", "latin1")));
 
+/** Where one of these datasets is mounted, for this process; undefined for nowhere. */
+export const findMountOf = (datasets: readonly string[]): Mount | undefined =>
+  [...ownMounts().values()].find(({ type, source }) => type === "zfs" && datasets.includes(source));
+
 /** The dataset that is mounted as a whole; undefined for a snapshot, a folder of one, and another file system. */
 export const datasetOf = (mount: Mount | undefined): string | undefined =>
   mount?.type === "zfs" && mount.root === "/" && !mount.source.includes("@") ? mount.source : undefined;

@@ -380,7 +380,8 @@ export const parentOf = (dataset: string): string => dataset.slice(0, Math.max(0
 export const outerFirst = <Of extends { readonly dataset: string }>(all: readonly Of[]): Of[] =>
   all.toSorted((one, other) => depthOf(one.dataset) - depthOf(other.dataset));
 
-const depthOf = (dataset: string): number => dataset.split("/").length;
+/** How many names its name has. */
+export const depthOf = (dataset: string): number => dataset.split("/").length;
 
 export const poolOf = (dataset: string): string => dataset.split("/", 1)[0] ?? dataset;
 

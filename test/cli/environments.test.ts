@@ -1,7 +1,7 @@
 import { execFileSync } from "node:child_process";
 import { closeSync, mkdirSync, openSync, readdirSync, writeFileSync } from "node:fs";
 import { describe, expect, test, vi } from "vitest";
-import { openState } from "../../src/install/state.js";
+import { openState, type Installation, type SiteState } from "../../src/install/state.js";
 import { ownMounts } from "../../src/system/mounts.js";
 import { lockDescriptor } from "../../src/system/lock.js";
 import { CLI, errorOf, hasMounts, inFolder, run, told } from "./support.js";
@@ -19,6 +19,21 @@ const configure = (more = ""): string => {
   );
   return state;
 };
+/** What lies in the state folder where the newest installation made an environment named two. */
+const newestIsTwo = (more: Pick<Installation, "confirmedAt"> = {}): SiteState => ({
+  version: 3,
+  product: "gentoo",
+  highestSequence: 2,
+  installations: [
+    {
+      release: { name: "R2", sequence: 2, identity: "b".repeat(64) },
+      ...{ created: 1_750_000_000, startedAt: 1_750_000_000, finishedAt: 1_750_000_000 },
+      ...{ signers: [], streams: [], commit: null, plan: null },
+      environment: { dataset: "p/ROOT/two", guid: "12", previous: "p/ROOT/one" },
+      ...more,
+    },
+  ],
+});
 const runHere = (...args: string[]) => run([...args, "--config", "site.toml"], { cwd: folder.path });
 
 /** As with ZFS, by default without any dataset. */
@@ -203,19 +218,7 @@ describe("while changes of another environment are merged", () => {
   test.runIf(hasMounts)("it ends, though another environment is the newest", async () => {
     await begin();
     const { readState, writeState } = openState(folder.file("state"));
-    await writeState({
-      version: 3,
-      product: "gentoo",
-      highestSequence: 2,
-      installations: [
-        {
-          release: { name: "R2", sequence: 2, identity: "b".repeat(64) },
-          ...{ created: 1_750_000_000, startedAt: 1_750_000_000, finishedAt: 1_750_000_000 },
-          ...{ signers: [], streams: [], commit: null, plan: null, confirmedAt: 1_750_000_000 },
-          environment: { dataset: "p/ROOT/two", guid: "12", previous: "p/ROOT/one" },
-        },
-      ],
-    });
+    await writeState(newestIsTwo({ confirmedAt: 1_750_000_000 }));
     const before = await readState();
     const { status, stdout } = await withPrograms({}, () => runHere("confirm"));
     expect([status, stdout.toString()]).toEqual([0, GIVEN_UP]);
@@ -251,19 +254,7 @@ test.runIf(hasMounts)(
   async () => {
     const state = configure('[root]\n[install]\nmode = "boot-environment"\n');
     mkdirSync(state);
-    await openState(state).writeState({
-      version: 3,
-      product: "gentoo",
-      highestSequence: 2,
-      installations: [
-        {
-          release: { name: "R2", sequence: 2, identity: "b".repeat(64) },
-          ...{ created: 1_750_000_000, startedAt: 1_750_000_000, finishedAt: 1_750_000_000 },
-          ...{ signers: [], streams: [], commit: null, plan: null },
-          environment: { dataset: "p/ROOT/two", guid: "12", previous: "p/ROOT/one" },
-        },
-      ],
-    });
+    await openState(state).writeState(newestIsTwo());
     const confirm = (...args: string[]) => withPrograms({}, () => runHere("confirm", ...args));
     const message =
       "release R2 (2) was installed as the boot environment p/ROOT/two, which is not the running one";

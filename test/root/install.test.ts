@@ -159,29 +159,30 @@ it("discards what was prepared, without a trace", async () => {
   expect(site.status()).toBe("");
 });
 
-// They stayed where the folder was moved to, and nothing told of them.
-it.each([
-  ["beside it", "mv etc elsewhere; ln -s elsewhere etc"],
-  ["by an absolute link", "mkdir srv/x; mv etc srv/x/etc; ln -s /srv/x/etc etc"],
-])("discards what was prepared in a folder that was moved %s since", async (_, script) => {
+/** A site where all of a release is prepared. */
+async function prepareSite() {
   const host = everything();
   const site = host.site("r1", "cloned");
   const plan = await site.plan(await host.part("r1", "r2"));
   const git = await openRepository(site.root);
   await importObjects(plan, { git, scratchDir: site.scratch });
   await prepareRoot(plan, { git, rootDir: site.root });
+  return { site, plan, git };
+}
+
+// They stayed where the folder was moved to, and nothing told of them.
+it.each([
+  ["beside it", "mv etc elsewhere; ln -s elsewhere etc"],
+  ["by an absolute link", "mkdir srv/x; mv etc srv/x/etc; ln -s /srv/x/etc etc"],
+])("discards what was prepared in a folder that was moved %s since", async (_, script) => {
+  const { site, plan, git } = await prepareSite();
   sh(site.root, `mkdir -p srv; ${script}`);
   expect(await discardRoot(plan, { git, rootDir: site.root })).toEqual([]);
   expect(sh(site.root, "find . -name '.zferry-*'")).toBe("");
 });
 
 it("names what was prepared where the folder is not found any more, and does not follow a link out of /", async () => {
-  const host = everything();
-  const site = host.site("r1", "cloned");
-  const plan = await site.plan(await host.part("r1", "r2"));
-  const git = await openRepository(site.root);
-  await importObjects(plan, { git, scratchDir: site.scratch });
-  await prepareRoot(plan, { git, rootDir: site.root });
+  const { site, plan, git } = await prepareSite();
   sh(site.root, "mv etc ../moved; ln -s ../moved etc");
   const before = sh(site.folder, "find moved | sort");
   const prepared = sh(site.folder, "cd moved; find . -maxdepth 1 -name '.zferry-*' -printf 'etc/%f\\n'");
