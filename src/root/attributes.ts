@@ -1,6 +1,6 @@
 import { ZferryError } from "../errors.js";
 import type { RawPath } from "../raw-path.js";
-import type { Git, TreeFile } from "../system/git.js";
+import { blobId, type Git, type TreeFile } from "../system/git.js";
 import { readFileIn, type FileAttributes, type Tree } from "../system/tree.js";
 import { differingAccess, grantsMore, withAccessOf } from "./access.js";
 import { parseAccounts, type Accounts } from "./accounts.js";
@@ -292,8 +292,10 @@ async function readAccounts(
   merged: ReadonlyMap<RawPath, TreeFile>,
   path: RawPath,
 ): Promise<{ current: Accounts; merged: Accounts }> {
-  const current = parseAccounts(readFileIn(tree, path) ?? Buffer.of());
+  const content = readFileIn(tree, path) ?? Buffer.of();
+  const current = parseAccounts(content);
   const file = gitFile(merged.get(path));
-  if (file === null || isSymlink(file.mode)) return { current, merged: current };
+  const stays = file === null || isSymlink(file.mode) || file.blob === blobId(content);
+  if (stays) return { current, merged: current };
   return { current, merged: parseAccounts(await scratch.run(["cat-file", "blob", file.blob])) };
 }

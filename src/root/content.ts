@@ -6,6 +6,7 @@ import {
   createBorrower,
   DAMAGED_HINT,
   indexInfo,
+  newIndex,
   splitNul,
   trimmed,
   type Git,
@@ -95,8 +96,7 @@ export async function applyPatch(
   if (patch.bytes > MAX_PATCH_BYTES) {
     throw patchMalformed(`the root half's patch has ${patch.bytes} bytes, the limit is ${MAX_PATCH_BYTES}`);
   }
-  const env = { GIT_INDEX_FILE: join(scratch.gitDir, "index.patch") };
-  await scratch.run(["read-tree", "--empty"], { env });
+  const env = newIndex(scratch, "patch");
   await updateIndex(scratch, env, changedInGit(changes, "before"));
   const applied = await scratch.ask(
     ["apply", "--cached", "--allow-empty", "--whitespace=nowarn", "-p1", "-"],
@@ -150,8 +150,8 @@ export async function writeTree(
   entries: readonly [RawPath, TreeFile | null][],
   from?: string,
 ): Promise<string> {
-  const env = { GIT_INDEX_FILE: join(scratch.gitDir, "index.tree") };
-  await scratch.run(["read-tree", from ?? "--empty"], { env });
+  const env = newIndex(scratch, "tree");
+  if (from !== undefined) await scratch.run(["read-tree", from], { env });
   await updateIndex(scratch, env, from === undefined ? present(entries) : entries);
   return trimmed(await scratch.run(["write-tree"], { env }));
 }

@@ -12,7 +12,7 @@ import {
   type SpecialKind,
   type Tree,
 } from "../system/tree.js";
-import type { TreeFile } from "../system/git.js";
+import { blobId, type TreeFile } from "../system/git.js";
 import { gitModeSchema, isCarriedXattr, isExecutable, type GitMode } from "./metadata.js";
 
 /** What git keeps of a file: its mode and the id of its content. */
@@ -92,7 +92,7 @@ function hashFile(tree: Tree, path: RawPath): string {
 
 function hashLink(tree: Tree, path: RawPath): string {
   const target = inPlace(tree, path, (place) => readlinkSync(place, { encoding: "buffer" }));
-  return createHash("sha1").update(`blob ${target.length}\0`).update(target).digest("hex");
+  return blobId(target);
 }
 
 /** The file or link that lies at a path; null for anything else. */

@@ -1,6 +1,5 @@
-import { join } from "node:path";
 import { showPath, type RawPath } from "../raw-path.js";
-import { joinNul, listTree, trimmed, type Git } from "../system/git.js";
+import { joinNul, listTree, newIndex, trimmed, type Git } from "../system/git.js";
 import type { FileState } from "./live.js";
 import { pathName } from "./paths.js";
 import type { RootPlan } from "./plan.js";
@@ -32,8 +31,7 @@ export async function backUp(
   replaced: readonly Replaced[],
   { git, scratch, release, date, commit }: BackUpOptions,
 ): Promise<NonNullable<RootPlan["replaced"]>> {
-  const env = { GIT_INDEX_FILE: join(scratch.gitDir, "index.replaced") };
-  await scratch.run(["read-tree", "--empty"], { env });
+  const env = newIndex(scratch, "replaced");
   await scratch.run(["update-index", "--add", "-z", "--stdin"], {
     env,
     input: joinNul(replaced.map(({ path }) => path)),

@@ -5,6 +5,7 @@ import { rawBytes, showPath, type RawPath } from "../raw-path.js";
 import { listFirst } from "../report.js";
 import {
   DAMAGED_HINT,
+  findObjects,
   INDEX_ANEW,
   listTree,
   splitNul,
@@ -27,26 +28,24 @@ export interface Site {
 const RELEASE = "refs/zferry/release";
 
 export async function readSite(git: Git): Promise<Site> {
-  const head = await git.ask(["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]);
-  const branch = await git.ask(["symbolic-ref", "--quiet", "HEAD"]);
-  if (head.status !== 0) throw await noCommit(git, branch.status === 0 ? trimmed(branch.stdout) : null);
-  const tree = await git.ask(["rev-parse", "--verify", "--quiet", "HEAD^{tree}"]);
-  if (tree.status !== 0) throw damaged(git, "HEAD", "leads to no tree");
+  const symbolic = await git.ask(["symbolic-ref", "--quiet", "HEAD"]);
+  const branch = symbolic.status === 0 ? trimmed(symbolic.stdout) : null;
+  const names = ["HEAD^{commit}", "HEAD^{tree}", `${RELEASE}^{commit}`, RELEASE] as const;
+  const [head, tree, previousRelease, releaseReference] = await findObjects(git, names);
+  if (head === null) throw await noCommit(git, branch);
+  if (tree === null) throw damaged(git, "HEAD", "leads to no tree");
+  if (previousRelease === null) await requireNoRelease(git);
+  return { head, tree, branch, previousRelease, releaseReference };
+}
+
+/** A reference that leads to no commit is none to begin from; where it does not exist at all, there was no release. */
+async function requireNoRelease(git: Git): Promise<void> {
   const named = await git.ask(["rev-parse", "--verify", "--quiet", RELEASE]);
-  const release = await git.ask(["rev-parse", "--verify", "--quiet", `${RELEASE}^{commit}`]);
-  if (named.status === 0 && release.status !== 0) {
-    throw new ZferryError("git-failed", `${RELEASE} of ${git.gitDir} leads to no commit`, {
-      details: { ref: RELEASE, found: trimmed(named.stdout) },
-      hint: `let it name the commit of the release that this site was made from: git --git-dir=${git.gitDir} update-ref ${RELEASE} COMMIT`,
-    });
-  }
-  return {
-    head: trimmed(head.stdout),
-    tree: trimmed(tree.stdout),
-    branch: branch.status === 0 ? trimmed(branch.stdout) : null,
-    previousRelease: release.status === 0 ? trimmed(release.stdout) : null,
-    releaseReference: named.status === 0 ? trimmed(named.stdout) : null,
-  };
+  if (named.status !== 0) return;
+  throw new ZferryError("git-failed", `${RELEASE} of ${git.gitDir} leads to no commit`, {
+    details: { ref: RELEASE, found: trimmed(named.stdout) },
+    hint: `let it name the commit of the release that this site was made from: git --git-dir=${git.gitDir} update-ref ${RELEASE} COMMIT`,
+  });
 }
 
 /** A branch that nothing was ever committed to is not there at all; one that is there leads to something that is lost. */

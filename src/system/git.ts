@@ -243,14 +243,7 @@ export async function openRepository(path: string, options: { gitDir?: string } 
     cwd: workTree,
     ...(options.gitDir === undefined ? {} : { gitDir: resolve(options.gitDir), workTree }),
   });
-  const [, major = "0", minor = "0"] =
-    /(\d+)\.(\d+)/.exec((await here.run(["version"])).toString("utf8")) ?? [];
-  if (Number(major) < OLDEST_GIT[0] || (Number(major) === OLDEST_GIT[0] && Number(minor) < OLDEST_GIT[1])) {
-    throw new ZferryError(
-      "not-configured",
-      `git is ${major}.${minor}, ${OLDEST_GIT.join(".")} is the oldest that will do`,
-    );
-  }
+  await requireNewEnough(here);
   const asked = [
     "rev-parse",
     "--path-format=absolute",
@@ -269,6 +262,23 @@ export async function openRepository(path: string, options: { gitDir?: string } 
     throw new ZferryError("not-configured", `${gitDir} has ${format} objects, zferry's format has sha1`);
   }
   return { gitDir, objects, ...bind({ gitDir, workTree, cwd: workTree }) };
+}
+
+/** The search paths by which a git was found that is new enough. */
+const newEnough = new Set<string | undefined>();
+
+async function requireNewEnough(git: Pick<Git, "run">): Promise<void> {
+  const { PATH } = process.env;
+  if (newEnough.has(PATH)) return;
+  const [, major = "0", minor = "0"] =
+    /(\d+)\.(\d+)/.exec((await git.run(["version"])).toString("utf8")) ?? [];
+  if (Number(major) < OLDEST_GIT[0] || (Number(major) === OLDEST_GIT[0] && Number(minor) < OLDEST_GIT[1])) {
+    throw new ZferryError(
+      "not-configured",
+      `git is ${major}.${minor}, ${OLDEST_GIT.join(".")} is the oldest that will do`,
+    );
+  }
+  newEnough.add(PATH);
 }
 
 function cannotOpen(workTree: string, gitDir: string, stderr: string): ZferryError {
@@ -355,6 +365,13 @@ export function openBorrower(path: string): Git {
   return { gitDir, objects: join(gitDir, "objects"), ...bind({ gitDir, cwd: gitDir, fsync: "none" }) };
 }
 
+/** The variable that names an index of a borrowing repository, which is empty. */
+export function newIndex({ gitDir }: Git, name: string): { readonly GIT_INDEX_FILE: string } {
+  const path = join(gitDir, `index.${name}`);
+  guarded(path, () => rmSync(path, { force: true }));
+  return { GIT_INDEX_FILE: path };
+}
+
 /** A borrowing repository for commands that compare an index with the files of a folder. */
 export const withWorkTree = (borrower: Git, workTree: string): Git => ({
   ...borrower,
@@ -427,6 +444,22 @@ export async function blobSizes(git: Git, ids: Iterable<string>): Promise<Map<st
   return sizes;
 }
 
+/**
+ * The ids of what names lead to, like `HEAD^{tree}`; null for what leads to nothing that can be read.
+ * @param names without newlines and spaces
+ */
+export async function findObjects<const Names extends readonly string[]>(
+  git: Git,
+  names: Names,
+): Promise<{ readonly [Index in keyof Names]: string | null }> {
+  const output = await git.ask(["cat-file", "--batch-check"], {
+    input: names.map((name) => `${name}\n`).join(""),
+  });
+  const lines = output.stdout.toString("latin1").split("\n");
+  const ids = names.map((_, index) => /^([0-9a-f]{40}) \w+ \d+$/.exec(lines[index] ?? "")?.[1] ?? null);
+  return ids as { readonly [Index in keyof Names]: string | null };
+}
+
 /** Those of the objects that a repository does not have, or cannot read. */
 export async function missingObjects(git: Git, ids: Iterable<string>): Promise<string[]> {
   const output = await git.run(["cat-file", "--batch-check"], {
@@ -486,6 +519,10 @@ async function* readGroup(git: Git, ids: readonly string[], bytes: number) {
     at = header + 1 + size + 1;
   }
 }
+
+/** The id of a content, as git has it. */
+export const blobId = (content: Uint8Array): string =>
+  startOfBlob(content.length).update(content).digest("hex");
 
 const startOfBlob = (size: number): Hash => createHash("sha1").update(`blob ${size}\0`);
 
