@@ -16,7 +16,17 @@ import { openResolutions } from "../../src/install/resolutions.js";
 import { resolveConflicts, type Resolved } from "../../src/install/resolve.js";
 import type { RawPath } from "../../src/raw-path.js";
 import type { RootPlan } from "../../src/root/plan.js";
-import { ACCOUNTS, BuildHost, command, file, link, sh, type Edits, type Site } from "../root/hosts.js";
+import {
+  ACCOUNTS,
+  BuildHost,
+  command,
+  file,
+  link,
+  sh,
+  type Edits,
+  type RootPart,
+  type Site,
+} from "../root/hosts.js";
 
 const host = new BuildHost();
 host.release("r1", {
@@ -46,6 +56,13 @@ const OURS: Edits = {
   "etc/owned": command('chmod 640 "$1"'),
 };
 
+const parts = new Map<BuildHost, Promise<RootPart>>();
+const partOf = (from: BuildHost): Promise<RootPart> => {
+  const part = parts.get(from) ?? from.part("r1", "r2");
+  parts.set(from, part);
+  return part;
+};
+
 const ODD_NAME = "caf\\\\351 'and' \\$(touch evil) *";
 
 interface Chosen {
@@ -73,7 +90,7 @@ class Resolving {
 
   /** @param tool a script that git mergetool is to run */
   async run(chosen: Chosen = {}, tool?: string): Promise<Resolved> {
-    const part = await this.#host.part("r1", "r2");
+    const part = await partOf(this.#host);
     const before = this.site.state();
     const resolved = await resolveConflicts({
       state: this.state,
@@ -113,7 +130,7 @@ class Resolving {
   write = (path: string, content: string): void => writeFileSync(this.place(path), content);
 
   async install(): Promise<void> {
-    await this.site.install(await this.#host.part("r1", "r2"), {
+    await this.site.install(await partOf(this.#host), {
       resolutions: openResolutions(this.state).lookup,
     });
     expect(this.site.status()).toBe("");
@@ -135,7 +152,7 @@ it("names the line of a marker that was left", async () => {
 
 it("leads from conflicts, by hand and by a side, to a rollback", async () => {
   const resolving = new Resolving({});
-  resolving.installed = await resolving.site.install(await host.part("r1", "r2"));
+  resolving.installed = await resolving.site.install(await partOf(host));
   resolving.site.commit({
     "etc/text": "one\nsite\nthree\n",
     "etc/kept": "own\n",

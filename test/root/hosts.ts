@@ -23,6 +23,7 @@ import type { SecretRules } from "../../src/root/secrets.js";
 import type { RootPlan } from "../../src/root/plan.js";
 import { openRepository } from "../../src/system/git.js";
 import type { ScratchFile } from "../../src/system/scratch.js";
+import { describeDisk, linksAmong, listDisk, readXattrs } from "./on-disk.js";
 
 /** The root half of a bundle, in memory: tests change it. */
 export interface RootPart {
@@ -120,18 +121,7 @@ export const ACCOUNTS: Edits = {
 };
 
 /** The paths below a folder that are one file, for each that has several, without git's. Paths are latin1. */
-export function linksIn(root: string): string[][] {
-  const list = sh(root, "find . -path ./.git -prune -o -type f -links +1 -printf '%i %P\\0' | base64 -w0");
-  const groups = new Map<string, string[]>();
-  for (const entry of Buffer.from(list, "base64").toString("latin1").split("\0").filter(Boolean)) {
-    const [inode = "", ...path] = entry.split(" ");
-    groups.set(inode, [...(groups.get(inode) ?? []), path.join(" ")]);
-  }
-  return [...groups.values()]
-    .filter(({ length }) => length > 1)
-    .map((paths) => paths.sort())
-    .sort(([a = ""], [b = ""]) => (a < b ? -1 : 1));
-}
+export const linksIn = (root: string): string[][] => linksAmong(listDisk(root, [".git"]));
 
 /** Whether files here have the flags of chattr(1), as on ext4, XFS and Btrfs. */
 export function keepsFlags(): boolean {
@@ -148,6 +138,8 @@ export function keepsFlags(): boolean {
 export class BuildHost {
   readonly folder = newFolder();
   readonly root = join(this.folder, "root");
+  /** Of those that were asked for, the first: others are copies. */
+  readonly #sites = new Map<string, Site>();
 
   constructor() {
     mkdirSync(this.root, { mode: 0o755 });
@@ -159,6 +151,7 @@ export class BuildHost {
   }
 
   release(name: string, edits: Edits): void {
+    this.#sites.clear();
     edit(this.root, edits);
     sh(this.root, `git add -A && git commit -q --allow-empty -m ${name} && git tag ${name}`);
     mkdirSync(dirname(this.snapshot(name)), { recursive: true });
@@ -188,12 +181,21 @@ export class BuildHost {
 
   /** A site that was cloned with its history, or has the files and a history of its own. */
   site(release: string, history: "cloned" | "unrelated"): Site {
+    const kind = `${release} ${history}`;
+    const first = this.#sites.get(kind) ?? this.#makeSite(release, history);
+    this.#sites.set(kind, first);
+    return first.copy();
+  }
+
+  #makeSite(release: string, history: "cloned" | "unrelated"): Site {
     const site = new Site();
     sh(this.folder, `cp -a snapshots/${release}/. ${site.root}`);
     if (history === "cloned") {
       sh(this.folder, `git clone -q --bare root ${site.root}/.git`);
-      sh(site.root, `git config core.bare false && git update-ref refs/heads/main ${release}`);
-      sh(site.root, "git reset -q");
+      sh(
+        site.root,
+        `git config core.bare false && git update-ref refs/heads/main ${release} && git reset -q`,
+      );
     } else {
       // Something of its own from the first commit on, so that no tree of it is one of the build host's.
       edit(site.root, { "etc/site": "site\n" });
@@ -291,13 +293,9 @@ export class Site {
 
   /** Every file and folder with owner, permissions, attributes, content and links, without git's. */
   state(): string {
-    const list = sh(
-      this.root,
-      `find . -path ./.git -prune -o ! -name . -printf '%P %y %U:%G %m %l\\n' | sort;
-       getfattr -R -h -d -m - -e hex . 2>/dev/null | sed 's/^# file: //' | awk -v RS= '!/^\\.git\\//' | sort;
-       find . -path ./.git -prune -o -type f -print0 | sort -z | xargs -0 sha1sum`,
-    );
-    return `${list}${JSON.stringify(this.links())}\n`;
+    const found = listDisk(this.root, [".git"]);
+    const xattrs = [...readXattrs(this.root)].map((entry) => `${JSON.stringify(entry)}\n`).sort();
+    return `${describeDisk(found)}${xattrs.join("")}${JSON.stringify(linksAmong(found))}\n`;
   }
 
   /** What `git status` of an administrator says. */
@@ -330,7 +328,6 @@ export class Site {
   }
 }
 
-/** Everything that could change on a site, and beside it: files, references, git's own files. */
 /** A reason of a conflict: its path, and why it is one. */
 export function parseReason(reason: string): { path: string; why: string } {
   const [, path = "", why = ""] = /^(.*?) \((.*)\)$/s.exec(reason) ?? [];
@@ -341,11 +338,6 @@ export function parseReason(reason: string): { path: string; why: string } {
 export const fieldsOf = (why: string): string[] =>
   why.split("; ").map((difference) => difference.split(": ")[0] ?? "");
 
+/** Everything that could change on a site, and beside it: files, and with git's own its references. */
 export const fingerprint = (site: Site): string =>
-  site.state() +
-  site.git("for-each-ref") +
-  sh(
-    site.folder,
-    `find root/.git -type f -print0 | sort -z | xargs -0 sha1sum
-     find . -path ./root -prune -o -path ./scratch -prune -o -printf '%P %y %m %s %l\\n' | sort`,
-  );
+  `${site.state()}\n${describeDisk(listDisk(site.folder, ["scratch"]))}`;

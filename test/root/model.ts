@@ -3,11 +3,9 @@ import {
   chmodSync,
   lchownSync,
   linkSync,
-  lstatSync,
   mkdirSync,
   readdirSync,
   readFileSync,
-  readlinkSync,
   rmSync,
   symlinkSync,
   writeFileSync,
@@ -15,6 +13,7 @@ import {
 import { join } from "node:path";
 import type { BuildHost, Site } from "./hosts.js";
 import { newFolder, sh } from "./hosts.js";
+import { listDisk, placeOf, readXattrs, targetOf, type OnDisk } from "./on-disk.js";
 
 /** What git does not keep of a file or folder; extended attributes as hexadecimal digits. */
 export interface Kept {
@@ -56,9 +55,6 @@ export const linkTo = (content: string, kept: Partial<Kept> = {}): Entry => ({
 });
 
 export const FOLDER: Entry = { ...ROOTS, permissions: 0o755, kind: "directory" };
-
-const placeOf = (root: string, path: string): Buffer =>
-  Buffer.concat([Buffer.from(`${root}/`), Buffer.from(path, "latin1")]);
 
 export const foldersOf = (path: string): string[] =>
   path.split("/").flatMap((_, index, names) => (index === 0 ? [] : [names.slice(0, index).join("/")]));
@@ -105,58 +101,24 @@ export const writeModel =
 const escapeOctal = (path: string): string =>
   path.replace(/[^ -[\]-~]/g, (char) => `\\${char.charCodeAt(0).toString(8).padStart(3, "0")}`);
 
-const unescapeOctal = (text: string): string =>
-  text.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(parseInt(digits, 8)));
-
 const CARRIED = /^(user\.|security\.capability$|system\.posix_acl_)/;
-
-function readXattrs(root: string): Map<string, Record<string, string>> {
-  const dump = Buffer.from(
-    sh(root, "{ getfattr -R -h -d -m - -e hex . 2>/dev/null || true; } | base64 -w0"),
-    "base64",
-  ).toString("latin1");
-  const found = new Map<string, Record<string, string>>();
-  for (const block of dump.split("\n\n")) {
-    const [header = "", ...lines] = block.split("\n");
-    const xattrs = lines.flatMap((line): [string, string][] => {
-      const [name = "", value = ""] = line.split("=");
-      return CARRIED.test(name) ? [[name, value.slice("0x".length)]] : [];
-    });
-    found.set(unescapeOctal(header.replace("# file: ", "")), Object.fromEntries(xattrs));
-  }
-  return found;
-}
 
 /** What is on disk, without git's. */
 export function readModel(root: string): Map<string, Entry> {
   const xattrs = readXattrs(root);
-  const found = new Map<string, Entry>();
-  const visit = (folder: string): void => {
-    for (const bytes of readdirSync(placeOf(root, folder), { encoding: "buffer" })) {
-      const name = bytes.toString("latin1");
-      const path = folder === "" ? name : `${folder}/${name}`;
-      if (path === ".git") continue;
-      const place = placeOf(root, path);
-      const stat = lstatSync(place);
-      const kept: Kept = {
-        uid: stat.uid,
-        gid: stat.gid,
-        permissions: stat.mode & 0o7777,
-        xattrs: xattrs.get(path) ?? {},
-      };
-      if (stat.isDirectory()) {
-        found.set(path, { ...kept, kind: "directory" });
-        visit(path);
-      } else if (stat.isSymbolicLink()) {
-        const content = readlinkSync(place, { encoding: "buffer" }).toString("latin1");
-        found.set(path, { ...kept, kind: "link", content });
-      } else {
-        found.set(path, { ...kept, kind: "file", content: readFileSync(place, "latin1") });
-      }
-    }
+  const carried = (path: string): [string, string][] =>
+    Object.entries(xattrs.get(path) ?? {}).flatMap(([name, value]) =>
+      CARRIED.test(name) ? [[name, value.slice("0x".length)]] : [],
+    );
+  const entry = ({ path, place, stat }: OnDisk): Entry => {
+    const { uid, gid, mode } = stat;
+    const kept: Kept = { uid, gid, permissions: mode & 0o7777, xattrs: Object.fromEntries(carried(path)) };
+    if (stat.isDirectory()) return { ...kept, kind: "directory" };
+    if (stat.isSymbolicLink()) return { ...kept, kind: "link", content: targetOf(place) };
+    return { ...kept, kind: "file", content: readFileSync(place, "latin1") };
   };
-  visit("");
-  return new Map([...found].sort(([a], [b]) => (a < b ? -1 : 1)));
+  const found = listDisk(root, [".git"]).map((item): [string, Entry] => [item.path, entry(item)]);
+  return new Map(found.sort(([a], [b]) => (a < b ? -1 : 1)));
 }
 
 /** What git's own merge makes of the site and release r2. */

@@ -11,6 +11,7 @@ import {
   command,
   edit,
   file,
+  fingerprint,
   link,
   newFolder,
   sh,
@@ -26,12 +27,9 @@ async function refused(
   expected: Record<string, unknown>,
   options: Parameters<Site["plan"]>[1] = {},
 ): Promise<void> {
-  const before =
-    site.state() + site.git("for-each-ref") + sh(site.root, "find .git -type f | sort | xargs sha1sum");
+  const before = fingerprint(site);
   await expect(site.plan(part, options)).rejects.toMatchObject(expected);
-  expect(
-    site.state() + site.git("for-each-ref") + sh(site.root, "find .git -type f | sort | xargs sha1sum"),
-  ).toBe(before);
+  expect(fingerprint(site)).toBe(before);
 }
 
 const message = (pattern: RegExp) => expect.stringMatching(pattern) as unknown;
