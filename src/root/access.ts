@@ -46,6 +46,32 @@ export function grantsMore(
   });
 }
 
+/** Whether a folder lets somebody do what one of the others does not. */
+export const opensMore = (folder: FileAttributes, others: readonly FileAttributes[]): boolean =>
+  others.some((other) => grantsMore("directory", folder, [other]));
+
+/**
+ * Attributes of a folder while what is in it changes: they let nobody do what those before, or those after it, do not. Where
+ * neither of the two is so, and not the permissions that both have, it is root's alone.
+ */
+export function closedBetween(before: FileAttributes, after: FileAttributes): FileAttributes {
+  const both = { ...after, permissions: before.permissions & after.permissions };
+  const rootsAlone = withAccessOf(after, { uid: ROOT, gid: ROOT, permissions: 0o700, xattrs: {} });
+  // The permissions of a folder with an access list are in that, too.
+  const candidates = [before, after, ...(ACCESS_LIST in after.xattrs ? [] : [both])];
+  return candidates.find((candidate) => !opensMore(candidate, [before, after])) ?? rootsAlone;
+}
+
+/** Whether what decides access of a folder lets nobody do what one of two states does not, and all else is of one of them. */
+export function isBetween(live: FileAttributes, before: FileAttributes, after: FileAttributes): boolean {
+  const unlikeBefore = new Set(differingFields(live, before));
+  const strange = differingFields(live, after).filter((field) => unlikeBefore.has(field));
+  return strange.every(decidesAccess) && !opensMore(live, [before, after]);
+}
+
+const decidesAccess = (field: string): boolean =>
+  ["owner", "group", "permissions", ...ACCESS_XATTRS].includes(field);
+
 /** The fields that decide access in which two files or folders differ, as conflicts name them. */
 export const differingAccess = (a: FileAttributes, b: FileAttributes): string[] =>
   differingFields(withAccessOf(b, a), b);

@@ -4,6 +4,7 @@ import {
   constants,
   copyFileSync,
   existsSync,
+  fchmodSync,
   fstatSync,
   mkdirSync,
   openSync,
@@ -25,6 +26,7 @@ import {
   folderOf,
   inPlace,
   holdFolder,
+  holdFolderThere,
   inspect,
   kindAt,
   listFolder,
@@ -52,7 +54,16 @@ import {
   withWorkTree,
   type Git,
 } from "../system/git.js";
-import { differingFields, linkedFile, readLive, sameState, type FileState, type Live } from "./live.js";
+import { closedBetween, isBetween, opensMore } from "./access.js";
+import {
+  differingFields,
+  hashOpenFile,
+  linkedFile,
+  readLive,
+  sameState,
+  type FileState,
+  type Live,
+} from "./live.js";
 import type { PlannedState } from "./links.js";
 import { awaitLock, lockedBy, lockFiles, movedRefs, requireRepositoryChangeable } from "./git-locks.js";
 import { isCarriedXattr, isSymlink } from "./metadata.js";
@@ -111,6 +122,8 @@ interface Unit {
   readonly temporary: RawPath;
   readonly folders: { readonly place: RawPath; readonly attributes: FileAttributes }[];
   readonly files: { readonly path: RawPath; readonly place: RawPath; readonly state: PlannedState }[];
+  /** Whether it lies in a folder that lets somebody do less afterwards. */
+  readonly isClosing: boolean;
 }
 
 interface Work {
@@ -130,11 +143,19 @@ function workOf(plan: RootPlan, there: ReadonlySet<RawPath> = new Set()): Work {
   const made = new Set(
     directories.flatMap(({ path, before }) => (before === null && !there.has(path) ? [path] : [])),
   );
+  const closing = new Set(
+    directories.flatMap(({ path, before, after }) =>
+      before !== null && after !== null && opensMore(before, [after]) ? [path] : [],
+    ),
+  );
   const units = new Map<RawPath, Unit>();
   /** The unit that brings a path, and where the path is prepared. */
   const unitOf = (path: RawPath): { unit: Unit; place: RawPath } => {
     const top = ancestors(path).find((folder) => made.has(folder)) ?? path;
-    const unit = units.get(top) ?? { path: top, temporary: temporaryPath(plan, top), folders: [], files: [] };
+    const unit = units.get(top) ?? {
+      ...{ path: top, temporary: temporaryPath(plan, top), folders: [], files: [] },
+      isClosing: ancestors(top).some((folder) => closing.has(folder)),
+    };
     units.set(top, unit);
     return { unit, place: `${unit.temporary}${path.slice(top.length)}` as RawPath };
   };
@@ -149,6 +170,24 @@ function workOf(plan: RootPlan, there: ReadonlySet<RawPath> = new Set()): Work {
     unit.files.push({ path, place, state: after });
   }
   return { changes, directories, units: [...units.values()] };
+}
+
+const ROOTS_ALONE: FileAttributes = { uid: 0, gid: 0, permissions: 0o600, xattrs: {} };
+
+/**
+ * Units as they are until the folders that they lie in have their new attributes: where such a folder lets somebody do less than before,
+ * files that are prepared in it are root's alone, with all names that they have elsewhere.
+ */
+function closed(units: readonly Unit[]): Unit[] {
+  const links = new Set(
+    units.flatMap(({ isClosing, files }) => (isClosing ? files : []).map(({ state }) => linkOf(state))),
+  );
+  const close = (file: Unit["files"][number], isClosing: boolean): Unit["files"][number] => {
+    const link = linkOf(file.state);
+    if (isSymlink(file.state.mode) || !(isClosing || (link !== undefined && links.has(link)))) return file;
+    return { ...file, state: { ...file.state, mode: "100644", attributes: ROOTS_ALONE } };
+  };
+  return units.map((unit) => ({ ...unit, files: unit.files.map((file) => close(file, unit.isClosing)) }));
 }
 
 /** The same at every run, so that a later one finds what an earlier one left. */
@@ -170,7 +209,7 @@ export async function prepareRoot(
 ): Promise<void> {
   const tree = openTree(rootDir);
   try {
-    await prepareUnits(tree, git, workOf(plan).units, options);
+    await prepareUnits(tree, git, closed(workOf(plan).units), options);
   } catch (error) {
     clearPrepared(tree, git, plan);
     throw error;
@@ -581,7 +620,8 @@ async function commitFiles(
   const waiting = units.filter(
     ({ folders, files }) => folders.length > 0 || !files.every(({ path }) => done.has(path)),
   );
-  await commitAttributes(tree, directories);
+  const leaving = changes.filter(({ after }, index) => after === null && reached[index] === "before");
+  if (waiting.length + leaving.length > 0) await commitAttributes(tree, git, directories, closedBetween);
   const made = preparedFolders(git);
   const isHeld = ({ folders, temporary }: Unit): boolean =>
     folders.length === 0 || holdFolder(tree, temporary, made.get(nameOf(temporary)) ?? "");
@@ -589,6 +629,7 @@ async function commitFiles(
     tell("checking what is prepared of /", done, total),
   );
   await prepareUnits(tree, git, unprepared, { progress });
+  await openPrepared(tree, waiting);
 
   // New files first, so that nothing is missing in between that has only another name; but a file that becomes a
   // folder, or the reverse, must leave first.
@@ -597,9 +638,7 @@ async function commitFiles(
     if (!install(tree, unit)) late.push(unit);
     tell("writing the files of /", index + 1, waiting.length);
   }
-  for (const [index, { path, after }] of changes.entries()) {
-    if (after === null && reached[index] === "before") inPlace(tree, path, (at) => unlinkSync(at));
-  }
+  for (const { path } of leaving) inPlace(tree, path, (at) => unlinkSync(at));
   for (const { path, after } of directories.toReversed()) if (after === null) removeIfEmpty(tree, path);
   for (const unit of late) {
     if (!install(tree, unit)) {
@@ -609,6 +648,8 @@ async function commitFiles(
     }
   }
 
+  await commitAttributes(tree, git, directories, (_, after) => after);
+  forgetFolders(git, directories);
   clearPrepared(tree, git, plan);
   const folders = [...changes, ...directories].map(({ path }) => folderOf(path));
   for (const folder of new Set(folders)) syncFolder(tree, folder);
@@ -695,43 +736,114 @@ async function madeFolders(tree: Tree, directories: Work["directories"]): Promis
   return there;
 }
 
-/** Gives the folders that stay their attributes. Each field may have been changed by an earlier run already. */
-async function commitAttributes(tree: Tree, directories: Work["directories"]): Promise<void> {
+/** The name by which `zferry-prepared` has a folder that stays, whatever the plan. */
+const staying = (path: RawPath): RawPath =>
+  `.zferry-${createHash("sha256").update("folder\0").update(rawBytes(path)).digest("hex").slice(0, 16)}` as RawPath;
+
+/**
+ * Gives the folders that stay attributes of the two that they have before and after, or between them. Each field may have been changed by an
+ * earlier run already. One that such a run was stopped at may have less than both: that must be the same folder, since who owns the folder
+ * above may put another one of root's in its place.
+ * @param choose of those before and after; where these are not the ones after, a folder that lets nobody do more than both stays as it is
+ */
+async function commitAttributes(
+  tree: Tree,
+  git: Git,
+  directories: Work["directories"],
+  choose: (before: FileAttributes, after: FileAttributes) => FileAttributes,
+): Promise<void> {
   const wanted = directories.flatMap(({ path, before, after }) =>
-    before === null || after === null ? [] : [{ path, before, after }],
+    before === null || after === null ? [] : [{ path, before, after, chosen: choose(before, after) }],
   );
   const found = await inspect(
     tree,
     wanted.map(({ path }) => path),
     isCarriedXattr,
   );
+  const record = preparedFolders(git);
   const strange: string[] = [];
-  const behind = wanted.flatMap(({ path, before, after }, index) => {
+  const behind = wanted.flatMap(({ path, before, after, chosen }, index) => {
     const live = found[index];
     if (live?.kind !== "directory") {
       strange.push(showPath(path));
       return [];
     }
-    const unlikeAfter = differingFields(live.attributes, after);
-    const unlikeBefore = new Set(differingFields(live.attributes, before));
+    const seen = live.attributes;
+    const unlikeAfter = differingFields(seen, after);
+    const unlikeBefore = new Set(differingFields(seen, before));
     const fields = unlikeAfter.filter((field) => unlikeBefore.has(field));
-    if (fields.length > 0) strange.push(`${showPath(path)} (${fields.join(", ")})`);
-    return unlikeAfter.length > 0 ? [{ path, after, seen: live.attributes }] : [];
+    const isStopped = (): boolean =>
+      isBetween(seen, before, after) && holdFolder(tree, path, record.get(staying(path)) ?? "");
+    if (fields.length > 0 && !isStopped()) strange.push(`${showPath(path)} (${fields.join(", ")})`);
+    const isBehind = chosen === after ? unlikeAfter.length > 0 : opensMore(seen, [before, after]);
+    return isBehind ? [{ path, chosen, seen }] : [];
   });
   if (strange.length > 0) throw neither(strange);
-  for (const { path, after, seen } of behind) {
+  if (behind.length === 0) return;
+  for (const { path, seen } of behind) {
+    // Another one may have come there since.
+    const identity = holdFolderThere(
+      tree,
+      path,
+      ({ uid, gid, mode }) => uid === seen.uid && gid === seen.gid && (mode & 0o7777) === seen.permissions,
+    );
+    if (identity === undefined) throw neither([showPath(path)]);
+    record.set(staying(path), identity);
+  }
+  recordPrepared(git, record);
+  for (const { path, chosen, seen } of behind) {
     const fd = openFolderAt(tree, path);
     try {
-      // Another one may have come there since.
-      const { uid, gid, mode } = fstatSync(fd);
-      if (uid !== seen.uid || gid !== seen.gid || (mode & 0o7777) !== seen.permissions) {
-        throw neither([showPath(path)]);
-      }
-      await setAttributes([{ fd, attributes: after }], isCarriedXattr);
+      // Else a new owner or group had for an instant what the old one had.
+      const both = seen.permissions & chosen.permissions;
+      if (both !== seen.permissions) fchmodSync(fd, both);
+      await setAttributes([{ fd, attributes: chosen }], isCarriedXattr);
     } finally {
       closeSync(fd);
     }
   }
+}
+
+/** Takes the folders that stay off the record: all have their attributes. */
+function forgetFolders(git: Git, directories: Work["directories"]): void {
+  const record = preparedFolders(git);
+  const known = directories.filter(({ path }) => record.delete(staying(path)));
+  if (known.length > 0) recordPrepared(git, record);
+}
+
+/** Gives files that were prepared as root's alone the attributes that they are to have. */
+async function openPrepared(tree: Tree, units: readonly Unit[]): Promise<void> {
+  const before = closed(units);
+  const files = units.flatMap(({ files }, index) =>
+    files.filter((file, at) => file !== before[index]?.files[at]),
+  );
+  for (let start = 0; start < files.length; start += BATCH) {
+    const opened: Attributed[] = [];
+    try {
+      for (const { place, state } of files.slice(start, start + BATCH)) {
+        const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
+        const fd = inPlace(tree, place, (at) => openSync(at, flags));
+        opened.push({ fd, attributes: state.attributes });
+        // Where a user owns the folder, it may be another file of root's by now.
+        if (!isPrepared(fd, state)) throw neither([showPath(place)], "run the same command again");
+      }
+      await setAttributes(opened, isCarriedXattr);
+    } finally {
+      for (const { fd } of opened) closeSync(fd);
+    }
+  }
+}
+
+/** Whether an open file has the content of a state, and is root's alone or has the owner and permissions of that. */
+function isPrepared(fd: number, { attributes, blob }: PlannedState): boolean {
+  const { uid, gid, mode } = fstatSync(fd);
+  const isLike = (wanted: FileAttributes): boolean =>
+    uid === wanted.uid && gid === wanted.gid && (mode & 0o7777) === wanted.permissions;
+  return (
+    (mode & constants.S_IFMT) === constants.S_IFREG &&
+    [ROOTS_ALONE, attributes].some(isLike) &&
+    hashOpenFile(fd) === blob
+  );
 }
 
 /**
@@ -749,7 +861,9 @@ async function findUnprepared(
   const places = [...held].flatMap(({ folders, files }) => [...folders, ...files].map(({ place }) => place));
   const read = await readLive(tree, places, (done) => told(done, places.length));
   const lives = new Map(read.map((live, index) => [places[index] as RawPath, live]));
-  const isComplete = (unit: Unit): boolean => held.has(unit) && isAsPlanned(unit);
+  const closedUnits = closed(units);
+  const isComplete = (unit: Unit, index: number): boolean =>
+    held.has(unit) && [unit, closedUnits[index] ?? unit].some(isAsPlanned);
   const isAsPlanned = ({ folders, files }: Unit): boolean =>
     folders.every(({ place, attributes }) => {
       const live = lives.get(place);
@@ -759,7 +873,7 @@ async function findUnprepared(
       const live = lives.get(place);
       return (live?.kind === "file" || live?.kind === "symlink") && sameState(live.state, state);
     });
-  const unprepared = new Set(units.filter((unit) => !isComplete(unit)));
+  const unprepared = new Set(units.filter((unit, index) => !isComplete(unit, index)));
   const linked = units.filter(({ files }) => files.some(({ state }) => state.link !== undefined));
   const files = linked.flatMap((unit) => unit.files);
   const linkedOf = (live: Live | undefined) =>

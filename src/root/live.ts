@@ -77,17 +77,22 @@ function hashFile(tree: Tree, path: RawPath): string {
     // Without O_NONBLOCK a pipe that took the file's place in the meantime would hold us for ever.
     const fd = openSync(place, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
     try {
-      const { size } = fstatSync(fd);
-      const hash = createHash("sha1").update(`blob ${size}\0`);
-      const piece = Buffer.allocUnsafe(Math.min(HASH_PIECE_BYTES, size + 1));
-      for (let length = readSync(fd, piece); length > 0; length = readSync(fd, piece)) {
-        hash.update(piece.subarray(0, length));
-      }
-      return hash.digest("hex");
+      return hashOpenFile(fd);
     } finally {
       closeSync(fd);
     }
   });
+}
+
+/** The id that git would give to the content of a file, which is read from its beginning. */
+export function hashOpenFile(fd: number): string {
+  const { size } = fstatSync(fd);
+  const hash = createHash("sha1").update(`blob ${size}\0`);
+  const piece = Buffer.allocUnsafe(Math.min(HASH_PIECE_BYTES, size + 1));
+  for (let length = readSync(fd, piece); length > 0; length = readSync(fd, piece)) {
+    hash.update(piece.subarray(0, length));
+  }
+  return hash.digest("hex");
 }
 
 function hashLink(tree: Tree, path: RawPath): string {

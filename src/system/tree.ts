@@ -485,6 +485,28 @@ export function holdFolder(tree: Tree, path: RawPath, identity: string): boolean
 }
 
 /**
+ * Holds the folder that lies at a path by now.
+ * @param isMeant whether it is the one that is meant
+ * @returns what it is known by; undefined where it is not that one
+ */
+export function holdFolderThere(
+  tree: Tree,
+  path: RawPath,
+  isMeant: (stat: fs.Stats) => boolean,
+): string | undefined {
+  const opened = openFolder(tree, path);
+  if (opened.kind !== "open") return undefined;
+  try {
+    if (!isMeant(fs.fstatSync(opened.fd))) return undefined;
+    const identity = identityOf(opened.fd);
+    tree.held.set(path, identity);
+    return identity;
+  } finally {
+    fs.closeSync(opened.fd);
+  }
+}
+
+/**
  * Opens the folder at `path`, which the caller closes.
  * @throws ZferryError `io-failed`; `worktree-dirty` when it is not the one that is held
  */

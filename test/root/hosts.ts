@@ -8,6 +8,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   symlinkSync,
   writeFileSync,
 } from "node:fs";
@@ -321,6 +322,10 @@ export class Site {
 
   has(path: string): boolean {
     return existsSync(join(this.root, path));
+  }
+
+  mode(path: string): number {
+    return statSync(join(this.root, path)).mode & 0o7777;
   }
 
   names(path: string): string[] {

@@ -34,10 +34,14 @@ const originals: Record<string, unknown> = {
 
 class Stopped extends Error {}
 
-/** Lets `steps` calls happen, and none after them. Returns how many there were. */
+/**
+ * Lets `steps` calls happen, and none after them. Returns how many there were.
+ * @param before called before each; it changes nothing
+ */
 export async function stopAfter(
   steps: number,
   use: () => Promise<void>,
+  before: () => void = () => undefined,
 ): Promise<{ steps: number; stopped: boolean }> {
   let count = 0;
   let stopped = false;
@@ -49,6 +53,7 @@ export async function stopAfter(
       if (!isReading) {
         if (count >= steps) stopped = true;
         if (stopped) throw new Stopped();
+        before();
         count += 1;
       }
       return original.apply(this, args);

@@ -141,7 +141,7 @@ describe("a user who owns a folder where root prepares files", () => {
     );
     await expect(commitRoot(plan, options)).rejects.toMatchObject({
       code: "worktree-dirty",
-      details: { paths: [`${HOME}/sub`] },
+      details: { paths: [`${HOME}/sub (permissions)`] },
     });
     expect(isDone()).toBe(true);
     expect(vault()).toBe(UNTOUCHED);
@@ -168,5 +168,31 @@ describe("a user who owns a folder where root prepares files", () => {
     await expect(commitRoot(plan, options)).rejects.toMatchObject({ code: "worktree-dirty" });
     expect(vault()).toBe(UNTOUCHED);
     expect(site.has(`${HOME}/d`)).toBe(false);
+  });
+
+  it("nor does a file of root's get the permissions of one that waits for its folder to be closed", async () => {
+    const closing = new BuildHost();
+    closing.release("r1", { ...ACCOUNTS, [`${HOME}/conf`]: file("one\n", 0o600, alices) });
+    closing.release("r2", {
+      [`${HOME}/conf`]: file("two\n", 0o644, 'chmod 700 "$(dirname "$1")"'),
+    });
+    site = closing.site("r1", "cloned");
+    sh("/", `chmod 755 ${site.folder}`);
+    edit(site.root, { [`${HOME}/own`]: file("root's\n", 0o600), ".git/info/exclude": "own\n" });
+    plan = await site.plan(await closing.part("r1", "r2"));
+    options = { git: await openRepository(site.root), rootDir: site.root, scratchDir: site.scratch };
+    await importObjects(plan, options);
+    await prepareRoot(plan, options);
+    expect(sh(site.root, `stat -c '%U %a' ${HOME}/.zferry-*`)).toBe("root 600\n");
+    // It is looked at, read, and then opened to be changed.
+    let isDone = (): boolean => false;
+    after("openSync", isPrepared, () => {
+      isDone = after("openSync", isPrepared, () => asAlice('mv -f own "$(echo .zferry-*)"'));
+    });
+    await expect(commitRoot(plan, options)).rejects.toMatchObject({ code: "worktree-dirty" });
+    expect(isDone()).toBe(true);
+    expect(sh(site.root, `cd ${HOME}; cat .zferry-*; stat -c '%U %a' .zferry-*`)).toBe("root's\nroot 600\n");
+    await commitRoot(plan, options);
+    expect(sh(site.root, `cd ${HOME}; cat conf; stat -c '%a' . conf`)).toBe("two\n700\n644\n");
   });
 });
