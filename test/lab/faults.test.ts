@@ -1,5 +1,6 @@
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { MNT, usesLocalZfs, type Machine, type RunResult } from "./guest.js";
+import { rarely } from "./rounds.js";
 import {
   BUILD_USR,
   makeRelease,
@@ -116,31 +117,32 @@ afterEach(() =>
 );
 
 describe("the medium", () => {
+  /** Of the bundle, in the block of the stick that fails with /tmp/stick.bad. */
+  let offset: number;
+
   // ext4 on a device in which any range can be made to fail.
-  beforeAll(() =>
-    machine.run(
+  beforeAll(async () => {
+    await machine.run(
       `modprobe -a dm-mod ext4; truncate -s 200M /tmp/stick.img; loop=$(losetup -f --show /tmp/stick.img)
       echo "0 $(blockdev --getsz $loop) linear $loop 0" >/tmp/stick.good
       dmsetup create stick /tmp/stick.good; dmsetup mknodes
       mkfs.ext4 -q -b 4096 /dev/mapper/stick; mkdir -p /mnt/stick; mount /dev/mapper/stick /mnt/stick; cp ${R3} ${STICK}; sync`,
-    ),
-  );
+    );
+    offset = contentOffset(await machine.read(R3), "streams/usr/00000005.zst") + 1_000_000;
+    await spoil();
+  });
 
   const table = (file: string): string =>
     `dmsetup suspend stick; dmsetup load stick ${file}; dmsetup resume stick; echo 3 >/proc/sys/vm/drop_caches`;
 
-  /** Has a block of the stick fail in which a byte of the bundle lies. */
-  const spoil = async (offset: number): Promise<void> => {
-    await machine.run(
+  const spoil = () =>
+    machine.run(
       `physical=$(filefrag -b4096 -e ${STICK} | awk -v block=${Math.floor(offset / 4096)} '$1 ~ /^[0-9]+:$/ { gsub(/\\./, " "); gsub(/:/, " "); if (block >= $2 && block <= $3) print $4 + block - $2 }')
       read -r _ size _ loop _ </tmp/stick.good; at=$((physical * 8))
       printf '%s\\n' "0 $at linear $loop 0" "$at 8 error" "$((at + 8)) $((size - at - 8)) linear $loop $((at + 8))" >/tmp/stick.bad`,
     );
-  };
 
-  it("fails while it is verified: byte range and member, nothing begun", async () => {
-    const offset = contentOffset(await machine.read(R3), "streams/usr/00000005.zst") + 1_000_000;
-    await spoil(offset);
+  rarely("fails while it is verified: byte range and member, nothing begun", async () => {
     await machine.run(table("/tmp/stick.bad"));
     const { status, stderr } = await attempt(`bundle install ${STICK}`);
     expect(stderr).toMatch(
@@ -176,7 +178,7 @@ describe("the medium", () => {
     await expectInstalled();
   });
 
-  it("fails for good, another one was put in its place, and a copy elsewhere leads on", async () => {
+  rarely("fails for good, another one was put in its place, and a copy elsewhere leads on", async () => {
     await duringReceive(table("/tmp/stick.bad"), `bundle install ${STICK}`, 1_000_000);
     await machine.run(`mv ${STICK} /mnt/stick/bad; cp /tmp/R2.bundle ${STICK}`);
     const { status, stderr } = await attempt("bundle install");
@@ -214,7 +216,7 @@ describe("no space", () => {
     expect(await siteState()).toBe(before);
   });
 
-  it("by a quota that came while it was received", async () => {
+  rarely("by a quota that came while it was received", async () => {
     const { status, stderr } = await duringReceive(
       // What was just received is counted a little later.
       `until zpool sync ${RPOOL}; zfs set quota=$(($(zfs get -H -p -o value used ${SITE_USR}) + 4000000)) ${SITE_USR} 2>/dev/null; do sleep 0.2; done`,
@@ -259,7 +261,7 @@ describe("no space", () => {
   };
   const SMALL = "--config /tmp/small.toml";
 
-  it("for the journal, from the beginning", () =>
+  rarely("for the journal, from the beginning", () =>
     inSmallState("64k", async () => {
       for (const verb of ["plan", "install"]) {
         const { status, stderr } = await attempt(`bundle ${verb} ${SMALL} ${R3}`);
@@ -269,9 +271,10 @@ describe("no space", () => {
       }
       expect(await lines("ls -A /mnt/state")).toBe("lock\nstate.json");
       expect(await siteState()).toBe(before);
-    }));
+    }),
+  );
 
-  it("for the journal, once it is received: it goes on when there is", () =>
+  rarely("for the journal, once it is received: it goes on when there is", () =>
     inSmallState("4M", async () => {
       const { status, stderr } = await duringReceive(
         "head -c 8M /dev/zero >/mnt/state/junk 2>/dev/null || true",
@@ -290,9 +293,10 @@ describe("no space", () => {
       expect(full.status).toBe(16);
       await machine.run(`rm /mnt/state/junk; bundle abort ${SMALL}`);
       expect(await siteState()).toBe(before);
-    }));
+    }),
+  );
 
-  it("in a state folder that is read-only", () =>
+  rarely("in a state folder that is read-only", () =>
     inSmallState("4M", async () => {
       await machine.run("mount -o remount,ro /mnt/state");
       for (const command of [`plan ${SMALL} ${R3}`, `install ${SMALL} ${R3}`]) {
@@ -304,9 +308,10 @@ describe("no space", () => {
       }
       await machine.run("mount -o remount,rw /mnt/state");
       expect(await siteState()).toBe(before);
-    }));
+    }),
+  );
 
-  it("in /, another file system than the pool", async () => {
+  rarely("in /, another file system than the pool", async () => {
     await machine.run(
       `truncate -s 12M /tmp/root.img; mkfs.ext4 -q /tmp/root.img; mkdir -p /mnt/small; mount -o loop /tmp/root.img /mnt/small
       (cd ${MNT}/site && tar -c --exclude=./usr --xattrs --acls .) | tar -C /mnt/small -x --xattrs --acls -p
@@ -329,7 +334,7 @@ describe("no space", () => {
 });
 
 describe("the dataset", () => {
-  it("got a snapshot of somebody else while it was received", async () => {
+  rarely("got a snapshot of somebody else while it was received", async () => {
     const { status, stderr } = await duringReceive(`zfs snapshot ${SITE_USR}@autosnap_hourly`);
     expect(stderr).toContain(
       `${SITE_USR}@autosnap_hourly is newer than ${SITE_USR}@R2, which the release is received over\n` +
@@ -344,7 +349,7 @@ describe("the dataset", () => {
     await expectInstalled();
   });
 
-  it("is being received into by somebody else", async () => {
+  rarely("is being received into by somebody else", async () => {
     const { status, stderr } = await attempt(
       `mkfifo /tmp/other; zfs receive -s -u ${SITE_USR}@other </tmp/other 2>/dev/null & receiver=$!; exec 9>/tmp/other
       zfs send -i @R2 ${BUILD_USR}@R3 | head -c 3000000 >&9 || true; sleep 3
@@ -360,7 +365,7 @@ describe("the dataset", () => {
     expect(await siteState()).toBe(before);
   });
 
-  it("is encrypted, and its key is not loaded", async () => {
+  rarely("is encrypted, and its key is not loaded", async () => {
     const secret = `${RPOOL}/secret`;
     await machine.run(
       `head -c 32 /dev/urandom >/tmp/key; zfs create -o encryption=on -o keyformat=raw -o keylocation=file:///tmp/key ${secret}
@@ -400,7 +405,7 @@ describe.skipIf(usesLocalZfs())("the pool", () => {
     ),
   );
 
-  it("is degraded: it is told, and it works", async () => {
+  rarely("is degraded: it is told, and it works", async () => {
     await machine.run("zpool offline depot two");
     const warning = "pool depot is DEGRADED: one more disk that fails may take all; see zpool status depot";
     const planned = await machine.run(`bundle plan ${OTHER} ${R3}`);
@@ -412,7 +417,7 @@ describe.skipIf(usesLocalZfs())("the pool", () => {
       streams: [{ space: { needed: expect.any(Number) as number, available: expect.any(Number) as number } }],
       time: { assumed: true },
     });
-    // The rest of it is for the next test: it stops here.
+    // The rest is for the next test, which begins it itself where this one is left out: it stops here.
     const { status, stderr } = await duringReceive(
       "kill -INT $pid; sleep 1",
       `bundle install ${OTHER} ${R3}`,

@@ -1,5 +1,6 @@
-import { afterAll, beforeAll, expect, it } from "vitest";
+import { afterAll, beforeAll, expect } from "vitest";
 import { MNT, type Machine } from "./guest.js";
+import { rarely } from "./rounds.js";
 import { makeRelease, openSystem, SITE_CONFIG } from "./system.js";
 
 // A / as Gentoo has it, with portage's files and OpenRC's runlevels: a release that updates the world meets a site's changes.
@@ -38,7 +39,7 @@ beforeAll(async () => {
 
 afterAll(() => machine?.close());
 
-it("is merged with what the site made of it", async () => {
+rarely("is merged with what the site made of it", async () => {
   await machine.run("bundle install /tmp/R3.bundle", { timeout: 600_000 });
   expect(await lines(`cd ${MNT}/site; stat -c '%a %u:%g' var/lib/portage etc/portage/package.use`)).toBe(
     "2775 0:250\n755 0:250",

@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { MNT, openMachine, type Machine } from "./guest.js";
-import { shareOf } from "./rounds.js";
+import { rarely, shareOf } from "./rounds.js";
 import { Stopping } from "./stopped-site.js";
 
 /*
@@ -99,7 +99,7 @@ changed in one after this one was made from it, and not here: 1
     ).toBe("");
   });
 
-  it("is merged once", async () => {
+  rarely("is merged once", async () => {
     // What becomes of it here is not turned back.
     await lines(`cd ${SITE}; git rm -q etc/new; git commit -qm 'not wanted'`);
     expect(await lines("bundle confirm --merge")).toContain(
@@ -114,7 +114,7 @@ changed in one after this one was made from it, and not here: 1
     expect(await state()).toBe(written);
   });
 
-  it("is found where that is a clone of this one, as after zectl activate, and not taken for another's", async () => {
+  rarely("is found where it is a clone of this one, as zectl has it, not taken for another's", async () => {
     await lines(`${RESET}; zfs promote ${ROOT}/two`);
     const none = "the running environment was made from no other that is there; nothing to merge";
     expect(await lines("bundle confirm --merge")).toContain(none);
@@ -128,7 +128,7 @@ changed in one after this one was made from it, and not here: 1
     await lines(`zfs inherit zferry:release ${ROOT}/two`);
   });
 
-  it("is still to come at boot when something else comes first", async () => {
+  rarely("is still to come at boot when something else comes first", async () => {
     await lines(`${RESET}; mkdir -p -m 700 /var/lib/zferry; zfs set zferry:merge=wanted ${ROOT}/two`);
     const { status, stderr } = await stopping.attempt(
       "flock /var/lib/zferry/lock bundle confirm --or-go-back",
@@ -160,7 +160,7 @@ changed in one after this one was made from it, and not here: 1
     await machine.write("/etc/zferry/site.toml", CONFIG);
   });
 
-  it("is refused where / has changes that are not committed, or commits them", async () => {
+  rarely("is refused where / has changes that are not committed, or commits them", async () => {
     await lines(`${RESET}; echo mine >${SITE}/etc/gone.too; cd ${SITE}; git add etc/gone.too`);
     expect((await stopping.attempt("bundle confirm --merge")).status).toBe(17);
     expect(await lines("bundle confirm --merge --commit-drift")).toContain("own changes, committed first: 1");
@@ -169,7 +169,7 @@ changed in one after this one was made from it, and not here: 1
     );
   });
 
-  it("is nothing for one that was made from no other, or is changed in place", async () => {
+  rarely("is nothing for one that was made from no other, or is changed in place", async () => {
     await lines(`${RESET}; ${boot("one")}`);
     expect(await lines("bundle confirm --merge")).toContain(
       "made from no other that is there; nothing to merge",
@@ -187,7 +187,7 @@ describe("a merge that was cut off", () => {
     await lines(`${RESET}; ${stopping.killed("confirm --merge", step)}`);
   };
 
-  it("is told, and nothing else is begun before its end", async () => {
+  rarely("is told, and nothing else is begun before its end", async () => {
     await cut("journal: recording");
     expect(await lines("bundle status")).toMatch(
       /under way: a merge of changes of one into two, begun at .*, writing the files of \/\n {2}goes on with: bundle confirm --merge; gives it up: bundle abort$/,
@@ -216,7 +216,7 @@ describe("a merge that was cut off", () => {
     }
   });
 
-  it("is given up where its environment is not there any more", async () => {
+  rarely("is given up where its environment is not there any more", async () => {
     await cut("journal: recording");
     await lines(`${boot("one")}; zfs rename ${ROOT}/two ${ROOT}/other`);
     expect((await stopping.attempt("bundle install")).stderr).toContain("is not there any more");
@@ -224,7 +224,7 @@ describe("a merge that was cut off", () => {
     await lines(`zfs rename ${ROOT}/other ${ROOT}/two; ${boot("two")}`);
   });
 
-  it("goes on after a second kill, while what the first one left was taken back", async () => {
+  rarely("goes on after a second kill, while what the first one left was taken back", async () => {
     for (const [command, expected] of [
       ["bundle confirm --merge", written],
       ["bundle abort", before],

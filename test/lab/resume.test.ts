@@ -17,7 +17,7 @@ import { script } from "./system.js";
  */
 
 /** Of each form. */
-const CUTS = ALL ? 25 : 12;
+const CUTS = ALL ? 25 : 8;
 const TANK = poolName("tank");
 const RPOOL = poolName("rpool");
 const SITE = `${RPOOL}/site`;

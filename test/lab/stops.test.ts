@@ -38,7 +38,7 @@ describe("an install that is killed before any step", () => {
   it(
     "is brought to its end by bundle install, without the file where that is under way",
     async () => {
-      for (const [index, step] of shareOf(site.steps, 0, 16)) {
+      for (const [index, step] of shareOf(site.steps, 0, 32)) {
         const output = await site.lines(`${RESET}
         ${site.killed(`install ${FILE}`, index + 1)}
         bundle status | sed -n 's/^under way: //p'
@@ -56,7 +56,7 @@ describe("an install that is killed before any step", () => {
   it(
     "is given up by bundle abort, and the site is as it was",
     async () => {
-      for (const [index, step] of shareOf(site.steps, 1, 16)) {
+      for (const [index, step] of shareOf(site.steps, 1, 32)) {
         const where = `killed before ${index + 1}, ${step}`;
         await site.lines(`${RESET}
         ${site.killed(`install ${FILE}`, index + 1)}
@@ -76,7 +76,7 @@ describe("an install that is interrupted by Ctrl-C before any step", () => {
   it(
     "leaves the site as it was, or can be gone on with",
     async () => {
-      for (const [index, step] of shareOf(site.steps, 3, 16)) {
+      for (const [index, step] of shareOf(site.steps, 3, 32)) {
         const where = `interrupted before ${index + 1}, ${step}`;
         const status = await site.lines(`${RESET}
         status=0; ${site.stopped(`install ${FILE}`, index + 1, "INT")} >/dev/null 2>/tmp/err || status=$?; echo $status`);
@@ -104,11 +104,11 @@ it(
     const undoing = await site.stepsOf("abort");
     expect(undoing).toContain("zfs rollback");
     expect(await site.state()).toBe(site.before);
-    for (const [index, step] of shareOf(undoing, 0, 16)) {
+    for (const [index, step] of shareOf(undoing, 0, 32)) {
       const where = `giving up, killed before ${index + 1}, ${step}`;
       await site.lines(`${half}
       ${site.killed("abort", index + 1)}
-      bundle ${index % 32 < 16 ? "abort" : "install"}`);
+      bundle ${index % 64 < 32 ? "abort" : "install"}`);
       const once = await site.state();
       expect(`${where}\n${once}`).toBe(`${where}\n${site.before}`);
     }
