@@ -22,8 +22,8 @@ logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 declare -A jobs
 declare -A LEFT_TO_OTHERS=(
-  [2.1]="between dracut-openrc environment-install environments faults merge shared undo"
-  [2.3]="chain copy dist gentoo guest live power prune resume root stops story trial"
+  [2.1]="between copy dracut-openrc environment-install environments faults merge prune shared undo"
+  [2.3]="chain dist gentoo guest live power resume root stops story trial"
 )
 # An emulated machine with two processors keeps two of this one busy, and a good part of it in vain.
 (($(nproc) >= 2 * ${#versions[@]})) || export ZFERRY_LAB_CPUS=${ZFERRY_LAB_CPUS:-1}

@@ -11,8 +11,7 @@ npm run --silent build
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/zferry
 package=node-linux-$(node -p process.arch)
 left_out=()
-suites=(dist/dist install/resolve)
-for suite in cases git-locks hostile kill links property refuse renames rollback secrets swap; do suites+=("root/$suite"); done
+suites=(cli/resolve cli/size dist/dist install/resolve "root/!(install)" trust/minisign-tool)
 for suite in "${suites[@]}"; do left_out+=(--exclude "test/$suite.test.ts"); done
 for major in ${ZFERRY_NODES:-22 24}; do
   folder=$cache/node-$major
