@@ -1,3 +1,4 @@
+import { realpathSync } from "node:fs";
 import { join, relative, resolve } from "node:path";
 import type { BuildConfig } from "../config.js";
 import { ZferryError } from "../errors.js";
@@ -137,6 +138,15 @@ async function secretsSinceLast(git: Git, config: BuildConfig, release: Release)
   return findSecrets(git, before, await listTree(git, release.commit), secretRules(config));
 }
 
+/** Where a path leads that may be a link, or lie behind one; itself where nothing is there. */
+function leadsTo(path: string): string {
+  try {
+    return realpathSync(path);
+  } catch {
+    return resolve(path);
+  }
+}
+
 /** What may travel, as the configuration and a command have it. */
 function secretRules(
   { root, secrets, create }: BuildConfig,
@@ -146,7 +156,9 @@ function secretRules(
     deny: secrets.deny.map(parsePattern),
     allow: [...secrets.allow, ...allow].map(parsePattern),
     own: [create.key, create.password_file, ...files].flatMap((path) =>
-      path === undefined ? [] : [relative(root.path, resolve(path))],
+      path === undefined
+        ? []
+        : [relative(root.path, resolve(path)), relative(leadsTo(root.path), leadsTo(path))],
     ),
   };
 }

@@ -86,11 +86,16 @@ const IN_PROGRESS = {
   BISECT_LOG: "a bisection is not concluded",
 };
 
+// Who removed the file by hand would leave the index, and the files, half-way.
+const CONCLUDE = "in its work tree, git status tells how to conclude it, or to abort it";
+
 /** @throws ZferryError `worktree-dirty` when an operation of git is half done */
 export function requireConcluded(git: Git): void {
   for (const [name, what] of Object.entries(IN_PROGRESS)) {
     const path = join(git.gitDir, name);
-    if (existsSync(path)) throw dirty(what, [path], "conclude it; remove the file if no git runs");
+    if (!existsSync(path)) continue;
+    const hint = name === "index.lock" ? "let it end, or remove the file if no git runs" : CONCLUDE;
+    throw dirty(what, [path], hint);
   }
 }
 

@@ -1,8 +1,10 @@
-import { spawn } from "node:child_process";
+import { spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
+import { closeSync, openSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { execa } from "execa";
 import { ZferryError } from "../errors.js";
+import { guarded } from "./files.js";
 import type { ScratchFile } from "./scratch.js";
 
 /** What a started program left: its exit status (null when a signal ended it), output and the end of its errors. */
@@ -90,7 +92,8 @@ const tail = (bytes: Uint8Array): string =>
     .trim();
 
 /**
- * Runs a program to its end, without a shell. The exit status is the caller's to judge.
+ * Runs a program to its end, without a shell. The exit status is the caller's to judge. Not by execa: an install runs a hundred programs,
+ * and on a slow machine its part of each takes longer than git's.
  * @throws ZferryError `not-configured` when there is no such program, `io-failed` when it cannot be started or
  * prints more than `maxOutputBytes`.
  */
@@ -99,16 +102,40 @@ export async function run(
   args: readonly string[],
   options: ProcessOptions = {},
 ): Promise<ProcessResult> {
-  const maxBuffer = options.maxOutputBytes ?? DEFAULT_MAX_OUTPUT_BYTES;
-  const { input = "" } = options;
+  const { input = "", cwd, maxOutputBytes = DEFAULT_MAX_OUTPUT_BYTES } = options;
   const isInMemory = typeof input === "string" || input instanceof Uint8Array;
-  const result = await execa(file, args, {
-    ...commonOptions(options),
-    ...(isInMemory ? { input } : { inputFile: input.path }),
-    maxBuffer,
+  const fd = isInMemory ? undefined : guarded(input.path, () => openSync(input.path, "r"));
+  const stdin = fd ?? (isInMemory && input.length === 0 ? "ignore" : "pipe");
+  let child: ChildProcess;
+  try {
+    const env = { ...process.env, ...MESSAGES, ...options.env };
+    child = spawn(file, args, { env, stdio: [stdin, "pipe", "pipe"], ...(cwd === undefined ? {} : { cwd }) });
+  } catch (error) {
+    throw startFailure(file, error as NodeJS.ErrnoException) ?? error;
+  } finally {
+    if (fd !== undefined) closeSync(fd);
+  }
+  const pieces: Buffer[] = [];
+  let bytes = 0;
+  let stderr: Uint8Array = Buffer.of();
+  child.stdout?.on("data", (piece: Buffer) => {
+    bytes += piece.length;
+    if (bytes <= maxOutputBytes) pieces.push(piece);
+    else child.kill("SIGKILL");
   });
-  if (result.isMaxBuffer) throw tooMuch(file, maxBuffer);
-  return resultOf(file, result);
+  child.stderr?.on("data", (piece: Buffer) => {
+    stderr = Buffer.concat([stderr, piece]).subarray(-MAX_ERROR_BYTES);
+  });
+  // A program need not read what it is given: its status tells.
+  child.stdin?.on("error", () => undefined);
+  if (isInMemory) child.stdin?.end(input);
+  return new Promise((resolve, reject) => {
+    child.once("error", (error: NodeJS.ErrnoException) => reject(startFailure(file, error) ?? error));
+    child.once("close", (status, signal) => {
+      if (bytes > maxOutputBytes) reject(tooMuch(file, maxOutputBytes));
+      else resolve({ status, signal, stdout: Buffer.concat(pieces), stderr: tail(stderr) });
+    });
+  });
 }
 
 /**

@@ -16,6 +16,7 @@ import { openResolutions } from "../../src/install/resolutions.js";
 import { resolveConflicts, type Resolved } from "../../src/install/resolve.js";
 import type { RawPath } from "../../src/raw-path.js";
 import type { RootPlan } from "../../src/root/plan.js";
+import { rarely } from "../rarely.js";
 import {
   ACCOUNTS,
   BuildHost,
@@ -228,7 +229,7 @@ it("takes a side of each path", async () => {
   expect(sh(resolving.site.root, "stat -c %a etc/owned").trim()).toBe("640");
 });
 
-it("takes another decision in the place of the first, or opens it again", async () => {
+rarely("takes another decision in the place of the first, or opens it again", async () => {
   const resolving = new Resolving(OURS);
   const all = Object.keys(OURS);
   expect(await resolving.left({ theirs: all })).toEqual([]);
@@ -268,25 +269,28 @@ it("offers what was settled before for a conflict that is like it, to be confirm
   await resolving.install();
 });
 
-it("shows a tool the texts that are left, under their names, and takes each that it settles", async () => {
-  const odd = "etc/caf\xe9 'and' $(touch evil) *" as RawPath;
-  const host = new BuildHost();
-  const write = (content: string) =>
-    command(`printf '${content}' > "$(dirname "$1")/$(printf "${ODD_NAME}")"`);
-  host.release("r1", { ...ACCOUNTS, "etc/a": "one\n", "etc/b": "one\n", "etc/odd": write("one\\n") });
-  host.release("r2", { "etc/a": "release\n", "etc/b": "release\n", "etc/odd": write("release\\n") });
-  const resolving = new Resolving(
-    { "etc/a": "site\n", "etc/b": "site\n", "etc/odd": write("site\\n") },
-    host,
-  );
-  const script = 'case $MERGED in etc/b) exit;; esac; cat "$LOCAL" "$REMOTE" >"$MERGED"';
-  expect(await resolving.run({}, script)).toMatchObject({ settled: 2, left: [{ path: "etc/b" }] });
-  expect(existsSync(join(resolving.folder, "evil"))).toBe(false);
-  expect(await resolving.run({}, script.replace("etc/b", "none"))).toEqual({ settled: 3, left: [] });
-  await resolving.install();
-  const content = readFileSync(Buffer.from(`${resolving.site.root}/${odd}`, "latin1"), "utf8");
-  expect(content).toBe("site\nrelease\n");
-});
+rarely(
+  "shows a tool the texts that are left, under their names, and takes each that it settles",
+  async () => {
+    const odd = "etc/caf\xe9 'and' $(touch evil) *" as RawPath;
+    const host = new BuildHost();
+    const write = (content: string) =>
+      command(`printf '${content}' > "$(dirname "$1")/$(printf "${ODD_NAME}")"`);
+    host.release("r1", { ...ACCOUNTS, "etc/a": "one\n", "etc/b": "one\n", "etc/odd": write("one\\n") });
+    host.release("r2", { "etc/a": "release\n", "etc/b": "release\n", "etc/odd": write("release\\n") });
+    const resolving = new Resolving(
+      { "etc/a": "site\n", "etc/b": "site\n", "etc/odd": write("site\\n") },
+      host,
+    );
+    const script = 'case $MERGED in etc/b) exit;; esac; cat "$LOCAL" "$REMOTE" >"$MERGED"';
+    expect(await resolving.run({}, script)).toMatchObject({ settled: 2, left: [{ path: "etc/b" }] });
+    expect(existsSync(join(resolving.folder, "evil"))).toBe(false);
+    expect(await resolving.run({}, script.replace("etc/b", "none"))).toEqual({ settled: 3, left: [] });
+    await resolving.install();
+    const content = readFileSync(Buffer.from(`${resolving.site.root}/${odd}`, "latin1"), "utf8");
+    expect(content).toBe("site\nrelease\n");
+  },
+);
 
 it("offers a tool nothing that would count without being looked at", async () => {
   const resolving = new Resolving({ "etc/text": OURS["etc/text"] ?? null });
@@ -373,7 +377,7 @@ it("takes the executable bit of what a person settled, whatever both sides have"
   }
 });
 
-it.each([
+rarely.each([
   ["a named pipe", "mkfifo etc/text", "etc/text", /text is a named pipe, where/],
   ["a device", "mknod etc/text c 1 5", "etc/text", /text is a device, where/],
   ["a link", "ln -s /etc/hostname etc/text", "etc/text", /text is a symbolic link, where/],

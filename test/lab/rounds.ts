@@ -1,8 +1,9 @@
 import { it } from "vitest";
+import { ALL as TEST_ALL } from "../rarely.js";
 import { defaultZfs, usesLocalZfs } from "./guest.js";
 
 /** Whether nothing is left to the other version of ZFS, nor left out. */
-export const ALL = usesLocalZfs() || process.env["ZFERRY_TEST_ALL"] === "1";
+export const ALL = usesLocalZfs() || TEST_ALL;
 
 /**
  * Those rounds of a long test that are this machine's, with their numbers from 0. Of every four each version of ZFS has one, and

@@ -18,6 +18,7 @@ import {
   type Edits,
   type Site,
 } from "./hosts.js";
+import { ALL } from "../rarely.js";
 import { stopAfter } from "./stop.js";
 
 /*
@@ -273,7 +274,7 @@ it("is refused while an operation of git is not concluded in the one before", as
 });
 
 /** All steps take minutes: they are for ZFERRY_TEST_ALL=1. */
-const SAMPLE = process.env["ZFERRY_TEST_ALL"] === "1" ? 1 : 41;
+const SAMPLE = ALL ? 1 : 41;
 
 it("ends the same after a machine that stopped at any step, and can be taken back from there", async () => {
   const all = await changed();

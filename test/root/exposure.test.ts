@@ -1,5 +1,6 @@
 import { readFileSync } from "node:fs";
 import { expect, it } from "vitest";
+import { ALL } from "../rarely.js";
 import { ACCOUNTS, BuildHost, command, file, hardLink, type Site } from "./hosts.js";
 import { listDisk } from "./on-disk.js";
 import { stopAfter } from "./stop.js";
@@ -104,7 +105,7 @@ it("goes on from any folder between the two states", async () => {
   const whole = planned.copy();
   const { steps } = await stopAfter(Infinity, () => whole.apply(plan));
   const expected = whole.state();
-  for (let step = 1; step < steps; step += process.env["ZFERRY_TEST_ALL"] === "1" ? 1 : 31) {
+  for (let step = 1; step < steps; step += ALL ? 1 : 31) {
     const [site, back] = [planned.copy(), planned.copy()];
     for (const each of [site, back]) await stopAfter(step, () => each.apply(plan));
     await site.apply(plan);

@@ -2,12 +2,13 @@ import * as fs from "node:fs";
 import { describe, expect, it } from "vitest";
 import { parsePattern } from "../../src/root/path-pattern.js";
 import type { RootPlan } from "../../src/root/plan.js";
+import { ALL } from "../rarely.js";
 import { everything } from "./everything.js";
 import { ACCOUNTS, BuildHost, command, edit, file, hardLink, link, sh, type Site } from "./hosts.js";
 import { stopAfter } from "./stop.js";
 
 /** All steps take many minutes: they are for ZFERRY_TEST_ALL=1. */
-const SAMPLE = process.env["ZFERRY_TEST_ALL"] === "1" ? 1 : 61;
+const SAMPLE = ALL ? 1 : 97;
 
 describe("a machine that stops at any step, and runs the same again", () => {
   it("ends as one that did not stop", async () => {

@@ -95,6 +95,7 @@ describe("a site that is not in a state for it", () => {
     await refused(site, part, {
       code: "worktree-dirty",
       message: message(new RegExp(`^${what} is not concluded: .*/\\.git/`)),
+      hint: "in its work tree, git status tells how to conclude it, or to abort it",
     });
   });
 

@@ -3,6 +3,7 @@ import * as v from "valibot";
 import { describe, expect, it } from "vitest";
 import { parsePattern } from "../../src/root/path-pattern.js";
 import { rootPlanSchema, type RootPlan } from "../../src/root/plan.js";
+import { ALL } from "../rarely.js";
 import { everything } from "./everything.js";
 import { ACCOUNTS, BuildHost, command, edit, file, fingerprint, link, sh, type Site } from "./hosts.js";
 import { stopAfter } from "./stop.js";
@@ -108,7 +109,7 @@ describe("an install of every kind of change that is rolled back", () => {
 });
 
 /** All steps take many minutes: they are for ZFERRY_TEST_ALL=1. */
-const SAMPLE = process.env["ZFERRY_TEST_ALL"] === "1" ? 1 : 61;
+const SAMPLE = ALL ? 1 : 97;
 
 describe("what the site did since the install", () => {
   it("stays, committed or, as its own commit, not", async () => {
