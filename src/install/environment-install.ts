@@ -1,4 +1,4 @@
-import { readFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, statSync } from "node:fs";
 import { basename, join, relative } from "node:path";
 import * as v from "valibot";
 import { datasetName, type ManifestStream } from "../bundle/manifest.js";
@@ -54,6 +54,7 @@ import {
   type StreamPlan,
 } from "./plan.js";
 import { patiently, type ReceiveOptions } from "./receive.js";
+import { placesForCommands } from "./shared-mounts.js";
 import { rootDataset, rootMount, withRoot, type SiteRoot } from "./site-root.js";
 import type { InstalledStream, InstallJournal, NewEnvironment } from "./state.js";
 
@@ -561,7 +562,20 @@ export async function runAfter(
     .map(({ source, path }) => ({ args: ["-t", "zfs", "-o", "ro", source], path }))
     .sort((one, other) => one.path.length - other.path.length);
   const kernel = ["/proc", "/sys", "/dev"].map((path) => ({ args: ["--rbind", path], path }));
-  await withOwnMounts([root, ...own, ...kernel], async (folder) => {
+  const places = placesForCommands(
+    site,
+    own.map(({ path }) => mountPoint(path)),
+  );
+  await withOwnMounts([root, ...own, ...kernel], async (folder, add) => {
+    for (const { args, path, within } of places) {
+      const place = resolveWithin(folder, path);
+      if (place === undefined || !statSync(place).isDirectory()) continue;
+      const at = `/${relative(folder, place)}`;
+      await add({ args, path: at });
+      if (within === undefined || !existsSync(within.from)) continue;
+      mkdirSync(join(place, within.name));
+      await add({ args: ["-o", "bind,ro", within.from], path: join(at, within.name) });
+    }
     for (const command of after) {
       step(`running ${command.join(" ")} in ${environment.dataset}`);
       const result = await run("unshare", [...ownProcesses(folder), folder, ...command]);

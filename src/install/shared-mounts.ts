@@ -77,6 +77,39 @@ export function mountsToSee(
     });
 }
 
+/** A folder of an environment that has a file system of its own while commands run in it. */
+export interface PlaceForCommands extends OwnMount {
+  /** A folder of the running system that is seen in it, by its name. */
+  readonly within?: { readonly name: string; readonly from: string };
+}
+
+const inMemory = (path: string, mode: string): PlaceForCommands => ({
+  args: ["-t", "tmpfs", "-o", `mode=${mode}`, "tmpfs"],
+  path,
+});
+
+/**
+ * What a site's commands find in a new environment, besides its own: what else is mounted in the running `/`, from disks and pools,
+ * read-only but where all environments share it; and what they write that is not to stay.
+ * @param taken paths that the environment has its own for
+ * @returns the outer ones first; a place may not be there
+ */
+export function placesForCommands(site: SiteConfig, taken: readonly string[]): PlaceForCommands[] {
+  const writable = new Set(site["boot-environment"].shared.map(asPath));
+  const others = [...otherMounts(site, [])].flatMap(([path, { type, source }]): PlaceForCommands[] => {
+    const text = rawBytes(path).toString("utf8");
+    const isOfDisk = type === "zfs" ? !source.includes("@") : source.startsWith("/");
+    if (!isOfDisk || rawPath(Buffer.from(text)) !== path || taken.includes(`/${text}`)) return [];
+    const place = join(requireRoot(site).path, text);
+    return [{ args: writable.has(path) ? ["--bind", place] : ["-o", "bind,ro", place], path: `/${text}` }];
+  });
+  // What asks for devices, as dracut does, finds them there.
+  const run = { ...inMemory("/run", "755"), within: { name: "udev", from: "/run/udev" } };
+  return [...others, run, inMemory("/tmp", "1777"), inMemory("/var/tmp", "1777")].sort(
+    (one, other) => one.path.length - other.path.length,
+  );
+}
+
 function requirePoint(point: string, mounts: OtherMounts): RawPath {
   const path = asPath(point);
   if (mounts.has(path)) return path;

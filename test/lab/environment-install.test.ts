@@ -85,11 +85,13 @@ describe("an install as a boot environment", () => {
       `${ROOT}/R2\tzferry:release\tR2`,
       `${USR}/R2\tmountpoint\tlegacy`,
       `${OPT}/R2\tmountpoint\tlegacy`,
-      "/usr/bin/sshd\n/opt/app\n/proc/self/status".split("\n").sort().join("\n"),
+      "/usr/bin/sshd\n/opt/app\n/data/log\n/proc/self/status".split("\n").sort().join("\n"),
       "Install R2",
     ]) {
       expect(made).toContain(line);
     }
+    expect(made).not.toMatch(/^(run|tmp|var\/tmp)\/left/m);
+    expect(await lines(`cat ${SITE}/data/log`)).toBe("log");
     // Merged: of the site, and of the release.
     const root = `mount -t zfs -o zfsutil ${ROOT}/R2 /media; cd /media`;
     expect(

@@ -28,9 +28,10 @@ dataset = "${TANK}/BUILD/gentoo"
 key = "/etc/zferry/release.key"
 level = 3
 `;
-// What it leaves running is ended.
-const AFTER =
-  '["/tools/busybox", "sh", "-ec", "ls /usr/bin/sshd /opt/app /proc/self/status >/tools/seen; /tools/busybox sleep 9999 &"]';
+// What it leaves running is ended, what others have it only reads, and what it has in memory is gone.
+const COMMANDS = `ls /usr/bin/sshd /opt/app /data/log /proc/self/status >/tools/seen; ! echo >>/data/log
+  for each in /run /tmp /var/tmp; do echo >$each/left; done; /tools/busybox sleep 9999 &`;
+const AFTER = JSON.stringify(["/tools/busybox", "sh", "-ec", COMMANDS]);
 export const siteConfig = (after = AFTER): string => `product = "gentoo"
 [streams]
 usr = "${USR}/gentoo"
@@ -64,7 +65,7 @@ const MAKE_SITE = `
   zfs set mountpoint=legacy ${USR}/gentoo; zfs set canmount=noauto ${ROOT}/site; zfs set mountpoint=/ ${ROOT}/site
   zfs set org.example:own='a value' compression=lz4 zferry:release=old ${ROOT}/site
   mount -t zfs -o zfsutil ${ROOT}/site ${SITE}
-  cd ${SITE}; mkdir -p opt boot tools proc sys dev; ln -s usr/bin sbin
+  cd ${SITE}; mkdir -p opt boot tools proc sys dev run tmp var/tmp; ln -s usr/bin sbin
   cp "$(command -v busybox)" tools/busybox
   touch boot/vmlinuz-6.1 boot/initrd.img-6.1
   cp /tmp/fstab etc/fstab
