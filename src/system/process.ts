@@ -120,8 +120,10 @@ export async function run(
   let stderr: Uint8Array = Buffer.of();
   child.stdout?.on("data", (piece: Buffer) => {
     bytes += piece.length;
-    if (bytes <= maxOutputBytes) pieces.push(piece);
-    else child.kill("SIGKILL");
+    if (bytes <= maxOutputBytes) return pieces.push(piece);
+    child.kill("SIGKILL");
+    // What it started has the pipe, too.
+    return child.stdout?.destroy();
   });
   child.stderr?.on("data", (piece: Buffer) => {
     stderr = Buffer.concat([stderr, piece]).subarray(-MAX_ERROR_BYTES);
