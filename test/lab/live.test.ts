@@ -48,7 +48,7 @@ const PRESSURE = `
  * maps of the dataset it has, and what it sees below. At last the pages that zferry had to read again.
  */
 const WATCH = `
-  until grep -q 'receiving usr' ${LOG} 2>/dev/null; do usleep 200000; done
+  until zfs=$(pidof zfs) && tr '\\0' ' ' 2>/dev/null </proc/\${zfs%% *}/cmdline | grep -q receive; do usleep 200000; done
   kill -KILL "$(pidof script)"
   for process in /proc/[0-9]*; do
     grep -q ' ${USR}@R1 ' $process/mountinfo 2>/dev/null || continue
