@@ -26,6 +26,9 @@ export interface ReceiveOptions {
   readonly step: (what: string) => void;
 }
 
+/** How often a stream is gone on with from where it is by then. */
+const RESUMED_ROUNDS = 3;
+
 /**
  * Brings a stream into its dataset. What an interrupted receive of it left is gone on with, from where it was; it is begun
  * again only if ZFS does not take the rest.
@@ -37,18 +40,26 @@ export async function receiveStream(
   options: ReceiveOptions,
 ): Promise<void> {
   const { stream, dataset } = plan;
-  const left = await tokenOf(dataset);
-  const point = pointOf(stream, left);
-  // Of another stream, or not to be read.
-  if (left !== undefined && point === undefined) await discardPartial(dataset, options);
-  try {
-    await patiently(options, () => receiveFrom(bundle, plan, point, options));
-  } catch (error) {
-    const isRefused = error instanceof ZferryError && error.code === "zfs-failed" && point !== undefined;
-    if (!isRefused || (await tokenOf(dataset)) !== left) throw error;
-    options.step(`zfs does not go on with ${stream.role} from where it was, so it begins again`);
-    await discardPartial(dataset, options);
-    await receiveFrom(bundle, plan, undefined, options);
+  for (let round = 1; ; round += 1) {
+    const left = await tokenOf(dataset);
+    const point = pointOf(stream, left);
+    // Of another stream, or not to be read.
+    if (left !== undefined && point === undefined) await discardPartial(dataset, options);
+    try {
+      await patiently(options, () => receiveFrom(bundle, plan, point, options));
+      break;
+    } catch (error) {
+      if (!(error instanceof ZferryError) || error.code !== "zfs-failed" || point === undefined) throw error;
+      if ((await tokenOf(dataset)) === left) {
+        options.step(`zfs does not go on with ${stream.role} from where it was, so it begins again`);
+        await discardPartial(dataset, options);
+        await receiveFrom(bundle, plan, undefined, options);
+        break;
+      }
+      // A receive that was killed while its pool did not answer ends when that does again, and has brought more by then.
+      if (round === RESUMED_ROUNDS) throw error;
+      options.step(`${stream.role} is further than it was: it goes on from there`);
+    }
   }
   if (!(await isReceived(describeStream(plan)))) {
     throw new ZferryError(
