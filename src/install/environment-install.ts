@@ -585,7 +585,12 @@ export async function runAfter(
       throw new ZferryError(
         "not-configured",
         `${command.join(" ")} in ${environment.dataset}: ${stderr || ended}`,
-        { details: { program: command[0] ?? "", stderr, ended }, hint: "see after under [install]" },
+        {
+          details: { program: command[0] ?? "", stderr, ended },
+          hint:
+            "see after under [install]; what is mounted in / besides is read-only for it, but where shared under " +
+            "[boot-environment] names it",
+        },
       );
     }
   });
