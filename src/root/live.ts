@@ -1,4 +1,3 @@
-import { createHash } from "node:crypto";
 import { closeSync, constants, fstatSync, openSync, readlinkSync, readSync } from "node:fs";
 import * as v from "valibot";
 import type { RawPath } from "../raw-path.js";
@@ -12,7 +11,7 @@ import {
   type SpecialKind,
   type Tree,
 } from "../system/tree.js";
-import { blobId, type TreeFile } from "../system/git.js";
+import { blobId, startOfBlob, type TreeFile } from "../system/git.js";
 import { gitModeSchema, isCarriedXattr, isExecutable, type GitMode } from "./metadata.js";
 
 /** What git keeps of a file: its mode and the id of its content. */
@@ -87,7 +86,7 @@ function hashFile(tree: Tree, path: RawPath): string {
 /** The id that git would give to the content of a file, which is read from its beginning. */
 export function hashOpenFile(fd: number): string {
   const { size } = fstatSync(fd);
-  const hash = createHash("sha1").update(`blob ${size}\0`);
+  const hash = startOfBlob(size);
   const piece = Buffer.allocUnsafe(Math.min(HASH_PIECE_BYTES, size + 1));
   for (let length = readSync(fd, piece); length > 0; length = readSync(fd, piece)) {
     hash.update(piece.subarray(0, length));

@@ -524,7 +524,8 @@ async function* readGroup(git: Git, ids: readonly string[], bytes: number) {
 export const blobId = (content: Uint8Array): string =>
   startOfBlob(content.length).update(content).digest("hex");
 
-const startOfBlob = (size: number): Hash => createHash("sha1").update(`blob ${size}\0`);
+/** The hash of a blob of so many bytes, before its content. */
+export const startOfBlob = (size: number): Hash => createHash("sha1").update(`blob ${size}\0`);
 
 /** The pieces of a blob; fails at its end if they are not those of its id. */
 async function* hashed(
